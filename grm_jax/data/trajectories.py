@@ -4,7 +4,7 @@ What supervised training and the meta RM learn from, as readable JSONL:
 
     {"id": .., "query": .. | [turns], "responses": [..], "critique": "..",          needed
      "labels": [..], "scores": [..] | null, "correct": .., "failure": .., "finish_reason": ..,
-     "hinted": .., "kept": .., "sample": .., "order": [..]}
+     "hinted": .., "kept": .., "sample": .., "order": [..], "reference": .., "principles": [..]}
 
 `responses`, `labels` and `scores` stand in the order in which the responses were shown; `order`
 gives their original indices. A row may instead be plain instruction data, which supervised training
@@ -27,6 +27,7 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "critique": _TEXT,
     "finish_reason": _TEXT,
     "failure": ((str, type(None)), "a text or null"),
+    "reference": ((str, type(None)), "a text or null"),
     "correct": ((bool, type(None)), "true, false or null"),
     "hinted": _BOOLEAN,
     "kept": _BOOLEAN,
@@ -51,6 +52,8 @@ class Trajectory:
     kept: bool = True
     sample: int = 0
     order: tuple[int, ...] | None = None
+    reference: str | None = None
+    principles: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +88,16 @@ def parse_trajectory(row: Any, where: str) -> Trajectory | Instruction:
             raise DataError(field, "is missing", "a trajectory needs it", where)
     known = {field.name for field in dataclasses.fields(Trajectory)}
     values = {name: value for name, value in row.items() if name in known}
-    for field in ("responses", "labels", "scores", "order"):
+    for field in ("responses", "labels", "scores", "order", "principles"):
         if values.get(field) is not None:
             if not isinstance(values[field], list):
                 raise DataError(field, f"is {values[field]!r}", "write a list", where)
             values[field] = tuple(values[field])
-    if not values["responses"] or not all(isinstance(r, str) for r in values["responses"]):
-        raise DataError("responses", "is not a list of texts", 'write ["..", ".."]', where)
+    for field in ("responses", "principles"):
+        found = values.get(field) or ()
+        empty = field == "responses" and not found
+        if empty or not all(isinstance(text, str) for text in found):
+            raise DataError(field, "is not a list of texts", 'write ["..", ".."]', where)
     for field in ("labels", "scores", "order"):
         found = values.get(field)
         if found is not None and len(found) != len(values["responses"]):

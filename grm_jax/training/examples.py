@@ -32,7 +32,13 @@ def trajectory_example(
         reply = tokenizer.completion(trajectory.messages[-1]["content"])
         return Example(tuple(prompt), tuple(reply))
     name = templates.single if len(trajectory.responses) == 1 else templates.many
-    messages = render(Template.load(name), trajectory.query, trajectory.responses)
+    messages = render(
+        Template.load(name),
+        trajectory.query,
+        trajectory.responses,
+        reference=trajectory.reference,
+        principles=trajectory.principles,
+    )
     prompt = tokenizer.chat(messages)
     return Example(tuple(prompt), tuple(tokenizer.completion(trajectory.critique)))
 

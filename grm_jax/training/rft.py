@@ -114,6 +114,8 @@ def to_trajectory(
         kept=kept,
         sample=critique.index,
         order=order,
+        reference=record.reference,
+        principles=record.principles,
     )
 
 
