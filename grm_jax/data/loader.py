@@ -5,7 +5,8 @@ shuffled, endlessly repeated grain dataset, and batches are drawn from the bucke
 their sizes. The position of the pipeline is a grain iterator's state and is saved with the
 checkpoint.
 
-Dimensions: B rows, T tokens (prompt and completion, right-padded), C completion tokens.
+Dimensions: B rows, T tokens (prompt and completion, right-padded), P prompt tokens, C completion
+tokens, G completions of a prompt.
 """
 
 from __future__ import annotations
@@ -61,6 +62,33 @@ def collate(examples: Sequence[Example], *, length: int, completion: int) -> Bat
     for row, example in enumerate(examples):
         batch["targets"][row, : len(example.completion)] = example.completion
         batch["mask"][row, : len(example.completion)] = 1.0
+    return batch
+
+
+def collate_groups(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[Sequence[int]]],
+    *,
+    length: int,
+    completion: int,
+) -> Batch:
+    """Prompts padded to P = `length` tokens, and their G completions each, padded to C.
+
+    Returns:
+      prompts [B, P], lengths [B] of the prompts, targets [B, G, C], mask [B, G, C] float32.
+    """
+    shape = (len(prompts), len(completions[0]), completion)
+    batch = {
+        "prompts": np.zeros((len(prompts), length), np.int32),
+        "lengths": np.asarray([len(p) for p in prompts], np.int32),
+        "targets": np.zeros(shape, np.int32),
+        "mask": np.zeros(shape, np.float32),
+    }
+    for row, (prompt, group) in enumerate(zip(prompts, completions, strict=True)):
+        batch["prompts"][row, : len(prompt)] = prompt
+        for index, tokens in enumerate(group):
+            batch["targets"][row, index, : len(tokens)] = tokens
+            batch["mask"][row, index, : len(tokens)] = 1.0
     return batch
 
 

@@ -15,6 +15,10 @@ import jax.numpy as jnp
 # rows are padding and their outputs are never read.
 MASKED = -1e30
 
+# exp() of a softcapped score can not overflow or lose precision below this bound, so weights need
+# no maximum subtracted; Gemma-2's cap is 50.
+MAX_SOFTCAP = 80.0
+
 
 def visible(
     query_pos: jax.Array,
@@ -76,3 +80,17 @@ def attention(
     """
     weights = jax.nn.softmax(scores(q, k, mask, softcap=softcap), axis=-1).astype(q.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v)
+
+
+def soft_weights(raw: jax.Array, mask: jax.Array | None, *, softcap: float) -> jax.Array:
+    """Unnormalised softmax weights exp(softcap(raw)) of float32 scores; 0 where masked.
+
+    The softcap bounds the scores, so no maximum is subtracted, and weights over several sets of
+    keys add up to one exact softmax. Raises ValueError for a softcap too large for that.
+    """
+    if softcap > MAX_SOFTCAP:
+        raise ValueError(
+            f"attn_softcap={softcap} is above {MAX_SOFTCAP}: exp() of a score could overflow"
+        )
+    weights = jnp.exp(softcap * jnp.tanh(raw / softcap))
+    return weights if mask is None else jnp.where(mask, weights, 0.0)

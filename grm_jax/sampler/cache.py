@@ -21,6 +21,7 @@ G query heads per key/value head, h head.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model.attention import attention, visible
+from grm_jax.model.attention import attention, soft_weights, visible
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Attend, Kind
 from grm_jax.model.params import LAYER_KINDS
@@ -36,10 +37,6 @@ from grm_jax.model.params import LAYER_KINDS
 # One layer's {"k": ..., "v": ...}; a block's {"local": KeyValue, "global": KeyValue}.
 KeyValue = dict[str, jax.Array]
 Block = dict[Kind, KeyValue]
-
-# exp() of a softcapped score can not overflow or lose precision below this bound, so decoding needs
-# no running maximum; Gemma-2's cap is 50.
-MAX_SOFTCAP = 80.0
 
 
 @flax.struct.dataclass
@@ -178,17 +175,8 @@ def decode_attend(
         # [P, 1, R, 1, S] and [P, R, 1, 1, T]: broadcast over K and G.
         masks[kind] = in_prompt[:, None, :, None, :], in_suffix[:, :, None, None, :]
 
-    if config.attn_softcap > MAX_SOFTCAP:
-        raise ValueError(
-            f"attn_softcap={config.attn_softcap} is above {MAX_SOFTCAP}: exp() of a score could "
-            "overflow while sampling"
-        )
-
-    def weigh(raw: jax.Array, mask: jax.Array | None) -> jax.Array:
-        # Unnormalised softmax weights. The softcap bounds the scores, so no maximum is needed, and
-        # the three parts of the keys add up to one exact softmax.
-        e = jnp.exp(config.attn_softcap * jnp.tanh(raw / config.attn_softcap))
-        return e if mask is None else jnp.where(mask, e, 0.0)
+    # The three parts of the keys add up to one exact softmax.
+    weigh = functools.partial(soft_weights, softcap=config.attn_softcap)
 
     def attend(q, k, v, kind, layer_input):
         prompt, suffix = layer_input["prompt"], layer_input["suffix"]

@@ -18,6 +18,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Remat, encode
 from grm_jax.model.heads import take_rows, token_logprobs
 from grm_jax.model.params import Params
+from grm_jax.model.shared_prefix import encode_completions
 from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.tokenizer import Tokenizer
 from grm_jax.training.step import Batch
@@ -79,6 +80,31 @@ def completion_logprobs(
     hidden = encode(params, config, batch["tokens"], batch["lengths"], remat=remat)
     # Token t of the completion is predicted from the position before it.
     hidden = take_rows(hidden, batch["starts"] - 1, batch["targets"].shape[1])
+    return token_logprobs(
+        params,
+        config,
+        hidden,
+        batch["targets"],
+        temperature=temperature,
+        chunk=chunk,
+        with_entropy=with_entropy,
+    )
+
+
+def group_logprobs(
+    params: Params,
+    config: ModelConfig,
+    batch: Batch,
+    *,
+    temperature: float,
+    remat: Remat,
+    chunk: int,
+    with_entropy: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`completion_logprobs` [B, G, C] of a `collate_groups` batch, each prompt computed once."""
+    hidden = encode_completions(
+        params, config, batch["prompts"], batch["lengths"], batch["targets"], remat=remat
+    )
     return token_logprobs(
         params,
         config,

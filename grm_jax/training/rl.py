@@ -24,11 +24,11 @@ import numpy as np
 
 from grm_jax.config import RL, ConfigError
 from grm_jax.critique import rule_reward
-from grm_jax.data.loader import Example, batches, collate, group_by_length, round_up
+from grm_jax.data.loader import batches, collate_groups, group_by_length, round_up
 from grm_jax.data.preferences import Preference
 from grm_jax.metrics import MetricsWriter, Progress, StepLog, Timer
 from grm_jax.sampler.critic import Critique
-from grm_jax.training.examples import completion_logprobs
+from grm_jax.training.examples import group_logprobs
 from grm_jax.training.fit import begin
 from grm_jax.training.losses import Loss, group_advantages, grpo_loss
 from grm_jax.training.optimizer import make_optimizer, schedule
@@ -91,7 +91,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
                         ],
                         np.float32,
                     )
-                    batch = rollout_batch(groups, rewards, config, setup.length_buckets)
+                    batch = rollout_batch(groups, rewards, config, setup.engine.prompt_buckets)
                 with timer.phase("update"):
                     state, values = train_step(state, reference, batch)
                     values = {name: float(value) for name, value in values.items()}
@@ -116,12 +116,15 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
 
 
 def rl_loss(run: Run, config: RL) -> LossFn:
-    """GRPO's loss of a collated batch of rollouts; the frozen input is the reference policy."""
+    """GRPO's loss of a `rollout_batch`; the frozen input is the reference policy.
+
+    The rollouts of a group share their prompt, which is computed once for all of them.
+    """
     model, setup = run.model, run.setup
     temperature = config.sampling.temperature
 
     def compute(params, reference, batch) -> Loss:
-        logprobs, entropy = completion_logprobs(
+        logprobs, entropy = group_logprobs(
             params,
             model,
             batch,
@@ -131,7 +134,7 @@ def rl_loss(run: Run, config: RL) -> LossFn:
             with_entropy=True,
         )
         assert entropy is not None
-        ref, _ = completion_logprobs(
+        ref, _ = group_logprobs(
             reference,
             model,
             batch,
@@ -139,12 +142,16 @@ def rl_loss(run: Run, config: RL) -> LossFn:
             remat="none",
             chunk=setup.logprob_chunk,
         )
-        mask = batch["mask"]
+        # Groups of rollouts as rows of them.
+        logprobs, entropy, ref, old, mask = (
+            x.reshape(-1, x.shape[-1])
+            for x in (logprobs, entropy, ref, batch["old"], batch["mask"])
+        )
         loss = grpo_loss(
             logprobs,
-            batch["old"],
+            old,
             jax.lax.stop_gradient(ref),
-            batch["advantages"],
+            batch["advantages"].reshape(-1),
             mask,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -152,7 +159,7 @@ def rl_loss(run: Run, config: RL) -> LossFn:
             aggregation=config.aggregation,
         )
         tokens = jnp.sum(mask)
-        gap = jnp.sum(jnp.abs(logprobs - batch["old"]) * mask)
+        gap = jnp.sum(jnp.abs(logprobs - old) * mask)
         aux = {"entropy": (jnp.sum(entropy * mask), tokens), "logprob_gap": (gap, tokens)}
         return loss._replace(aux=jax.lax.stop_gradient(loss.aux | aux))
 
@@ -199,37 +206,35 @@ def rollout_batch(
     groups: list[list[Critique]],
     rewards: np.ndarray,
     config: RL,
-    length_buckets: tuple[int, ...],
+    prompt_buckets: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
-    """Rollouts [P groups of G] as one batch of P * G rows of few possible shapes.
+    """P groups of G rollouts as one batch of groups, of few possible shapes.
 
     Groups with signal stand first; with `train_groups` only the first so many remain, those without
     signal among them with a zero mask (so that whole micro-batches of them are skipped). Adds
-    advantages [B] and old [B, C] to `collate`'s arrays.
+    advantages [B, G] and old [B, G, C] to `collate_groups`' arrays.
     """
     advantages = np.asarray(group_advantages(jnp.asarray(rewards)))
-    order = np.argsort(-(advantages.any(axis=1)).astype(int), kind="stable")[: config.train_groups]
-    rows = [(critique, advantages[p, g]) for p in order for g, critique in enumerate(groups[p])]
-    examples = [Example(c.prompt, tuple(c.tokens.tolist())) for c, _ in rows]
-    longest = max(e.length for e in examples)
-    fitting = [bucket for bucket in length_buckets if bucket >= longest]
-    if not fitting:
-        raise ValueError(
-            f"a rollout has {longest} tokens with its prompt, the last of length_buckets is "
-            f"{length_buckets[-1]}; raise it"
-        )
+    signal = np.any(advantages != 0, axis=1)
+    chosen = np.argsort(-signal.astype(int), kind="stable")[: config.train_groups]
+    prompts = [groups[p][0].prompt for p in chosen]
+    for p, prompt in zip(chosen, prompts, strict=True):
+        assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
+    longest = max(len(prompt) for prompt in prompts)
+    length = next(bucket for bucket in prompt_buckets if bucket >= longest)
     # Completions are padded to half or all of the maximum: two shapes.
     half = max(8, config.sampling.max_new_tokens // 2)
-    width = round_up(max(len(e.completion) for e in examples), half)
-    batch = collate(examples, length=fitting[0], completion=width)
-    batch["advantages"] = np.asarray([a for _, a in rows], np.float32)
-    batch["old"] = np.zeros((len(rows), width), np.float32)
-    for row, (critique, _) in enumerate(rows):
-        batch["old"][row, : len(critique.logprobs)] = critique.logprobs
+    width = round_up(max(len(c.tokens) for p in chosen for c in groups[p]), half)
+    completions = [[c.tokens.tolist() for c in groups[p]] for p in chosen]
+    batch = collate_groups(prompts, completions, length=length, completion=width)
+    batch["advantages"] = advantages[chosen].astype(np.float32)
+    batch["old"] = np.zeros_like(batch["mask"])
+    for row, p in enumerate(chosen):
+        for g, critique in enumerate(groups[p]):
+            batch["old"][row, g, : len(critique.logprobs)] = critique.logprobs
     if config.train_groups is not None:
         # Whole groups: a rollout of exactly average reward in a group with signal still counts.
-        signal = advantages[order].any(axis=1)
-        batch["mask"] *= np.repeat(signal, advantages.shape[1])[:, None]
+        batch["mask"] *= signal[chosen, None, None]
     return batch
 
 

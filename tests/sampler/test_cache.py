@@ -84,10 +84,3 @@ def test_window_and_global_layers_both_matter(small, small_params):
     row = list(range(4, 24))
     near = uncached(small_params, small.replace(sliding_window=3), row)
     assert np.abs(near - uncached(small_params, small, row))[10:].max() > 0.1
-
-
-def test_a_softcap_that_could_overflow_is_refused(small):
-    config = small.replace(attn_softcap=100.0)
-    one = jnp.ones((1, 1), jnp.int32)
-    with pytest.raises(ValueError, match=r"attn_softcap=100.0 is above 80"):
-        cache.decode_attend(config, jnp.ones(1, jnp.int32), one, jnp.asarray(0), 8, 4)

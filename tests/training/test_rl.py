@@ -33,29 +33,29 @@ REWARDS = np.asarray([[1, 1], [1, -1], [-1, -1]], np.float32)
 
 def test_groups_with_signal_stand_first(groups):
     batch = rollout_batch(groups, REWARDS, CONFIG, BUCKETS)
-    assert batch["starts"].tolist() == [3, 3, 2, 2, 4, 4]
-    np.testing.assert_allclose(batch["advantages"], [1, -1, 0, 0, 0, 0], atol=1e-5)
-    assert (batch["lengths"] - batch["starts"]).tolist() == [3, 4, 1, 2, 5, 6]
+    assert batch["lengths"].tolist() == [3, 2, 4]
+    assert batch["prompts"].tolist()[0] == [4, 5, 6, 0, 0, 0, 0, 0]
+    np.testing.assert_allclose(batch["advantages"], [[1, -1], [0, 0], [0, 0]], atol=1e-5)
     # All still learn: those without signal feel the KL term.
-    assert batch["mask"].sum(axis=1).tolist() == [3, 4, 1, 2, 5, 6]
+    assert batch["mask"].sum(axis=2).tolist() == [[3, 4], [1, 2], [5, 6]]
 
 
 def test_old_logprobs_and_targets_are_the_samples_own(groups):
     batch = rollout_batch(groups, REWARDS, CONFIG, BUCKETS)
-    row = batch["old"][1]
+    row = batch["old"][0, 1]
     np.testing.assert_allclose(row[:4], [-0.1, -0.2, -0.3, -0.4], atol=1e-6)
     assert not row[4:].any()
-    assert batch["targets"][1, :4].tolist() == [10, 11, 12, 13]
-    assert batch["tokens"][1, :7].tolist() == [4, 5, 6, 10, 11, 12, 13]
+    assert batch["targets"][0, 1, :5].tolist() == [10, 11, 12, 13, 0]
+    assert batch["mask"][0, 1, :5].tolist() == [1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize(("most", "rows"), [(1, 2), (2, 4), (3, 6), (9, 6)])
-def test_with_train_groups_only_signal_counts(groups, most, rows):
+@pytest.mark.parametrize(("most", "kept"), [(1, 1), (2, 2), (3, 3), (9, 3)])
+def test_with_train_groups_only_signal_counts(groups, most, kept):
     config = dataclasses.replace(CONFIG, train_groups=most)
     batch = rollout_batch(groups, REWARDS, config, BUCKETS)
-    assert len(batch["tokens"]) == rows
-    assert batch["mask"].sum(axis=1).tolist() == [3, 4, 0, 0, 0, 0][:rows]
-    assert batch["starts"].tolist() == [3, 3, 2, 2, 4, 4][:rows]
+    assert len(batch["prompts"]) == kept
+    assert batch["mask"].sum(axis=2).tolist() == [[3, 4], [0, 0], [0, 0]][:kept]
+    assert batch["lengths"].tolist() == [3, 2, 4][:kept]
 
 
 def test_an_average_rollout_of_a_group_with_signal_counts(make_critique):
@@ -63,25 +63,20 @@ def test_an_average_rollout_of_a_group_with_signal_counts(make_critique):
     group = [make_critique("r", g, (5, 5), tokens=3) for g in range(3)]
     config = dataclasses.replace(CONFIG, train_groups=1, group=3)
     batch = rollout_batch([group], np.asarray([[1, 0, -1]], np.float32), config, BUCKETS)
-    assert batch["advantages"][1] == 0.0
-    assert batch["mask"].sum(axis=1).tolist() == [3, 3, 3]
+    assert batch["advantages"][0, 1] == 0.0
+    assert batch["mask"].sum(axis=2).tolist() == [[3, 3, 3]]
 
 
 def test_shapes_are_few(make_critique):
-    """Completions are padded to half or all of the maximum, rows to length buckets."""
+    """Completions are padded to half or all of the maximum, prompts to the sampler's buckets."""
     shapes = set()
     for tokens in range(1, 33):
-        group = [make_critique("r", g, prompt=4, tokens=tokens) for g in range(2)]
+        group = [make_critique("r", g, prompt=2 * tokens, tokens=tokens) for g in range(2)]
         batch = rollout_batch([group], np.zeros((1, 2), np.float32), CONFIG, BUCKETS)
-        shapes.add((batch["targets"].shape[1], batch["tokens"].shape[1]))
-        assert batch["targets"].shape[1] >= tokens
+        shapes.add((batch["targets"].shape[2], batch["prompts"].shape[1]))
+        assert batch["targets"].shape[2] >= tokens
     assert {width for width, _ in shapes} == {16, 32}
     assert {length for _, length in shapes} == set(BUCKETS)
-
-
-def test_a_rollout_that_fits_no_bucket_is_an_error(groups):
-    with pytest.raises(ValueError, match=r"a rollout has 10 tokens .* length_buckets is 8; raise"):
-        rollout_batch(groups, REWARDS, CONFIG, (8,))
 
 
 def test_describe(make_critique):

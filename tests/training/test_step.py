@@ -13,11 +13,11 @@ import optax
 import pytest
 
 from grm_jax.config import RL, Setup
-from grm_jax.data.loader import Example, collate
+from grm_jax.data.loader import Example, collate, collate_groups
 from grm_jax.model.params import param_table
 from grm_jax.sampler.decode import SamplingConfig
 from grm_jax.sampler.scoring import row_scores
-from grm_jax.training.examples import completion_logprobs
+from grm_jax.training.examples import completion_logprobs, group_logprobs
 from grm_jax.training.losses import bce_loss, sft_loss
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.rl import rl_loss
@@ -40,13 +40,24 @@ def batch(model, params):
         )
         for i, n in enumerate(lengths)
     ]
-    batch = collate(examples, length=24, completion=12)
-    batch["advantages"] = rng.normal(size=ROWS).astype(np.float32)
-    # Near the policy's own: some ratios are beyond the clip, some are not.
-    logprobs, _ = completion_logprobs(
-        params, model, batch, temperature=0.8, remat="none", chunk=999
+    return collate(examples, length=24, completion=12)
+
+
+@pytest.fixture(scope="module")
+def rollouts(model, params):
+    """Groups of two completions of 1 to 12 tokens; parts of the batch are very unequal."""
+    rng = np.random.default_rng(0)
+    lengths = [(12, 11), (12, 10), (11, 12), (9, 12), (1, 2), (1, 3), (2, 2), (1, 1)]
+    batch = collate_groups(
+        [rng.integers(4, 40, rng.integers(2, 9)).tolist() for _ in lengths],
+        [[rng.integers(4, 40, n).tolist() for n in pair] for pair in lengths],
+        length=8,
+        completion=12,
     )
-    batch["old"] = np.asarray(logprobs) + 0.2 * rng.normal(size=(ROWS, 12)).astype(np.float32)
+    batch["advantages"] = rng.normal(size=(ROWS, 2)).astype(np.float32)
+    # Near the policy's own: some ratios are beyond the clip, some are not.
+    logprobs, _ = group_logprobs(params, model, batch, temperature=0.8, remat="none", chunk=999)
+    batch["old"] = np.asarray(logprobs) + 0.2 * rng.normal(size=(ROWS, 2, 12)).astype(np.float32)
     return batch
 
 
@@ -116,13 +127,13 @@ def change(before, after) -> float:
 
 @pytest.mark.parametrize(("aggregation", "splits"), [("sequence", (2, 4)), ("token", (4,))])
 def test_parts_of_unequal_token_counts_give_the_gradient_of_the_whole(
-    aggregation, splits, params, batch, rl_step
+    aggregation, splits, params, rollouts, rl_step
 ):
-    whole, metrics = rl_step(batch, aggregation=aggregation)
+    whole, metrics = rl_step(rollouts, aggregation=aggregation)
     assert change(params, whole) > 1e-2
     assert 0 < metrics["clip_fraction"] < 1
     for parts in splits:
-        split, same = rl_step(batch, parts=parts, aggregation=aggregation)
+        split, same = rl_step(rollouts, parts=parts, aggregation=aggregation)
         close(split, whole, params)
         assert same == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
@@ -136,63 +147,61 @@ def test_supervised_parts_too(model, params, table, batch, one_device):
     assert same == pytest.approx(metrics, rel=1e-4, abs=1e-6)
 
 
-def test_a_part_without_rollouts_adds_nothing(params, batch, rl_step):
-    empty = batch | {"mask": batch["mask"] * (np.arange(ROWS) < 4)[:, None]}
+def test_a_part_without_rollouts_adds_nothing(params, rollouts, rl_step):
+    empty = rollouts | {"mask": rollouts["mask"] * (np.arange(ROWS) < 4)[:, None, None]}
     expected, metrics = rl_step(empty)
     found, same = rl_step(empty, parts=2)
     close(found, expected, params)
     assert same == pytest.approx(metrics, rel=1e-4, abs=1e-6)
-    assert change(rl_step(batch)[0], found) > 1e-3
+    assert change(rl_step(rollouts)[0], found) > 1e-3
 
 
-def test_the_skipped_branch_really_is_skipped(model, params, reference, batch):
+def test_the_skipped_branch_really_is_skipped(model, params, reference, rollouts):
     """It is zero even where the computation would give NaN."""
     loss_fn = rollout_loss(model)
     poisoned = jax.tree.map(lambda x: x * jnp.nan, reference)
 
     @jax.jit
     def gradient(mask):
-        data = {name: jnp.asarray(value) for name, value in batch.items()} | {"mask": mask}
+        data = {name: jnp.asarray(value) for name, value in rollouts.items()} | {"mask": mask}
         (total, loss), grads = jax.value_and_grad(
             lambda p: ((found := loss_fn(p, poisoned, data)).total, found), has_aux=True
         )(params)
         return total, loss, grads
 
-    total, loss, grads = gradient(jnp.zeros_like(batch["mask"]))
+    total, loss, grads = gradient(jnp.zeros_like(rollouts["mask"]))
     for leaf in jax.tree.leaves((total, loss, grads)):
         assert not np.asarray(leaf).any()
-    assert np.isnan(float(gradient(jnp.asarray(batch["mask"]))[0]))
+    assert np.isnan(float(gradient(jnp.asarray(rollouts["mask"]))[0]))
 
 
-def test_a_step_without_any_rollout_changes_nothing(params, batch, rl_step):
-    found, metrics = rl_step(batch | {"mask": np.zeros_like(batch["mask"])})
+def test_a_step_without_any_rollout_changes_nothing(params, rollouts, rl_step):
+    found, metrics = rl_step(rollouts | {"mask": np.zeros_like(rollouts["mask"])})
     assert change(params, found) == 0.0
     assert metrics["grad_norm"] == 0.0
 
 
-def test_the_reference_is_frozen_and_matters(params, batch, rl_step):
-    near, at_itself = rl_step(batch, params)
-    far, apart = rl_step(batch)
+def test_the_reference_is_frozen_and_matters(params, rollouts, rl_step):
+    near, at_itself = rl_step(rollouts, params)
+    far, apart = rl_step(rollouts)
     assert change(near, far) > 1e-3
     assert at_itself["kl"] == pytest.approx(0.0, abs=1e-6) and apart["kl"] > 0.01
 
 
-def test_logprob_gap_is_the_mean_distance_of_old_and_new(model, params, batch, rl_step):
-    logprobs, _ = completion_logprobs(
-        params, model, batch, temperature=0.8, remat="none", chunk=999
-    )
-    old, mask = np.asarray(logprobs), batch["mask"]
-    _, metrics = rl_step(batch | {"old": old * mask + 5.0 * (1 - mask)})
+def test_logprob_gap_is_the_mean_distance_of_old_and_new(model, params, rollouts, rl_step):
+    logprobs, _ = group_logprobs(params, model, rollouts, temperature=0.8, remat="none", chunk=999)
+    old, mask = np.asarray(logprobs), rollouts["mask"]
+    _, metrics = rl_step(rollouts | {"old": old * mask + 5.0 * (1 - mask)})
     assert metrics["logprob_gap"] == pytest.approx(0.0, abs=1e-5)
     assert metrics["clip_fraction"] == 0.0
-    _, metrics = rl_step(batch | {"old": old + 0.25})
+    _, metrics = rl_step(rollouts | {"old": old + 0.25})
     assert metrics["logprob_gap"] == pytest.approx(0.25, abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 2, 2)], ids=str)
-def test_four_devices_take_the_same_step_as_one(shape, params, batch, rl_step, mesh_of):
-    alone, metrics = rl_step(batch)
-    found, same = rl_step(batch, parts=2, mesh=mesh_of(*shape))
+def test_four_devices_take_the_same_step_as_one(shape, params, rollouts, rl_step, mesh_of):
+    alone, metrics = rl_step(rollouts)
+    found, same = rl_step(rollouts, parts=2, mesh=mesh_of(*shape))
     close(found, alone, params)
     assert same == pytest.approx(metrics, rel=1e-3, abs=1e-5)
 
