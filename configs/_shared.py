@@ -6,7 +6,7 @@
 
 from grm_jax.config import JudgeDefaults, MeshConfig, Setup
 from grm_jax.sampler.critic import TemplateConfig
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import EngineConfig
 
 TINY = Setup(
@@ -16,7 +16,7 @@ TINY = Setup(
     # The paper votes at temperature 0.5; the embedded policy is sharp enough at 1.
     judge=JudgeDefaults(temperature=1.0, max_new_tokens=64),
     mesh=MeshConfig(replica=-1, fsdp=1, cpu_devices=2),
-    engine=EngineConfig(max_rows=1024, prefill_tokens=65_536, prompt_buckets=(32, 48), chunk=40),
+    engine=EngineConfig(max_rows=1024, page=48, prefill_tokens=65_536, chunk=40),
     length_buckets=(32, 72, 112),
     remat="none",
     logprob_chunk=1 << 20,

@@ -22,7 +22,7 @@ import tyro
 
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.sampler.critic import OrderMode, TemplateConfig
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import EngineConfig
 from grm_jax.training.optimizer import OptimizerConfig
 

@@ -27,7 +27,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.critic import Critic, Critique, OrderMode, TemplateConfig, chunks
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import EngineConfig, Sampler
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer

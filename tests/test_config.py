@@ -11,7 +11,7 @@ import tyro
 from grm_jax import config as configs
 from grm_jax.config import ConfigError, differences, load, to_json
 from grm_jax.model.config import SIZES, model_config
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.train import main, split_config
 from grm_jax.training.optimizer import make_optimizer
 

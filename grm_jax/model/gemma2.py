@@ -140,7 +140,8 @@ def forward(
     """Final hidden states, after the last norm.
 
     Args:
-      params: the tree of `model.params`; float32 masters or already in the compute dtype.
+      params: the tree of `model.params`; float32 masters or already in the compute dtype. With
+        `layer_inputs`, "blocks" may also be a sequence of one tree a block.
       config: static.
       tokens: [B, T] token ids.
       positions: [B, T] positions, for the rotary embedding.
@@ -184,7 +185,11 @@ def forward(
             raise ValueError(f"{len(layer_inputs)} layer inputs for {config.num_blocks} blocks")
         emitted = []
         for index, inputs in enumerate(layer_inputs):
-            block_params = jax.tree.map(lambda w, index=index: w[index], params["blocks"])
+            block_params = (
+                params["blocks"][index]
+                if isinstance(params["blocks"], Sequence)
+                else jax.tree.map(lambda w, index=index: w[index], params["blocks"])
+            )
             x, new = block(x, block_params, inputs)
             emitted.append(new)
     return rms_norm(x, params["final_norm"], config.norm_eps), emitted

@@ -21,8 +21,9 @@ from grm_jax.critique import Template, orders, read, render, shuffle, unshuffle
 from grm_jax.critique.prompt import Message
 from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import FinishReason, Request, Sampler
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.engine import FinishReason, Sampler
+from grm_jax.sampler.schedule import Request
 from grm_jax.tokenizer import Tokenizer
 
 OrderMode = Literal["balanced", "random", "given", "one"]

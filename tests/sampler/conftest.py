@@ -10,7 +10,7 @@ import pytest
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import EngineConfig, Request, Sample, Sampler
 
 STOP = 3

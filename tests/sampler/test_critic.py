@@ -13,7 +13,7 @@ from grm_jax.critique import shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.sampler.critic import Critic, TemplateConfig, chunks
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Request, Sample
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grm_jax.sampler.decode import SamplingConfig, draw, keep_top
+from grm_jax.sampler.draw import SamplingConfig, draw, keep_top
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

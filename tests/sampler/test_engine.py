@@ -10,7 +10,7 @@ import pytest
 
 from grm_jax.data.loader import Example, collate
 from grm_jax.sampler import decode, engine
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import EngineConfig, Request
 from grm_jax.training.examples import completion_logprobs
 

@@ -11,7 +11,7 @@ import pytest
 from grm_jax.config import RL, ConfigError
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.sampler.critic import Critic, TemplateConfig
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training import rl
 from grm_jax.training.rl import describe, record_batches, rollout_batch, run_rl
 

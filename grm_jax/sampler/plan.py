@@ -1,0 +1,133 @@
+"""How much runs at once: lanes, pages and ranks for a list of requests, within a budget of bytes.
+
+Decided before anything is allocated, from the model's shape alone, so sampling never runs out of
+memory half-way. Sizes are rounded so that few programs are compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from grm_jax.model.config import ModelConfig
+from grm_jax.sampler.schedule import Request, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How the sampler uses the machine."""
+
+    max_rows: int = 256
+    """Samples decoded at once, over all data-parallel shards."""
+    page: int = 512
+    """Tokens of a page: prompts are stored, and shared, in pages."""
+    prefill_tokens: int = 8192
+    """Prompt tokens computed at once."""
+    chunk: int = 64
+    """Most decode steps between two looks of the host, which begins samples in lanes that fell
+    free; the cache of drawn tokens grows in steps of as much."""
+    share: bool = True
+    """Prompts that begin alike share those pages."""
+    refill: bool = True
+    """Begin waiting samples as soon as lanes fall free; False: a batch at a time."""
+    cache_bytes: int | None = None
+    """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None: no
+    limit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is allocated on each shard.
+
+    Attributes:
+      shape: lanes, pages, ranks.
+      capacity: most drawn tokens a lane holds.
+      bytes: of pages and rings at their largest, a shard.
+    """
+
+    shape: Shape
+    capacity: int
+    bytes: int
+
+    def __str__(self) -> str:
+        s = self.shape
+        return (
+            f"{s.lanes} lanes x {self.capacity} tokens, {s.pages} pages x {s.page} tokens read by "
+            f"up to {s.ranks} lanes each, {self.bytes / 2**20:.0f} MiB"
+        )
+
+
+def token_bytes(model: ModelConfig) -> int:
+    """Keys and values of one token, all layers."""
+    width = jnp.dtype(model.compute_dtype).itemsize
+    return model.num_layers * 2 * model.num_kv_heads * model.head_dim * width
+
+
+def make_plan(
+    model: ModelConfig,
+    engine: EngineConfig,
+    requests: Sequence[Request],
+    max_new_tokens: int,
+    shards: int,
+) -> Plan:
+    """The largest plan that the requests can use and the budget allows.
+
+    Raises ValueError when not even one sample fits.
+    """
+    wanted = sum(len(request.samples) for request in requests)
+    lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
+    while True:
+        plan = _plan(model, engine, requests, max_new_tokens, lanes)
+        if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
+            return plan
+        if lanes == 1:
+            raise ValueError(
+                f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, cache_bytes allows "
+                f"{engine.cache_bytes / 2**20:.0f} MiB; raise it or lower max_new_tokens"
+            )
+        lanes = power_of_two(lanes) // 2
+
+
+def _plan(
+    model: ModelConfig,
+    engine: EngineConfig,
+    requests: Sequence[Request],
+    max_new_tokens: int,
+    lanes: int,
+) -> Plan:
+    samples = [len(request.samples) for request in requests]
+    depths = [-(-len(request.prompt) // engine.page) for request in requests]
+    # The number of samples of the prompt that a sample comes from, on average over samples.
+    ranks = min(lanes, power_of_two(math.ceil(sum(s * s for s in samples) / sum(samples))))
+    # Prompts whose samples are ending hold pages beside those whose samples begin.
+    prompts = -(-lanes // ranks)
+    if sum(samples) > lanes:
+        prompts = 2 * prompts + 1
+    deepest = max(depths)
+    pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
+    pages = max(deepest, min(step_up(pages), sum(depths)))
+    shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
+    tokens = pages * engine.page + lanes * max_new_tokens
+    return Plan(shape, max_new_tokens, tokens * token_bytes(model))
+
+
+def power_of_two(value: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def step_up(value: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    power = power_of_two(value)
+    return power * 3 // 4 if power >= 4 and value <= power * 3 // 4 else power
+
+
+def capacities(chunk: int, most: int) -> tuple[int, ...]:
+    """Sizes of the ring of drawn tokens: chunk, twice that, ..., `most`."""
+    sizes = [min(chunk, most)]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
+    return tuple(sizes)
