@@ -67,6 +67,30 @@ class Board:
         self.alive[at] = True
         self.running[at] = Running(admission)
 
+    def compact(self, lanes: int) -> np.ndarray:
+        """Put the samples under way into the first `lanes` lanes of each shard.
+
+        Returns which lane each of these was [D, lanes].
+        """
+        shards = range(len(self.alive))
+        index = np.zeros((len(shards), lanes), np.int32)
+        place: dict[tuple[int, int], int] = {}
+        for shard in shards:
+            for new, old in enumerate(sorted(n for s, n in self.running if s == shard)):
+                index[shard, new] = old
+                place[shard, old] = new
+        for name in ("cell", "used", "length", "page", "names", "counts", "alive"):
+            old = getattr(self, name)
+            setattr(self, name, np.stack([old[shard][index[shard]] for shard in shards]))
+        filled = np.bincount([shard for shard, _ in place], minlength=len(shards))
+        self.alive &= np.arange(lanes) < filled[:, None]
+        self.running = {(s, place[s, n]): running for (s, n), running in self.running.items()}
+        for (shard, lane), running in self.running.items():
+            cells = self.cell[shard, lane][: len(running.admission.ranks)]
+            self.reader[shard, cells] = lane
+        self.reader %= lanes  # of ranks that nobody has: any lane
+        return index
+
     def work(self) -> decode.Work:
         """What the next chunk is given."""
         layout = cache.Layout(
@@ -84,15 +108,14 @@ class Board:
         counts, alive = np.asarray(drawn.counts), np.asarray(drawn.alive)
         tokens, logprobs = np.asarray(drawn.tokens), np.asarray(drawn.logprobs)
         stopped = np.asarray(drawn.stopped)
-        ended = []
+        ended: list[tuple[Running, bool]] = []
         for at, running in sorted(self.running.items()):
             new = counts[at] - self.counts[at]
             running.tokens.append(tokens[at][:new])
             running.logprobs.append(logprobs[at][:new])
             if not alive[at]:
                 ended.append((running, bool(stopped[at])))
-        for running, _ in ended:
-            del self.running[running.admission.shard, running.admission.lane]
+                del self.running[at]
         self.counts, self.alive = counts.copy(), alive.copy()
         self.page = np.full_like(self.page, -1)
         return ended

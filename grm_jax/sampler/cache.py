@@ -153,9 +153,7 @@ def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
     return Ring(map_layers(write, ring.blocks, new), (ring.slot + 1) % ring.capacity)
 
 
-def write_pages(
-    pages: Pages, new: Sequence[Block], last: jax.Array, targets: jax.Array
-) -> Pages:
+def write_pages(pages: Pages, new: Sequence[Block], last: jax.Array, targets: jax.Array) -> Pages:
     """Store computed pages: new k, v [D, A, S, K, h] and last [D, A, E] in pages `targets` [D, A].
 
     Targets out of range are dropped.

@@ -134,9 +134,7 @@ def keep_top(weights: jax.Array, filters: Filters) -> jax.Array:
     return weights
 
 
-def _above(
-    weights: jax.Array, enough: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
+def _above(weights: jax.Array, enough: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """The largest threshold [..., 1] such that the weights at or above it are still enough.
 
     Non-negative floats are ordered as their bits are, so 31 halvings find it exactly.

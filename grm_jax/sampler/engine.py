@@ -9,6 +9,7 @@ critique holds up nobody; what lies where is `schedule`'s, what is drawn `decode
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -113,12 +114,14 @@ class Sampler:
         key: jax.Array,
         *,
         wanted: Callable[[Request], bool] = lambda request: True,
+        together: int | None = None,
     ) -> Iterator[Sample]:
         """Yield every sample of every request as it ends, in no particular order.
 
         Args:
           key: of the run, stage and step; folded with each example's id and sample index.
           wanted: asked before a sample begins; False drops it, and frees its place for others.
+          together: most samples of an example that run at once; None: no limit.
 
         Raises ValueError for an empty prompt, or one that leaves no room within the model's
         positions or the cache.
@@ -129,13 +132,15 @@ class Sampler:
         if not requests:
             return
         shards = data_parallel(self.mesh)
-        plan = make_plan(self.model, self.engine, requests, sampling.max_new_tokens, shards)
+        plan = make_plan(
+            self.model, self.engine, requests, sampling.max_new_tokens, shards, together
+        )
         if plan.bytes > self.stats.cache_bytes:
             log.debug("sampler: %s", plan)
             self.stats.cache_bytes = plan.bytes
         rollout = _Rollout(self, params, plan, shards, sampling, key)
         for batch in self._batches(requests, plan, shards):
-            yield from rollout.run(batch, wanted)
+            yield from rollout.run(batch, wanted, together)
 
     def _batches(
         self, requests: Sequence[Request], plan: Plan, shards: int
@@ -203,7 +208,6 @@ class _Rollout:
             (shards, shape),
             functools.partial(cache.empty_pages, self.model, shards, shape.pages, shape.page),
         )
-        self._reset_lanes()
 
     def _reset_lanes(self) -> None:
         lanes, capacity = self.plan.shape.lanes, self.capacities[0]
@@ -215,11 +219,20 @@ class _Rollout:
         self.board = Board(self.plan.shape, self.shards)
 
     def run(
-        self, requests: Sequence[Request], wanted: Callable[[Request], bool]
+        self,
+        requests: Sequence[Request],
+        wanted: Callable[[Request], bool],
+        together: int | None,
     ) -> Iterator[Sample]:
         """Sample the requests to their end."""
+        self._reset_lanes()
         scheduler = Scheduler(
-            requests, self.plan.shape, self.shards, share=self.engine.share, wanted=wanted
+            requests,
+            self.plan.shape,
+            self.shards,
+            share=self.engine.share,
+            wanted=wanted,
+            together=together,
         )
         while not scheduler.idle:
             pages, admissions = scheduler.fill()
@@ -237,6 +250,7 @@ class _Rollout:
                 scheduler.retire(running.admission.shard, running.admission.lane)
                 yield self._finish(running, stopped)
         self.stats.dropped += scheduler.dropped
+        self.stats.shared_tokens += scheduler.shared_tokens
 
     def _finish(self, running: Running, stopped: bool) -> Sample:
         request, index = running.admission.prompt.request, running.admission.sample
@@ -244,9 +258,7 @@ class _Rollout:
         self.stats.samples += 1
         self.stats.decode_tokens += len(tokens)
         logprobs = np.concatenate(running.logprobs)
-        return Sample(
-            request.example_id, index, tokens, logprobs, "stop" if stopped else "length"
-        )
+        return Sample(request.example_id, index, tokens, logprobs, "stop" if stopped else "length")
 
     def _compute(self, pages: Sequence[tuple[Prompt, int]]) -> None:
         """Compute pages, those that begin their prompts first, as many at once as is allowed."""
@@ -295,18 +307,29 @@ class _Rollout:
         )
 
     def _decode(self, waiting: bool) -> list[tuple[Running, bool]]:
-        """A chunk of steps. With samples waiting it ends once a sixteenth of the lanes are free."""
-        lanes = self.shards * self.plan.shape.lanes
+        """A chunk of steps.
+
+        With samples waiting it ends once a sixteenth of the lanes are free; with none, once those
+        left fit into a quarter of the lanes.
+        """
+        if not waiting:
+            self._compact()
         self._fit_ring()
-        leave = max(1, lanes // 16) if waiting and self.engine.refill else lanes
+        lanes = self.lanes.hidden.shape[1]
+        total, running = self.shards * lanes, len(self.board.running)
+        if waiting and self.engine.refill:
+            leave = max(1, total // 16)
+        else:
+            leave = max(1, running - total // 4)
         work = jax.device_put(self.board.work(), self.data)
         filters, capacity = self.sampling.filters, self.lanes.ring.capacity
         function = functools.partial(
             _decode_chunk, config=self.model, filters=filters, chunk=self.chunk
         )
+        shape = dataclasses.replace(self.plan.shape, lanes=lanes)
         self.lanes, drawn = self.programs.run(
             "decode",
-            (self.shards, self.plan.shape, capacity, filters, self.chunk, len(self.stop_ids)),
+            (self.shards, shape, capacity, filters, self.chunk, len(self.stop_ids)),
             function,
             self.weights,
             self.pages,
@@ -321,8 +344,25 @@ class _Rollout:
             out_shardings=(self._shardings(self.lanes), None),
         )
         drawn = jax.device_get(drawn)
-        self.stats.lane_steps += int(drawn.steps) * lanes
+        self.stats.lane_steps += int(drawn.steps) * total
         return self.board.collect(drawn)
+
+    def _compact(self) -> None:
+        """Nothing waits: fewer lanes once those that run fit into a quarter."""
+        lanes = self.lanes.hidden.shape[1]
+        fullest = max(collections.Counter(shard for shard, _ in self.board.running).values())
+        fewer = lanes
+        while fewer >= 4 and fullest <= fewer // 4:
+            fewer //= 4
+        if fewer == lanes:
+            return
+        index = jax.device_put(self.board.compact(fewer), self.data)
+        shape = (self.shards, lanes, fewer, self.lanes.ring.capacity)
+        abstract = jax.eval_shape(decode.take_lanes, self.lanes, index)
+        self.lanes = self.programs.run(
+            "compact", shape, decode.take_lanes, self.lanes, index,
+            out_shardings=self._shardings(abstract),
+        )  # fmt: skip
 
     def _fit_ring(self) -> None:
         """Room for the longest sample's next chunk; give back space when it is four times that."""
@@ -333,7 +373,7 @@ class _Rollout:
         if needed <= capacity < 4 * fitting:
             return
         function = functools.partial(decode.resize, capacity=fitting)
-        shape = (self.shards, self.plan.shape.lanes, capacity, fitting)
+        shape = (self.shards, self.lanes.hidden.shape[1], capacity, fitting)
         abstract = jax.eval_shape(function, self.lanes)
         self.lanes = self.programs.run(
             "resize", shape, function, self.lanes, out_shardings=self._shardings(abstract)

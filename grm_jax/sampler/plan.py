@@ -6,6 +6,7 @@ memory half-way. Sizes are rounded so that few programs are compiled.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -72,15 +73,19 @@ def make_plan(
     requests: Sequence[Request],
     max_new_tokens: int,
     shards: int,
+    together: int | None = None,
 ) -> Plan:
     """The largest plan that the requests can use and the budget allows.
+
+    Args:
+      together: most samples of an example that run at once.
 
     Raises ValueError when not even one sample fits.
     """
     wanted = sum(len(request.samples) for request in requests)
     lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
     while True:
-        plan = _plan(model, engine, requests, max_new_tokens, lanes)
+        plan = _plan(model, engine, requests, max_new_tokens, lanes, together)
         if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
             return plan
         if lanes == 1:
@@ -97,20 +102,29 @@ def _plan(
     requests: Sequence[Request],
     max_new_tokens: int,
     lanes: int,
+    together: int | None,
 ) -> Plan:
-    samples = [len(request.samples) for request in requests]
+    most = together or lanes
+    samples = [min(most, len(request.samples)) for request in requests]
     depths = [-(-len(request.prompt) // engine.page) for request in requests]
-    # The number of samples of the prompt that a sample comes from, on average over samples.
-    ranks = min(lanes, power_of_two(math.ceil(sum(s * s for s in samples) / sum(samples))))
+    # How many samples read the first page that a sample reads, on average over samples.
+    readers: collections.Counter[tuple[int, ...]] = collections.Counter()
+    for index, request in enumerate(requests):
+        common = engine.share and len(request.prompt) > engine.page
+        readers[request.prompt[: engine.page] if common else (-index - 1,)] += samples[index]
+    typical = sum(n * min(n, most) for n in readers.values()) / sum(samples)
+    ranks = min(lanes, power_of_two(math.ceil(typical)))
     # Prompts whose samples are ending hold pages beside those whose samples begin.
     prompts = -(-lanes // ranks)
-    if sum(samples) > lanes:
+    if sum(len(request.samples) for request in requests) > lanes:
         prompts = 2 * prompts + 1
     deepest = max(depths)
     pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
     pages = max(deepest, min(step_up(pages), sum(depths)))
     shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
-    tokens = pages * engine.page + lanes * max_new_tokens
+    # A ring that grows is there twice for a moment, at its old and at its new size.
+    sizes = capacities(engine.chunk, max_new_tokens)
+    tokens = pages * engine.page + lanes * sum(sizes[-2:])
     return Plan(shape, max_new_tokens, tokens * token_bytes(model))
 
 

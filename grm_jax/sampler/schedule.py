@@ -9,8 +9,8 @@ all the samples that read it, each at a rank 0..R-1, and is computed once:
      a and a' begin with)
 
 When a sample ends, its lane goes to the next sample that waits: of a prompt that is there already,
-else of the next request, whose pages are computed first. So lanes stay busy to the end of the queue,
-whatever the lengths.
+else of the next request, whose pages are computed first. So lanes stay busy to the end of the
+queue, whatever the lengths.
 
 Lanes and pages are split over the data-parallel shards of the mesh; a prompt and its samples stay
 within one.
@@ -57,7 +57,13 @@ class Shape:
 
 @dataclasses.dataclass(eq=False)
 class Page:
-    """A page in use. `free`: ranks nobody has; `prompts`: how many active prompts it belongs to."""
+    """A page in use.
+
+    Attributes:
+      start: position of its first token.
+      free: ranks nobody has. prompts: how many active prompts it belongs to.
+      prefix: the prompt up to its end, under which it can be found; None if it is not shared.
+    """
 
     shard: int
     index: int
@@ -65,6 +71,7 @@ class Page:
     tokens: tuple[int, ...]
     free: list[int]
     prompts: int = 0
+    prefix: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -96,6 +103,12 @@ class Scheduler:
       requests: in the order in which they are to be served.
       share: whether prompts of one shard that begin alike share those pages.
       wanted: asked before a sample begins, and not again; False drops it (adaptive k).
+      together: most samples of an example that run at once; None: no limit. Adaptive k needs one,
+        or all of them have begun before the first has ended.
+
+    Attributes:
+      dropped: samples that were not wanted.
+      shared_tokens: prompt tokens that were there already.
     """
 
     def __init__(
@@ -106,9 +119,13 @@ class Scheduler:
         *,
         share: bool = True,
         wanted: Callable[[Request], bool] = lambda request: True,
+        together: int | None = None,
     ):
         self.shape = shape
+        self._together = together
+        self._count: collections.Counter[str] = collections.Counter()
         self.dropped = 0
+        self.shared_tokens = 0
         self._queue = collections.deque(requests)
         self._share = share
         self._wanted = wanted
@@ -150,6 +167,7 @@ class Scheduler:
         for page, rank in zip(prompt.pages, admission.ranks, strict=True):
             page.free.append(rank)
         prompt.running -= 1
+        self._count[prompt.request.example_id] -= 1
         self._lanes[shard].append(lane)
         self._close(prompt)
         return admission
@@ -158,11 +176,15 @@ class Scheduler:
         """Give free lanes to samples of prompts that are there."""
         found = []
         for prompt in list(self._active[shard]):
+            example = prompt.request.example_id
+            if prompt.waiting and not self._wanted(prompt.request):
+                self.dropped += len(prompt.waiting)
+                prompt.waiting.clear()
             while prompt.waiting and self._lanes[shard] and all(p.free for p in prompt.pages):
+                if self._together is not None and self._count[example] >= self._together:
+                    break
                 sample = prompt.waiting.popleft()
-                if not self._wanted(prompt.request):
-                    self.dropped += 1
-                    continue
+                self._count[example] += 1
                 lane = self._lanes[shard].pop()
                 ranks = tuple(page.free.pop() for page in prompt.pages)
                 prompt.running += 1
@@ -196,6 +218,7 @@ class Scheduler:
             for page in prompt.pages:
                 page.prompts += 1
             self._active[shard].append(prompt)
+            self.shared_tokens += len(known) * self.shape.page
             return prompt, len(known)
         return None
 
@@ -224,8 +247,10 @@ class Scheduler:
             ranks = list(range(self.shape.ranks))[::-1]
             index = self._pages[shard].pop()
             page = Page(shard, index, start, request.prompt[start:end], ranks)
-            if self._share and end < len(request.prompt):
-                self._known.setdefault((shard, request.prompt[:end]), page)
+            prefix = request.prompt[:end]
+            if self._share and end < len(request.prompt) and (shard, prefix) not in self._known:
+                page.prefix = prefix
+                self._known[shard, prefix] = page
             new.append(page)
         return new
 
@@ -238,4 +263,5 @@ class Scheduler:
             page.prompts -= 1
             if not page.prompts:
                 self._pages[prompt.shard].append(page.index)
-                self._known = {key: p for key, p in self._known.items() if p is not page}
+                if page.prefix is not None:
+                    del self._known[page.shard, page.prefix]

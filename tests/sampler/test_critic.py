@@ -14,7 +14,8 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.sampler.critic import Critic, TemplateConfig, chunks
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import Request, Sample
+from grm_jax.sampler.engine import Sample
+from grm_jax.sampler.schedule import Request
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
 SAMPLING = SamplingConfig()
