@@ -59,16 +59,23 @@ def change_probability(scores: Sequence[Scores | None], remaining: int) -> float
 
 
 def decided(
-    scores: Sequence[Scores | None], remaining: int, bound: float, *, at_least: int = 4
+    scores: Sequence[Scores | None],
+    remaining: int,
+    bound: float,
+    *,
+    at_least: int = 4,
+    span: float = 9.0,
 ) -> bool:
     """Stop sampling this item?
 
+    A single response is decided against its threshold: give its scores as (score, threshold).
+
     Args:
-      scores: samples so far. remaining: those still to come.
+      scores: samples so far. remaining: those still to come. span: as for `beyond_reach`.
       bound: probability of a change of verdict that is accepted; 0 stops only when it is certain.
       at_least: usable samples before the probability is believed.
     """
-    if beyond_reach(scores, remaining):
+    if beyond_reach(scores, remaining, span):
         return True
     usable = sum(sample is not None for sample in scores)
     return bound > 0 and usable >= at_least and change_probability(scores, remaining) <= bound
