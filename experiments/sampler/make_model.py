@@ -40,9 +40,9 @@ def main(directory: Path, *, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     # Norms away from zero, so that their (1 + w) counts.
     params = jax.tree_util.tree_map_with_path(
-        lambda path, w: w + 0.1 * rng.normal(size=w.shape).astype(np.float32)
-        if "norm" in str(path[-1])
-        else w,
+        lambda path, w: (
+            w + 0.1 * rng.normal(size=w.shape).astype(np.float32) if "norm" in str(path[-1]) else w
+        ),
         params,
     )
     hf_export.save(directory, CONFIG, params)

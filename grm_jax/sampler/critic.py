@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from grm_jax.critique import Template, orders, read, render, shuffle, unshuffle
+from grm_jax.critique import Template, decided, orders, read, render, shuffle, unshuffle
 from grm_jax.critique.prompt import Message
 from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
@@ -39,6 +39,16 @@ class TemplateConfig:
     """For single responses in training and where their label is 0 or 1 (score 0 or 1)."""
     meta: str = "meta"
     """What the meta RM reads before the critique."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveK:
+    """Stop sampling a record when further samples would hardly change its verdict."""
+
+    bound: float = 0.01
+    """Probability of a change of verdict that is accepted; 0: only when none is possible."""
+    together: int = 4
+    """Most samples of a record that run at once: what may have begun before it is decided."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +142,7 @@ class Critic:
         *,
         hinted: bool = False,
         salt: str = "",
+        adaptive: AdaptiveK | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, list[Critique]]:
         """Critiques of every record, by id, in the order of `samples`.
@@ -141,7 +152,8 @@ class Critic:
           key: of the run, stage and step.
           hinted: append the hint that gives the best response away (RFT).
           salt: varies the orders, e.g. with the training step.
-          progress: called with the number of samples that were finished.
+          adaptive: leave out samples of records that are decided.
+          progress: called with the number of samples that were finished or left out.
         """
         by_id = {record.id: record for record in records}
         if len(by_id) != len(records):
@@ -159,7 +171,22 @@ class Critic:
                 requests.append(Request(record.id, tuple(prompt), tuple(members)))
         prompts = {(r.example_id, i): r.prompt for r in requests for i in r.samples}
         found: dict[str, dict[int, Critique]] = collections.defaultdict(dict)
-        for sample in self.sampler.sample(params, requests, sampling, key):
+
+        def wanted(request: Request) -> bool:
+            seen = found[request.example_id]
+            return adaptive is None or not self._decided(
+                by_id[request.example_id], list(seen.values()), len(samples), adaptive.bound
+            )
+
+        drawn = self.sampler.sample(
+            params,
+            requests,
+            sampling,
+            key,
+            wanted=wanted,
+            together=adaptive.together if adaptive else None,
+        )
+        for sample in drawn:
             name = (sample.example_id, sample.index)
             record, order = by_id[sample.example_id], order_of[name]
             stopped = sample.finish_reason == "stop"
@@ -179,7 +206,25 @@ class Critic:
             )
             if progress is not None:
                 progress(1)
-        return {record.id: [found[record.id][i] for i in samples] for record in records}
+        result = {
+            record.id: [found[record.id][i] for i in samples if i in found[record.id]]
+            for record in records
+        }
+        if progress is not None and adaptive is not None:
+            progress(len(records) * len(samples) - sum(map(len, result.values())))
+        return result
+
+    def _decided(
+        self, record: Preference, critiques: Sequence[Critique], count: int, bound: float
+    ) -> bool:
+        """Whether the rest of `count` samples would change the verdict."""
+        template, remaining = self.template(record), count - len(critiques)
+        scores = [critique.scores for critique in critiques]
+        if len(record.responses) == 1:
+            middle = (template.low + template.high) / 2
+            scores = [None if s is None else (s[0], middle) for s in scores]
+            return decided(scores, remaining, bound, span=(template.high - template.low) / 2)
+        return decided(scores, remaining, bound, span=template.high - template.low)
 
 
 def chunks(items: Sequence[Preference], size: int) -> Iterator[Sequence[Preference]]:

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python: one prefill, its cache copied to k sequences, one batch a step.
+"""llama.cpp (llama-cpp-python): one prefill, its cache copied to k sequences, a batch a step.
 
 Float32 weights and cache, temperature 1 by Gumbel noise in NumPy.
 """
