@@ -154,7 +154,9 @@ def _judge_with_model(
     # Only here, so that judging without a model needs no accelerator and starts at once.
     from grm_jax.judging import JudgeOptions
     from grm_jax.metrics import Progress, setup_logging
+    from grm_jax.train import setup_compilation_cache
 
+    setup_compilation_cache()
     judging = cast(Judging, importlib.import_module("grm_jax.judging"))
     setup_logging()
     options = JudgeOptions(

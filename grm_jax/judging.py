@@ -28,7 +28,8 @@ from grm_jax.model.params import Params, param_table
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.critic import Critic, Critique, OrderMode, TemplateConfig, chunks
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig, Sampler
+from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.training.examples import meta_example
@@ -188,26 +189,16 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
     folder = checkpoint.model_folder(path)
     about, model = read_about(folder), read_model_config(folder)
     _, params = load_params(folder, shardings=param_shardings(param_table(model), mesh))
-    engine = about.get("engine")
-    if engine is not None:
-        engine["prompt_buckets"] = tuple(engine["prompt_buckets"])
     return Judge(
         model,
         params,
         load_tokenizer(folder),
         mesh,
         templates=TemplateConfig(**about.get("templates", {})),
-        engine=EngineConfig(**engine) if engine else default_engine(model),
+        engine=EngineConfig(**about.get("engine", {})),
         defaults=JudgeDefaults(**about.get("judge", {})),
         meta=None if meta is None else load_scorer(meta, mesh),
     )
-
-
-def default_engine(model: ModelConfig) -> EngineConfig:
-    """Prompt buckets that fit the model's positions."""
-    default = EngineConfig()
-    fitting = tuple(b for b in default.prompt_buckets if b < model.max_position)
-    return dataclasses.replace(default, prompt_buckets=fitting or (model.max_position // 2,))
 
 
 def sample_rows(

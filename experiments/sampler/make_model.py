@@ -54,7 +54,7 @@ def main(directory: Path, *, seed: int = 0) -> None:
 
 def write_gguf(path: Path, params: Params) -> None:
     """The same weights for llama.cpp, whose norms hold 1 + w and whose matrices are [out, in]."""
-    import gguf
+    import gguf  # pyright: ignore[reportMissingImports]
 
     c = CONFIG
     out = gguf.GGUFWriter(str(path), "gemma2")

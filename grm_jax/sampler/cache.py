@@ -56,8 +56,7 @@ class Pages:
         return self.blocks[0]["local"]["v"].shape[3]
 
 
-@flax.struct.dataclass
-class Ring:
+class Ring(flax.struct.PyTreeNode):
     """Keys [D, N, K, h, T] and values [D, N, K, T, h] of drawn tokens for each block.
 
     `slot` is the scalar index that is written next.

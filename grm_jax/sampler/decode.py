@@ -26,8 +26,7 @@ from grm_jax.sampler import cache
 from grm_jax.sampler.draw import Filters, draw
 
 
-@flax.struct.dataclass
-class Lanes:
+class Lanes(flax.struct.PyTreeNode):
     """What stays on the device between chunks.
 
     Attributes:

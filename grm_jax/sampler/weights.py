@@ -1,41 +1,62 @@
 """Parameters in the sampler's layout: compute dtype, a tree a block, nothing to gather per token.
 
 Training splits the parameters over the data axes too; decoding reads all of them for every token,
-so here each data-parallel shard has them whole (split over `tensor` alone). Made once a rollout.
+so here each data-parallel shard has them whole (split over `tensor` alone). On a CPU, matrices are
+stored the other way round (`model.linear.OutMajor`). Made once a rollout, by one jitted function.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.params import Params, param_table
+from grm_jax.model.linear import OutMajor
+from grm_jax.model.params import LAYER_KINDS, Params, param_table
 from grm_jax.parallel.mesh import sharding
 from grm_jax.sampler.programs import Programs
+
+# Input dimensions of each matrix of a layer.
+INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
 
 def decode_weights(programs: Programs, config: ModelConfig, params: Params) -> Params:
     """The parameters as `decode` wants them; "blocks" is a tuple of one tree a block."""
     dtype = jnp.dtype(config.compute_dtype)
-
-    def convert(params: Params) -> Params:
-        cast = jax.tree.map(lambda w: w.astype(dtype), params)
-        blocks = tuple(
-            jax.tree.map(lambda w, i=i: w[i], cast["blocks"]) for i in range(config.num_blocks)
-        )
-        return cast | {"blocks": blocks}
-
+    mesh = programs.mesh
+    # Split over `tensor`, a matrix keeps its dimensions: there is one to split in each.
+    turn = mesh.devices.flat[0].platform == "cpu" and mesh.shape["tensor"] == 1
     axes = {spec.path: spec.axes for spec in param_table(config)}
 
-    def place(path: tuple, leaf: Any) -> Any:
-        keys = tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
-        # Blocks have lost their leading axis of layers.
-        names = axes[keys][-leaf.ndim :]
-        return sharding(programs.mesh, [None if name == "embed" else name for name in names])
+    def keep(w: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        spread = [None if name == "embed" else name for name in names]
+        return jax.lax.with_sharding_constraint(w.astype(dtype), sharding(mesh, spread))
 
-    where = jax.tree_util.tree_map_with_path(place, jax.eval_shape(convert, params))
-    given = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
-    return programs.run("weights", given, convert, params, out_shardings=where)
+    def convert(params: Params) -> Params:
+        made: dict[str, Any] = {
+            name: keep(params[name], axes[(name,)]) for name in ("embed", "final_norm")
+        }
+        made["blocks"] = tuple(
+            {kind: layer(params["blocks"][kind], kind, index) for kind in LAYER_KINDS}
+            for index in range(config.num_blocks)
+        )
+        return made
+
+    def layer(stacked: Params, kind: str, index: int) -> Params:
+        made = {}
+        for name, values in stacked.items():
+            # Without the leading axis of layers.
+            w = keep(values[index], axes["blocks", kind, name][1:])
+            if turn and name in INPUTS:
+                inputs = math.prod(w.shape[: INPUTS[name]])
+                w = OutMajor(w.reshape(inputs, -1).T, w.shape[INPUTS[name] :])
+            made[name] = w
+        return made
+
+    given = tuple(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}))
+    made = programs.run("weights", given, convert, params)
+    # The tied embedding is [vocabulary, embed] already: nothing to copy.
+    return made | {"head": OutMajor(made["embed"], (config.vocab_size,))} if turn else made

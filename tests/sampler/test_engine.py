@@ -11,7 +11,7 @@ import pytest
 from grm_jax.data.loader import Example, collate
 from grm_jax.sampler import engine
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig
+from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.schedule import Request
 from grm_jax.training.examples import completion_logprobs
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from grm_jax.model import hf_export
-from grm_jax.sampler.engine import EngineConfig, Sampler
+from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.schedule import Request
 
 NEW = 14

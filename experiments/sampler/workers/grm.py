@@ -5,17 +5,21 @@ import importlib.metadata
 import jax
 from common import arguments, serve
 
+from grm_jax.model.params import param_table
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig, Sampler
+from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.schedule import Request
 from grm_jax.training.run import load_params, read_model_config
+from grm_jax.training.step import param_shardings
 
 args = arguments()
 model = read_model_config(args.model)
-_, params = load_params(args.model)
+mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+_, params = load_params(args.model, shardings=param_shardings(param_table(model), mesh))
 engine = EngineConfig(max_rows=args.k, page=512, prefill_tokens=512, chunk=args.new)
-sampler = Sampler(model, [model.vocab_size + 1], engine, make_mesh(1, 1, 1, jax.devices()[:1]))
+sampler = Sampler(model, [model.vocab_size + 1], engine, mesh)
 request = Request("prompt", tuple(args.ids), tuple(range(args.k)))
 
 
