@@ -97,7 +97,7 @@ def setup_devices(cpu_devices: int) -> None:
 def setup_compilation_cache() -> None:
     """Keep compiled programs on disk, so that the next run starts sooner.
 
-    In the directory that JAX_COMPILATION_CACHE_DIR names (empty: none), or else in the user's cache.
+    In the directory that JAX_COMPILATION_CACHE_DIR names (empty: none), else in the user's cache.
     """
     import jax
 

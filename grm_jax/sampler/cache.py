@@ -38,7 +38,8 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Attend, Kind
 from grm_jax.model.params import LAYER_KINDS
 
-# One layer's {"k": ..., "v": ...}; a block's {"local": KeyValue, "global": KeyValue}.
+# One layer's {"k": ..., "v": ...}; a block's {"local": KeyValue, "global": KeyValue}. As 8-bit
+# integers, with float32 scales, one a vector: {"k_scale": [..., slots], "v_scale": [..., slots]}.
 KeyValue = dict[str, jax.Array]
 Block = dict[Kind, KeyValue]
 
@@ -90,25 +91,32 @@ class Layout:
     length: jax.Array
 
 
-def empty_pages(config: ModelConfig, shards: int, pages: int, size: int) -> Pages:
-    blocks = _empty(config, (shards, pages, config.num_kv_heads), size)
+def empty_pages(
+    config: ModelConfig, shards: int, pages: int, size: int, *, int8: bool = False
+) -> Pages:
+    blocks = _empty(config, (shards, pages, config.num_kv_heads), size, int8)
     dtype = jnp.dtype(config.compute_dtype)
     return Pages(blocks, jnp.zeros((shards, pages, config.embed_dim), dtype))
 
 
-def empty_ring(config: ModelConfig, shards: int, lanes: int, capacity: int) -> Ring:
-    blocks = _empty(config, (shards, lanes, config.num_kv_heads), capacity)
+def empty_ring(
+    config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
+) -> Ring:
+    blocks = _empty(config, (shards, lanes, config.num_kv_heads), capacity, int8)
     return Ring(blocks, jnp.zeros((), jnp.int32))
 
 
-def _empty(config: ModelConfig, rows: tuple[int, ...], slots: int) -> tuple[Block, ...]:
-    dtype = jnp.dtype(config.compute_dtype)
+def _empty(config: ModelConfig, rows: tuple[int, ...], slots: int, int8: bool) -> tuple[Block, ...]:
+    dtype = jnp.int8 if int8 else jnp.dtype(config.compute_dtype)
 
     def layer() -> KeyValue:
-        return {
+        made = {
             "k": jnp.zeros((*rows, config.head_dim, slots), dtype),
             "v": jnp.zeros((*rows, slots, config.head_dim), dtype),
         }
+        if int8:
+            made |= {name: jnp.zeros((*rows, slots)) for name in ("k_scale", "v_scale")}
+        return made
 
     return tuple({kind: layer() for kind in LAYER_KINDS} for _ in range(config.num_blocks))
 
@@ -121,6 +129,27 @@ def map_layers(update: Callable[..., KeyValue], *blocks: Sequence[Block]) -> tup
     )
 
 
+def stored(new: KeyValue, like: KeyValue) -> KeyValue:
+    """New keys and values [..., h] as `like` stores them: 8-bit integers get scales [...]."""
+    if "k_scale" not in like:
+        return new
+    made = {}
+    for name in ("k", "v"):
+        x = new[name].astype(jnp.float32)
+        scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-12) / 127
+        made[name] = jnp.round(x / scale[..., None]).astype(jnp.int8)
+        made[f"{name}_scale"] = scale
+    return made
+
+
+def scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """x [lead, ..., slots] times scale [lead, slots]; x itself without one."""
+    if scale is None:
+        return x
+    between = (1,) * (x.ndim - scale.ndim)
+    return x * scale.reshape(*scale.shape[:-1], *between, scale.shape[-1])
+
+
 def resize_ring(ring: Ring, capacity: int) -> Ring:
     """The newest `capacity` tokens of each lane, in a ring of that size."""
     old = ring.capacity
@@ -129,11 +158,12 @@ def resize_ring(ring: Ring, capacity: int) -> Ring:
     more = capacity - kept
 
     def resize(layer: KeyValue) -> KeyValue:
-        k, v = jnp.take(layer["k"], index, axis=4), jnp.take(layer["v"], index, axis=3)
-        return {
-            "k": jnp.pad(k, [(0, 0)] * 4 + [(0, more)]),
-            "v": jnp.pad(v, [(0, 0)] * 3 + [(0, more), (0, 0)]),
-        }
+        made = {}
+        for name, array in layer.items():
+            axis = 4 if name == "k" else 3
+            room = [(0, more if i == axis else 0) for i in range(array.ndim)]
+            made[name] = jnp.pad(jnp.take(array, index, axis=axis), room)
+        return made
 
     slot = jnp.asarray(kept % capacity, jnp.int32)
     return Ring(map_layers(resize, ring.blocks), slot)
@@ -141,13 +171,15 @@ def resize_ring(ring: Ring, capacity: int) -> Ring:
 
 def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
     """Store the keys and values [D, N, K, h] that the forward pass emitted, and move on."""
-    put = jax.lax.dynamic_update_slice_in_dim
 
     def write(layer: KeyValue, one: KeyValue) -> KeyValue:
-        return {
-            "k": put(layer["k"], one["k"][..., :, None], ring.slot, axis=4),
-            "v": put(layer["v"], one["v"][..., None, :], ring.slot, axis=3),
-        }
+        made = {}
+        for name, value in stored(one, layer).items():
+            axis = 4 if name == "k" else 3
+            made[name] = jax.lax.dynamic_update_slice_in_dim(
+                layer[name], jnp.expand_dims(value, axis), ring.slot, axis
+            )
+        return made
 
     return Ring(map_layers(write, ring.blocks, new), (ring.slot + 1) % ring.capacity)
 
@@ -163,10 +195,9 @@ def write_pages(pages: Pages, new: Sequence[Block], last: jax.Array, targets: ja
         return array.at[shard, targets].set(value.astype(array.dtype), mode="drop")
 
     def write(layer: KeyValue, one: KeyValue) -> KeyValue:
-        return {
-            "k": put(layer["k"], one["k"].transpose(0, 1, 3, 4, 2)),
-            "v": put(layer["v"], one["v"].transpose(0, 1, 3, 2, 4)),
-        }
+        made = {name: jnp.moveaxis(value, 2, 3) for name, value in stored(one, layer).items()}
+        made["k"] = made["k"].swapaxes(3, 4)
+        return {name: put(layer[name], value) for name, value in made.items()}
 
     return Pages(map_layers(write, pages.blocks, new), put(pages.last, last))
 
@@ -215,17 +246,24 @@ def page_attend(
         out = jnp.einsum("bkgts,bskh->btkgh", e.astype(v.dtype), v, preferred_element_type=f32)
         if earlier is not None:
             kv = layer_input["pages"]
-            keys = rows_of(kv["k"], earlier).reshape(-1, *earlier.shape[2:], *kv["k"].shape[2:])
-            values = rows_of(kv["v"], earlier).reshape(-1, *earlier.shape[2:], *kv["v"].shape[2:])
-            keys, values = jnp.moveaxis(keys, 1, 3), jnp.moveaxis(values, 1, 2)
-            keys = keys.reshape(*keys.shape[:3], -1)  # [B, K, h, M * S]
+            found = {
+                name: rows_of(array, earlier).reshape(-1, *earlier.shape[2:], *array.shape[2:])
+                for name, array in kv.items()
+            }
+            # Pages one after the other: keys [B, K, h, M * S], values [B, K, M * S, h].
+            keys = jnp.moveaxis(found.pop("k"), 1, 3).astype(q.dtype)
+            keys = keys.reshape(*keys.shape[:3], -1)
+            values = jnp.moveaxis(found.pop("v"), 1, 2).astype(v.dtype)
             values = values.reshape(*values.shape[:2], -1, values.shape[-1])
+            scales = {
+                name: jnp.moveaxis(array, 1, 2).reshape(*keys.shape[:2], -1)
+                for name, array in found.items()
+            }
             raw = jnp.einsum("btkgh,bkhs->bkgts", q, keys, preferred_element_type=f32)
-            e = weigh(raw, before)
+            e = weigh(scaled(raw, scales.get("k_scale")), before)
             total += jnp.sum(e, axis=-1)
-            out += jnp.einsum(
-                "bkgts,bksh->btkgh", e.astype(v.dtype), values, preferred_element_type=f32
-            )
+            e = scaled(e, scales.get("v_scale")).astype(v.dtype)
+            out += jnp.einsum("bkgts,bksh->btkgh", e, values, preferred_element_type=f32)
         # Padding sees nothing at all in a local layer: 0 / 0 would be NaN.
         out = out / jnp.maximum(total, 1e-30).transpose(0, 3, 1, 2)[..., None]
         rows = (shards, count)
@@ -272,14 +310,12 @@ def lane_attend(
         page_mask, ring_mask = masks[kind]
         f32 = jnp.float32
         asked = rows_of(q, layout.reader).reshape(shards, pages, ranks, *q.shape[2:])
-        e = weigh(
-            jnp.einsum("dprkgh,dpkhs->dpkrgs", asked, prompt["k"], preferred_element_type=f32),
-            page_mask,
-        )
-        part = jnp.einsum(
-            "dpkrgs,dpksh->dprkgh", e.astype(v.dtype), prompt["v"], preferred_element_type=f32
-        )
+        keys, values = prompt["k"].astype(q.dtype), prompt["v"].astype(v.dtype)
+        raw = jnp.einsum("dprkgh,dpkhs->dpkrgs", asked, keys, preferred_element_type=f32)
+        e = weigh(scaled(raw, prompt.get("k_scale")), page_mask)
         weight = jnp.sum(e, axis=-1).swapaxes(2, 3)  # [D, P, R, K, G]
+        e = scaled(e, prompt.get("v_scale")).astype(v.dtype)
+        part = jnp.einsum("dpkrgs,dpksh->dprkgh", e, values, preferred_element_type=f32)
         part = rows_of(part.reshape(shards, pages * ranks, *q.shape[2:]), layout.cell)
         weight = rows_of(weight.reshape(shards, pages * ranks, *q.shape[2:4]), layout.cell)
         if single:
@@ -288,14 +324,12 @@ def lane_attend(
             used = layout.used[..., None, None]
             out = jnp.sum(jnp.where(used[..., None], part, 0.0), axis=2)
             total = jnp.sum(jnp.where(used, weight, 0.0), axis=2)
-        e = weigh(
-            jnp.einsum("dnkgh,dnkht->dnkgt", q, own_ring["k"], preferred_element_type=f32),
-            ring_mask,
-        )
+        keys, values = own_ring["k"].astype(q.dtype), own_ring["v"].astype(v.dtype)
+        raw = jnp.einsum("dnkgh,dnkht->dnkgt", q, keys, preferred_element_type=f32)
+        e = weigh(scaled(raw, own_ring.get("k_scale")), ring_mask)
         total += jnp.sum(e, axis=-1)
-        out += jnp.einsum(
-            "dnkgt,dnkth->dnkgh", e.astype(v.dtype), own_ring["v"], preferred_element_type=f32
-        )
+        e = scaled(e, own_ring.get("v_scale")).astype(v.dtype)
+        out += jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32)
         e = weigh(jnp.einsum("dnkgh,dnkh->dnkg", q, k, preferred_element_type=f32), None)
         total += e
         out += e[..., None] * v[:, :, :, None, :]

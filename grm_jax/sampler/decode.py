@@ -72,8 +72,10 @@ class Drawn:
     steps: jax.Array
 
 
-def empty_lanes(config: ModelConfig, shards: int, lanes: int, capacity: int) -> Lanes:
-    ring = cache.empty_ring(config, shards, lanes, capacity)
+def empty_lanes(
+    config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
+) -> Lanes:
+    ring = cache.empty_ring(config, shards, lanes, capacity, int8=int8)
     shape = (shards, lanes, config.embed_dim)
     return Lanes(ring, jnp.zeros(shape, jnp.dtype(config.compute_dtype)))
 

@@ -199,14 +199,23 @@ class _Rollout:
             ),
             self.everywhere,
         )
-        self.weights = decode_weights(self.programs, self.model, params)
+        self.weights = decode_weights(
+            self.programs, self.model, params, int8=self.engine.int8_weights
+        )
         self.chunk = min(self.engine.chunk, sampling.max_new_tokens)
         self.capacities = capacities(self.chunk, sampling.max_new_tokens)
         shape = plan.shape
         self.pages = self._make(
             "allocate pages",
             (shards, shape),
-            functools.partial(cache.empty_pages, self.model, shards, shape.pages, shape.page),
+            functools.partial(
+                cache.empty_pages,
+                self.model,
+                shards,
+                shape.pages,
+                shape.page,
+                int8=self.engine.int8_cache,
+            ),
         )
 
     def _reset_lanes(self) -> None:
@@ -214,7 +223,14 @@ class _Rollout:
         self.lanes = self._make(
             "allocate lanes",
             (self.shards, lanes, capacity),
-            functools.partial(decode.empty_lanes, self.model, self.shards, lanes, capacity),
+            functools.partial(
+                decode.empty_lanes,
+                self.model,
+                self.shards,
+                lanes,
+                capacity,
+                int8=self.engine.int8_cache,
+            ),
         )
         self.board = Board(self.plan.shape, self.shards)
 
@@ -388,7 +404,7 @@ class _Rollout:
         """Caches [D, rows, K, ...] are split over shards and heads, states over shards."""
 
         def place(leaf: Any) -> Any:
-            return (self.everywhere, self.data, self.heads)[(leaf.ndim > 0) + (leaf.ndim == 5)]
+            return (self.everywhere, self.data, self.heads)[(leaf.ndim > 0) + (leaf.ndim >= 4)]
 
         return jax.tree.map(place, tree)
 

@@ -34,6 +34,10 @@ class EngineConfig:
     """Prompts that begin alike share those pages."""
     refill: bool = True
     """Begin waiting samples as soon as lanes fall free; False: a batch at a time."""
+    int8_weights: bool = False
+    """Decode with matrices of 8-bit integers: half the bytes to read a step, at some accuracy."""
+    int8_cache: bool = False
+    """Keep keys and values as 8-bit integers: twice as many fit, at some accuracy."""
     cache_bytes: int | None = None
     """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None: no
     limit."""
@@ -61,10 +65,11 @@ class Plan:
         )
 
 
-def token_bytes(model: ModelConfig) -> int:
-    """Keys and values of one token, all layers."""
+def token_bytes(model: ModelConfig, int8: bool = False) -> int:
+    """Keys and values of one token, all layers; as 8-bit integers, with a float32 scale each."""
     width = jnp.dtype(model.compute_dtype).itemsize
-    return model.num_layers * 2 * model.num_kv_heads * model.head_dim * width
+    vector = model.head_dim + 4 if int8 else model.head_dim * width
+    return model.num_layers * 2 * model.num_kv_heads * vector
 
 
 def make_plan(
@@ -125,7 +130,7 @@ def _plan(
     # A ring that grows is there twice for a moment, at its old and at its new size.
     sizes = capacities(engine.chunk, max_new_tokens)
     tokens = pages * engine.page + lanes * sum(sizes[-2:])
-    return Plan(shape, max_new_tokens, tokens * token_bytes(model))
+    return Plan(shape, max_new_tokens, tokens * token_bytes(model, engine.int8_cache))
 
 
 def power_of_two(value: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grm_jax.model import linear
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.linear import OutMajor
 from grm_jax.model.params import LAYER_KINDS, Params, param_table
@@ -23,8 +24,13 @@ from grm_jax.sampler.programs import Programs
 INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
 
-def decode_weights(programs: Programs, config: ModelConfig, params: Params) -> Params:
-    """The parameters as `decode` wants them; "blocks" is a tuple of one tree a block."""
+def decode_weights(
+    programs: Programs, config: ModelConfig, params: Params, *, int8: bool = False
+) -> Params:
+    """The parameters as `decode` wants them; "blocks" is a tuple of one tree a block.
+
+    int8: matrices as `model.linear.Int8`, the output head's too (words are looked up exactly).
+    """
     dtype = jnp.dtype(config.compute_dtype)
     mesh = programs.mesh
     # Split over `tensor`, a matrix keeps its dimensions: there is one to split in each.
@@ -39,6 +45,8 @@ def decode_weights(programs: Programs, config: ModelConfig, params: Params) -> P
         made: dict[str, Any] = {
             name: keep(params[name], axes[(name,)]) for name in ("embed", "final_norm")
         }
+        if int8:
+            made["head"] = linear.int8(made["embed"].T, 1)
         made["blocks"] = tuple(
             {kind: layer(params["blocks"][kind], kind, index) for kind in LAYER_KINDS}
             for index in range(config.num_blocks)
@@ -50,13 +58,17 @@ def decode_weights(programs: Programs, config: ModelConfig, params: Params) -> P
         for name, values in stacked.items():
             # Without the leading axis of layers.
             w = keep(values[index], axes["blocks", kind, name][1:])
-            if turn and name in INPUTS:
+            if int8 and name in INPUTS:
+                w = linear.int8(w, INPUTS[name])
+            elif turn and name in INPUTS:
                 inputs = math.prod(w.shape[: INPUTS[name]])
                 w = OutMajor(w.reshape(inputs, -1).T, w.shape[INPUTS[name] :])
             made[name] = w
         return made
 
-    given = tuple(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}))
+    given = (int8, *sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}))
     made = programs.run("weights", given, convert, params)
     # The tied embedding is [vocabulary, embed] already: nothing to copy.
-    return made | {"head": OutMajor(made["embed"], (config.vocab_size,))} if turn else made
+    if turn and not int8:
+        made["head"] = OutMajor(made["embed"], (config.vocab_size,))
+    return made

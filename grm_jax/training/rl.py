@@ -44,7 +44,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     if not config.sampling.unfiltered:
         raise ConfigError(
             "rl.sampling must draw from the whole distribution, or the policy's log-probabilities "
-            "are not those of its rollouts: give temperature > 0 and top_k=0, top_p=1, min_p=0, not "
+            "are not those of its rollouts: give temperature > 0, top_k=0, top_p=1, min_p=0, not "
             f"{config.sampling}"
         )
     stage = Stage(run, "rl", config, init)

@@ -258,6 +258,44 @@ def test_bfloat16(model, params, prompts, one_device, base_engine):
         assert np.isfinite(sample.logprobs).all() and (sample.logprobs < 0).all()
 
 
+@pytest.mark.parametrize("option", ["int8_weights", "int8_cache"])
+def test_8_bit_options_stay_near(option, prompts, draw_samples, make_sampler, trainer_logprobs):
+    """Off by default; log-probabilities move by a few hundredths, not more."""
+    engine = dataclasses.replace(make_sampler().engine, **{option: True})
+    found = draw_samples(requests(prompts), sampler=make_sampler(engine=engine))
+    gaps = [
+        np.abs(sample.logprobs - trainer_logprobs(sample, 1.0)).max() for sample in found.values()
+    ]
+    assert 1e-4 < max(gaps) < 0.3
+
+
+@pytest.mark.slow
+def test_a_prompt_of_5000_tokens_with_a_window_of_4096(small, make_params, one_device):
+    """Shared by three samples, or one each: the same, with the trainer's log-probabilities."""
+    model = small.replace(num_layers=2, sliding_window=4096, max_position=8192)
+    params = make_params(model, 0)
+    prompt = tuple(np.random.default_rng(0).integers(4, 40, 5000).tolist())
+    config, key = SamplingConfig(max_new_tokens=8), jax.random.key(0)
+    sampler = engine.Sampler(model, [NEVER], EngineConfig(3, 512, 2048, 4), one_device)
+    shared = list(sampler.sample(params, [Request("a", prompt, (0, 1, 2))], config, key))
+    single = [Request("a", prompt, (i,)) for i in range(3)]
+    alone = engine.Sampler(model, [NEVER], EngineConfig(1, 1024, 8192, 8), one_device)
+    repeated = list(alone.sample(params, single, config, key))
+    assert alone.stats.prefill_tokens == 3 * sampler.stats.prefill_tokens
+    by_index = {sample.index: sample for sample in repeated}
+    batch = collate(
+        [Example(prompt, tuple(sample.tokens.tolist())) for sample in shared[:1]],
+        length=5008,
+        completion=8,
+    )
+    trained, _ = completion_logprobs(
+        params, model, batch, temperature=1.0, remat="none", chunk=1024
+    )
+    np.testing.assert_allclose(shared[0].logprobs, trained[0], atol=1e-4)
+    for sample in shared:
+        assert sample.tokens.tolist() == by_index[sample.index].tokens.tolist()
+
+
 def test_errors_name_the_example_and_the_fix(draw_samples):
     with pytest.raises(ValueError, match="example a: the prompt has no tokens"):
         draw_samples([Request("a", (), (0,))])
