@@ -26,7 +26,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.sampler.critic import Critic, Critique, OrderMode, TemplateConfig, chunks
+from grm_jax.sampler.critic import AdaptiveK, Critic, Critique, OrderMode, TemplateConfig, chunks
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
@@ -52,6 +52,8 @@ class JudgeOptions:
     seed: int = 0
     greedy: bool = True
     """Also judge once greedily."""
+    adaptive: float | None = None
+    """Stop sampling a record at this probability of a change of verdict; None: draw all k."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,13 @@ class Judge:
                 found += [(GREEDY, c) for group in greedy.values() for c in group]
             if options.k:
                 drawn = critic.critiques(
-                    self.params, part, range(options.k), hot, key, progress=progress
+                    self.params,
+                    part,
+                    range(options.k),
+                    hot,
+                    key,
+                    adaptive=None if options.adaptive is None else AdaptiveK(options.adaptive),
+                    progress=progress,
                 )
                 found += [(c.index, c) for group in drawn.values() for c in group]
             scores = self._meta_scores(part, [c for _, c in found])

@@ -20,12 +20,13 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from grm_jax.benchmarks.results import versions
 from grm_jax.model.config import ModelConfig
+from grm_jax.sampler.plan import EngineConfig
 from grm_jax.training.run import read_model_config
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +35,10 @@ PEERS = ("grm", "llamacpp", "tunix", "hf")
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    model: tyro.conf.Positional[Path]
+    model: tyro.conf.Positional[Path | None] = None
+    device: Literal["cpu", "gpu"] = "cpu"
+    """gpu: the size below on the accelerator, without peers; see device.py."""
+    size: str = "2b"
     llamacpp: Path | None = None
     tunix: Path | None = None
     hf: Path | None = None
@@ -49,6 +53,14 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
+    if args.device == "gpu":
+        import device
+
+        found = device.measure(args.size, args.new, args.repeats, EngineConfig())
+        save(HERE / f"device_{args.size}.json", {"commit": git_commit(), **found})
+        return
+    if args.model is None:
+        raise SystemExit("give the folder that make_model.py wrote")
     python = {"grm": Path(sys.executable), "llamacpp": args.llamacpp, "tunix": args.tunix}
     python["hf"] = args.hf
     present = {name: path for name, path in python.items() if path is not None}

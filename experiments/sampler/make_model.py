@@ -34,7 +34,7 @@ CONFIG = ModelConfig(
 PROMPT_TOKENS = 4096
 
 
-def main(directory: Path, *, seed: int = 0) -> None:
+def main(directory: tyro.conf.Positional[Path], *, seed: int = 0) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     params = init_params(param_table(CONFIG), jax.random.key(seed))
     rng = np.random.default_rng(seed)
