@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -28,7 +27,7 @@ from grm_jax.parallel.mesh import data_parallel, replicated, sharding
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig, Plan, capacities, make_plan, power_of_two
+from grm_jax.sampler.plan import EngineConfig, Plan, capacities, make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
 from grm_jax.sampler.weights import decode_weights
@@ -293,8 +292,9 @@ class _Rollout:
     def _compute_batch(self, batch: list[list[Prompt]], place: int, most: int) -> None:
         """Page `place` of some prompts of each shard."""
         shape = self.plan.shape
-        rows = power_of_two(max(map(len, batch)))
-        rows = min(most, rows if rows < 4 else 4 ** math.ceil(math.log(rows, 4)))
+        rows = 1
+        while rows < max(map(len, batch)):
+            rows = min(most, 8 * rows)  # few shapes
         tokens = np.zeros((self.shards, rows, shape.page), np.int32)
         start = np.full((self.shards, rows), place * shape.page, np.int32)
         fill = np.zeros((self.shards, rows), np.int32)
@@ -368,7 +368,7 @@ class _Rollout:
         lanes = self.lanes.hidden.shape[1]
         fullest = max(collections.Counter(shard for shard, _ in self.board.running).values())
         fewer = lanes
-        while fewer >= 4 and fullest <= fewer // 4:
+        while fullest <= fewer // 4 and fewer // 4 >= max(1, self.engine.min_lanes):
             fewer //= 4
         if fewer == lanes:
             return

@@ -30,6 +30,9 @@ class EngineConfig:
     chunk: int = 64
     """Most decode steps between two looks of the host, which begins samples in lanes that fell
     free; the cache of drawn tokens grows in steps of as much."""
+    min_lanes: int = 16
+    """When nothing waits any more, those still under way are packed into a quarter of the lanes,
+    and again, but not below this: each size is a program to compile."""
     share: bool = True
     """Prompts that begin alike share those pages."""
     refill: bool = True
@@ -120,7 +123,7 @@ def _plan(
     typical = sum(n * min(n, most) for n in readers.values()) / sum(samples)
     ranks = min(lanes, power_of_two(math.ceil(typical)))
     # Prompts whose samples are ending hold pages beside those whose samples begin.
-    prompts = -(-lanes // ranks)
+    prompts = math.ceil(lanes * sum(samples) / sum(s * s for s in samples))
     if sum(len(request.samples) for request in requests) > lanes:
         prompts = 2 * prompts + 1
     deepest = max(depths)

@@ -186,7 +186,8 @@ def test_every_request_comes_back_once_and_statistics_add_up(prompts, draw_sampl
     assert found.keys() == {(r.example_id, i) for r in uneven for i in r.samples}
     assert sampler.stats.samples == len(found)
     assert sampler.stats.decode_tokens == sum(len(s.tokens) for s in found.values())
-    assert sampler.stats.prefill_tokens == sum(len(r.prompt) for r in uneven)
+    prompt_tokens = sampler.stats.prefill_tokens + sampler.stats.shared_tokens
+    assert prompt_tokens == sum(len(r.prompt) for r in uneven)
 
 
 def test_nothing_compiles_again_for_the_same_shapes(prompts, draw_samples, make_sampler):
