@@ -16,7 +16,9 @@ TINY = Setup(
     # The paper votes at temperature 0.5; the embedded policy is sharp enough at 1.
     judge=JudgeDefaults(temperature=1.0, max_new_tokens=64),
     mesh=MeshConfig(replica=-1, fsdp=1, cpu_devices=2),
-    engine=EngineConfig(max_rows=1024, page=48, prefill_tokens=65_536, chunk=40, min_lanes=1024),
+    engine=EngineConfig(
+        max_rows=1024, page=48, prefill_tokens=65_536, chunk=40, min_lanes=1024, spare=0.25
+    ),
     length_buckets=(32, 72, 112),
     prompt_buckets=(32, 48),
     remat="none",

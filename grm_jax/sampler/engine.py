@@ -199,7 +199,11 @@ class _Rollout:
             self.everywhere,
         )
         self.weights = decode_weights(
-            self.programs, self.model, params, int8=self.engine.int8_weights
+            self.programs,
+            self.model,
+            params,
+            plan.shape.lanes,
+            int8=self.engine.int8_weights,
         )
         self.chunk = min(self.engine.chunk, sampling.max_new_tokens)
         self.capacities = capacities(self.chunk, sampling.max_new_tokens)
@@ -255,6 +259,7 @@ class _Rollout:
             self._compute(pages)
             for admission in admissions:
                 self.board.admit(admission)
+            jax.block_until_ready(self.pages.last)
             self.stats.prefill_seconds += time.perf_counter() - started
             if not self.board.running:
                 break  # what was left is not wanted any more

@@ -33,6 +33,9 @@ class EngineConfig:
     min_lanes: int = 16
     """When nothing waits any more, those still under way are packed into a quarter of the lanes,
     and again, but not below this: each size is a program to compile."""
+    spare: float = 1.0
+    """Room for prompts beyond those that fill the lanes, as a share: where the samples of a prompt
+    end at different times, its last ones hold its pages while others have begun."""
     share: bool = True
     """Prompts that begin alike share those pages."""
     refill: bool = True
@@ -125,7 +128,7 @@ def _plan(
     # Prompts whose samples are ending hold pages beside those whose samples begin.
     prompts = math.ceil(lanes * sum(samples) / sum(s * s for s in samples))
     if sum(len(request.samples) for request in requests) > lanes:
-        prompts = 2 * prompts + 1
+        prompts = math.ceil((1 + engine.spare) * prompts) + 1
     deepest = max(depths)
     pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
     pages = max(deepest, min(step_up(pages), sum(depths)))
