@@ -7,7 +7,7 @@ from grm_jax.training.optimizer import OptimizerConfig
 
 # tie="expected": with the paper's rule this small policy learns false alarms that break ties.
 TINY = RL(
-    steps=75,
+    steps=100,
     prompts=32,
     group=8,
     kl_coef=0.02,

@@ -50,6 +50,8 @@ def main(args: Arguments) -> None:
         summary = json.loads((run_dir / "evaluation" / "summary.json").read_text())
         summary["seconds"] = json.loads((run_dir / "seconds.json").read_text())
         summary["meta_rm"] = json.loads((run_dir / "meta_rm" / "heldout.json").read_text())
+        recipe = json.loads((run_dir / "sft" / "config.json").read_text())
+        summary["cpu_devices"] = recipe["setup"]["mesh"]["cpu_devices"]
         per_seed[str(seed)] = summary
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
@@ -100,7 +102,27 @@ def table(per_seed: dict[str, Any]) -> str:
     for name in ("auc", "auc_within_item"):
         found = [s["meta_rm"][name] for s in per_seed.values()]
         lines.append(f"| meta RM, held-out {name} (x100) | {spread(found)} |")
+    for stage in ("sft", "rft", "rl"):
+        found = [s["audit"][stage]["false_alarm_rate"] for s in per_seed.values()]
+        lines.append(f"| false alarms of {stage} | {spread(found)} |")
+    for domain in ("combinations", "operands"):
+        found = [s["shifted"][domain]["vote@32"]["value"] for s in per_seed.values()]
+        lines.append(f"| RL, vote@32 on unseen {domain} | {spread(found)} |")
+    lines += ["", "With 95% intervals:", ""]
+    for seed, summary in per_seed.items():
+        rl = summary["figures"]["RL"]
+        cells = [f"{method} {interval(rl[method])}" for method in METHODS if method in rl]
+        lines.append(f"- seed {seed}, RL: {', '.join(cells)}")
+        cells = [f"{name} {interval(d, signed=True)}" for name, d in summary["differences"].items()]
+        lines.append(f"- seed {seed}, paired: {'; '.join(cells)}")
     return "\n".join(lines) + "\n"
+
+
+def interval(figure: dict[str, float], *, signed: bool = False) -> str:
+    """`value [low, high]`, in percent."""
+    sign = "+" if signed else ""
+    value, low, high = (format(100 * figure[key], f"{sign}.1f") for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def spread(values: list[float]) -> str:
