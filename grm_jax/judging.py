@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.training.examples import meta_example
 from grm_jax.training.run import load_params, read_model_config
 from grm_jax.training.step import param_shardings
+
+
+log = logging.getLogger("grm_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +149,7 @@ class Judge:
                 )
                 for (sample, critique), score in zip(found, scores, strict=True)
             ]
+        log.info("sampler          %s", self.sampler.summary())
         return rows
 
     def _meta_scores(

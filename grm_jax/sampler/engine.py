@@ -105,6 +105,17 @@ class Sampler:
         self.programs = Programs(mesh)
         self.stop_ids = np.asarray(sorted(stop_ids), np.int32)
 
+    def summary(self) -> str:
+        """One line: what was drawn so far, how fast, and what it took."""
+        stats, compiled = self.stats, self.programs.compilations
+        return (
+            f"{stats.samples:,} samples, {stats.decode_tokens:,} tokens, "
+            f"{stats.decode_tokens / max(stats.seconds, 1e-9):,.0f}/s; lanes "
+            f"{100 * stats.occupancy:.0f}% busy; {stats.prefill_tokens:,} prompt tokens computed, "
+            f"{stats.shared_tokens:,} shared; caches {stats.cache_bytes / 2**20:,.0f} MiB; "
+            f"{len(compiled)} programs compiled in {sum(c.seconds for c in compiled):.0f} s"
+        )
+
     def sample(
         self,
         params: Params,
@@ -135,7 +146,7 @@ class Sampler:
             self.model, self.engine, requests, sampling.max_new_tokens, shards, together
         )
         if plan.bytes > self.stats.cache_bytes:
-            log.debug("sampler: %s", plan)
+            log.info("sampler          %s", plan)
             self.stats.cache_bytes = plan.bytes
         rollout = _Rollout(self, params, plan, shards, sampling, key)
         for batch in self._batches(requests, plan, shards):

@@ -65,9 +65,10 @@ class Plan:
 
     def __str__(self) -> str:
         s = self.shape
+        shared = f"each read by up to {s.ranks} of them" if s.ranks > 1 else "a copy a sample"
         return (
-            f"{s.lanes} lanes x {self.capacity} tokens, {s.pages} pages x {s.page} tokens read by "
-            f"up to {s.ranks} lanes each, {self.bytes / 2**20:.0f} MiB"
+            f"{s.lanes} samples at once, up to {self.capacity} tokens each; prompts in {s.pages} "
+            f"pages of {s.page} tokens, {shared}; {self.bytes / 2**20:,.0f} MiB of caches a shard"
         )
 
 

@@ -18,7 +18,7 @@ args = arguments()
 model = read_model_config(args.model)
 mesh = make_mesh(1, 1, 1, jax.devices()[:1])
 _, params = load_params(args.model, shardings=param_shardings(param_table(model), mesh))
-engine = EngineConfig(max_rows=args.k, page=512, prefill_tokens=512, chunk=args.new)
+engine = EngineConfig(max_rows=args.k, page=512, prefill_tokens=512, chunk=32)
 sampler = Sampler(model, [model.vocab_size + 1], engine, mesh)
 request = Request("prompt", tuple(args.ids), tuple(range(args.k)))
 
