@@ -37,7 +37,6 @@ from grm_jax.training.examples import meta_example
 from grm_jax.training.run import load_params, read_model_config
 from grm_jax.training.step import param_shardings
 
-
 log = logging.getLogger("grm_jax")
 
 

@@ -273,6 +273,7 @@ class _Rollout:
             jax.block_until_ready(self.pages.last)
             self.stats.prefill_seconds += time.perf_counter() - started
             if not self.board.running:
+                assert not scheduler.waiting, "samples wait, and none can begin"
                 break  # what was left is not wanted any more
             started = time.perf_counter()
             ended = self._decode(scheduler.waiting)
@@ -358,10 +359,11 @@ class _Rollout:
         function = functools.partial(
             _decode_chunk, config=self.model, filters=filters, chunk=self.chunk
         )
-        shape = dataclasses.replace(self.plan.shape, lanes=lanes)
+        stop_ids = len(self.stop_ids)
         self.lanes, drawn = self.programs.run(
             "decode",
-            (self.shards, shape, capacity, filters, self.chunk, len(self.stop_ids)),
+            # The plan's own lanes decide the layout of the weights.
+            (self.shards, self.plan.shape, lanes, capacity, filters, self.chunk, stop_ids),
             function,
             self.weights,
             self.pages,
