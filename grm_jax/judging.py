@@ -200,6 +200,13 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
     """A judge from a run directory, a stage directory, or a Hugging Face folder."""
     folder = checkpoint.model_folder(path)
     about, model = read_about(folder), read_model_config(folder)
+    engine = about.get("engine", {})
+    unknown = engine.keys() - {field.name for field in dataclasses.fields(EngineConfig)}
+    if unknown:
+        raise ValueError(
+            f"{folder / checkpoint.ABOUT_FILE}: engine has the fields {sorted(unknown)}, which "
+            "this version does not know; delete them there"
+        )
     _, params = load_params(folder, shardings=param_shardings(param_table(model), mesh))
     return Judge(
         model,
@@ -207,7 +214,7 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
         load_tokenizer(folder),
         mesh,
         templates=TemplateConfig(**about.get("templates", {})),
-        engine=EngineConfig(**about.get("engine", {})),
+        engine=EngineConfig(**engine),
         defaults=JudgeDefaults(**about.get("judge", {})),
         meta=None if meta is None else load_scorer(meta, mesh),
     )

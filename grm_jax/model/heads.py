@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.linear import linear
 from grm_jax.model.params import Params
 
 
@@ -24,7 +23,7 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     Decoding may hold the embedding a second time in a faster form, as params["head"].
     """
     if "head" in params:
-        raw = linear(hidden, params["head"]).astype(jnp.float32)
+        raw = params["head"].apply(hidden, 1)
         return config.final_softcap * jnp.tanh(raw / config.final_softcap)
     return _logits(hidden, params["embed"].astype(hidden.dtype), config.final_softcap)
 

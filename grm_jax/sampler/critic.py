@@ -161,12 +161,15 @@ class Critic:
         requests: list[Request] = []
         order_of: dict[tuple[str, int], tuple[int, ...]] = {}
         for record in records:
-            groups: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+            # Samples of one order share a prompt. With adaptive k only as far as they run at once,
+            # so that whatever is drawn before a record is decided has seen all orders alike.
+            groups: dict[tuple[int, tuple[int, ...]], list[int]] = collections.defaultdict(list)
             chosen = self.orders(record, max(samples) + 1, salt)
-            for index in samples:
-                groups[chosen[index]].append(index)
+            for place, index in enumerate(samples):
+                turn = place // adaptive.together if adaptive else 0
+                groups[turn, chosen[index]].append(index)
                 order_of[record.id, index] = chosen[index]
-            for order, members in groups.items():
+            for (_, order), members in groups.items():
                 prompt = self.tokenizer.chat(self.messages(record, order, hinted=hinted))
                 requests.append(Request(record.id, tuple(prompt), tuple(members)))
         prompts = {(r.example_id, i): r.prompt for r in requests for i in r.samples}

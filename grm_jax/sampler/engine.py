@@ -141,9 +141,17 @@ class Sampler:
             self._check(request, sampling)
         if not requests:
             return
+        if together is not None and together < 1:
+            raise ValueError(f"together={together}; at least one sample of an example must run")
         shards = data_parallel(self.mesh)
         plan = make_plan(
-            self.model, self.engine, requests, sampling.max_new_tokens, shards, together
+            self.model,
+            self.engine,
+            requests,
+            sampling.max_new_tokens,
+            shards,
+            together,
+            split=self.mesh.shape["tensor"],
         )
         if plan.bytes > self.stats.cache_bytes:
             log.info("sampler          %s", plan)
@@ -266,23 +274,27 @@ class _Rollout:
         )
         while not scheduler.idle:
             pages, admissions = scheduler.fill()
-            started = time.perf_counter()
+            started = self._clock()
             self._compute(pages)
             for admission in admissions:
                 self.board.admit(admission)
             jax.block_until_ready(self.pages.last)
-            self.stats.prefill_seconds += time.perf_counter() - started
+            self.stats.prefill_seconds += self._clock() - started
             if not self.board.running:
                 assert not scheduler.waiting, "samples wait, and none can begin"
                 break  # what was left is not wanted any more
-            started = time.perf_counter()
+            started = self._clock()
             ended = self._decode(scheduler.waiting)
-            self.stats.decode_seconds += time.perf_counter() - started
+            self.stats.decode_seconds += self._clock() - started
             for running, stopped in ended:
                 scheduler.retire(running.admission.shard, running.admission.lane)
                 yield self._finish(running, stopped)
         self.stats.dropped += scheduler.dropped
         self.stats.shared_tokens += scheduler.shared_tokens
+
+    def _clock(self) -> float:
+        """Seconds, standing still while programs are compiled."""
+        return time.perf_counter() - sum(c.seconds for c in self.programs.compilations)
 
     def _finish(self, running: Running, stopped: bool) -> Sample:
         request, index = running.admission.prompt.request, running.admission.sample
@@ -350,10 +362,11 @@ class _Rollout:
         self._fit_ring()
         lanes = self.lanes.hidden.shape[1]
         total, running = self.shards * lanes, len(self.board.running)
+        shrinks = lanes // 4 >= self.engine.min_lanes and running > total // 4
         if waiting and self.engine.refill:
-            leave = max(1, total // 16)
+            leave = max(1, min(total, running) // 16)
         else:
-            leave = max(1, running - total // 4)
+            leave = running - total // 4 if shrinks else running
         work = jax.device_put(self.board.work(), self.data)
         filters, capacity = self.sampling.filters, self.lanes.ring.capacity
         function = functools.partial(
@@ -386,7 +399,7 @@ class _Rollout:
         lanes = self.lanes.hidden.shape[1]
         fullest = max(collections.Counter(shard for shard, _ in self.board.running).values())
         fewer = lanes
-        while fullest <= fewer // 4 and fewer // 4 >= max(1, self.engine.min_lanes):
+        while fullest <= fewer // 4 and fewer // 4 >= self.engine.min_lanes:
             fewer //= 4
         if fewer == lanes:
             return

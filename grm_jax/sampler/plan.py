@@ -48,6 +48,11 @@ class EngineConfig:
     """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None: no
     limit."""
 
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "page", "prefill_tokens", "chunk", "min_lanes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name}={getattr(self, name)}; give 1 or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -56,7 +61,7 @@ class Plan:
     Attributes:
       shape: lanes, pages, ranks.
       capacity: most drawn tokens a lane holds.
-      bytes: of pages and rings at their largest, a shard.
+      bytes: of pages and rings at their largest, a device.
     """
 
     shape: Shape
@@ -68,7 +73,7 @@ class Plan:
         shared = f"each read by up to {s.ranks} of them" if s.ranks > 1 else "a copy a sample"
         return (
             f"{s.lanes} samples at once, up to {self.capacity} tokens each; prompts in {s.pages} "
-            f"pages of {s.page} tokens, {shared}; {self.bytes / 2**20:,.0f} MiB of caches a shard"
+            f"pages of {s.page} tokens, {shared}; {self.bytes / 2**20:,.0f} MiB of caches a device"
         )
 
 
@@ -86,18 +91,24 @@ def make_plan(
     max_new_tokens: int,
     shards: int,
     together: int | None = None,
+    *,
+    split: int = 1,
 ) -> Plan:
     """The largest plan that the requests can use and the budget allows.
 
     Args:
       together: most samples of an example that run at once.
+      split: devices that share a shard's caches, each with some of the heads.
 
     Raises ValueError when not even one sample fits.
     """
-    wanted = sum(len(request.samples) for request in requests)
+    wanted_of: collections.Counter[str] = collections.Counter()
+    for request in requests:
+        wanted_of[request.example_id] += len(request.samples)
+    wanted = sum(min(count, together or count) for count in wanted_of.values())
     lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
     while True:
-        plan = _plan(model, engine, requests, max_new_tokens, lanes, together)
+        plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
         if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
             return plan
         if lanes == 1:
@@ -115,15 +126,18 @@ def _plan(
     max_new_tokens: int,
     lanes: int,
     together: int | None,
+    split: int,
 ) -> Plan:
     most = together or lanes
     samples = [min(most, len(request.samples)) for request in requests]
     depths = [-(-len(request.prompt) // engine.page) for request in requests]
-    # How many samples read the first page that a sample reads, on average over samples.
-    readers: collections.Counter[tuple[int, ...]] = collections.Counter()
+    # How many of an example's samples read the first page that a sample reads, on average. (A page
+    # that all examples share, of the template, is there once for so many readers.)
+    readers: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()
     for index, request in enumerate(requests):
         common = engine.share and len(request.prompt) > engine.page
-        readers[request.prompt[: engine.page] if common else (-index - 1,)] += samples[index]
+        first = request.prompt[: engine.page] if common else (-index - 1,)
+        readers[request.example_id, first] += samples[index]
     typical = sum(n * min(n, most) for n in readers.values()) / sum(samples)
     ranks = min(lanes, power_of_two(math.ceil(typical)))
     # Prompts whose samples are ending hold pages beside those whose samples begin.
@@ -132,12 +146,12 @@ def _plan(
         prompts = math.ceil((1 + engine.spare) * prompts) + 1
     deepest = max(depths)
     pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
-    pages = max(deepest, min(step_up(pages), sum(depths)))
+    pages = step_up(max(deepest, min(pages, sum(depths))))
     shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
     # A ring that grows is there twice for a moment, at its old and at its new size.
     sizes = capacities(engine.chunk, max_new_tokens)
     tokens = pages * engine.page + lanes * sum(sizes[-2:])
-    return Plan(shape, max_new_tokens, tokens * token_bytes(model, engine.int8_cache))
+    return Plan(shape, max_new_tokens, tokens * token_bytes(model, engine.int8_cache) // split)
 
 
 def power_of_two(value: int) -> int:

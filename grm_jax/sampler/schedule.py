@@ -201,9 +201,16 @@ class Scheduler:
         """
         while self._queue and not self._wanted(self._queue[0]):
             self.dropped += len(self._queue.popleft().samples)
-        if not self._queue:
+        most = self._together
+        found = (
+            index
+            for index, request in enumerate(self._queue)
+            if most is None or self._count[request.example_id] < most
+        )
+        place = next(found, None)
+        if place is None:
             return None
-        request = self._queue[0]
+        request = self._queue[place]
         room = sorted(range(len(self._lanes)), key=lambda shard: -len(self._lanes[shard]))
         for shard in room:
             if not self._lanes[shard]:
@@ -212,7 +219,7 @@ class Scheduler:
             missing = -(-len(request.prompt) // self.shape.page) - len(known)
             if missing > len(self._pages[shard]):
                 continue
-            self._queue.popleft()
+            del self._queue[place]
             new = self._take(shard, request, len(known))
             prompt = Prompt(request, shard, known + new, collections.deque(request.samples))
             for page in prompt.pages:
@@ -233,11 +240,17 @@ class Scheduler:
             if end >= len(request.prompt) or page is None:
                 break
             reserved = self.shape.ranks - len(page.free)
-            waiting = sum(len(p.waiting) for p in self._active[shard] if page in p.pages)
-            if reserved + waiting + len(request.samples) > self.shape.ranks:
+            waiting = sum(
+                self._at_once(len(p.waiting)) for p in self._active[shard] if page in p.pages
+            )
+            if reserved + waiting + self._at_once(len(request.samples)) > self.shape.ranks:
                 break
             found.append(page)
         return found
+
+    def _at_once(self, samples: int) -> int:
+        """So many of an example's samples as may run at once."""
+        return samples if self._together is None else min(samples, self._together)
 
     def _take(self, shard: int, request: Request, known: int) -> list[Page]:
         """Free pages for the rest of the prompt after `known` pages."""
@@ -248,7 +261,8 @@ class Scheduler:
             index = self._pages[shard].pop()
             page = Page(shard, index, start, request.prompt[start:end], ranks)
             prefix = request.prompt[:end]
-            if self._share and end < len(request.prompt) and (shard, prefix) not in self._known:
+            if self._share and end < len(request.prompt):
+                # The newest copy is the one that is found: it has the most ranks free.
                 page.prefix = prefix
                 self._known[shard, prefix] = page
             new.append(page)
@@ -263,5 +277,5 @@ class Scheduler:
             page.prompts -= 1
             if not page.prompts:
                 self._pages[prompt.shard].append(page.index)
-                if page.prefix is not None:
+                if page.prefix and self._known.get((page.shard, page.prefix)) is page:
                     del self._known[page.shard, page.prefix]

@@ -23,10 +23,6 @@ from grm_jax.sampler.programs import Programs
 # Input dimensions of each matrix of a layer.
 INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
-# Rows up to which a matrix product is faster with the matrix on the left (measured: 1.6 times with
-# 8 rows, 1.3 with 32, the same with 128, slower beyond).
-FEW = 128
-
 
 def decode_weights(
     programs: Programs, config: ModelConfig, params: Params, rows: int, *, int8: bool = False
@@ -42,7 +38,7 @@ def decode_weights(
     mesh = programs.mesh
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     # Split over `tensor`, a matrix keeps its dimensions: there is one to split in each.
-    turn = on_cpu and rows <= FEW and mesh.shape["tensor"] == 1
+    turn = on_cpu and rows <= linear.FEW and mesh.shape["tensor"] == 1
     axes = {spec.path: spec.axes for spec in param_table(config)}
 
     def keep(w: jax.Array, names: tuple[str | None, ...]) -> jax.Array:

@@ -221,9 +221,14 @@ def rollout_batch(
     for p, prompt in zip(chosen, prompts, strict=True):
         assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
     longest = max(len(prompt) for prompt in prompts)
-    length = next(bucket for bucket in prompt_buckets if bucket >= longest)
+    length = next((bucket for bucket in prompt_buckets if bucket >= longest), None)
+    if length is None:
+        raise ValueError(
+            f"a prompt of {longest} tokens is longer than the last of prompt_buckets, "
+            f"{prompt_buckets[-1]}; raise it"
+        )
     # Completions are padded to half or all of the maximum: two shapes.
-    half = max(8, config.sampling.max_new_tokens // 2)
+    half = max(8, -(-config.sampling.max_new_tokens // 2))
     width = round_up(max(len(c.tokens) for p in chosen for c in groups[p]), half)
     completions = [[c.tokens.tolist() for c in groups[p]] for p in chosen]
     batch = collate_groups(prompts, completions, length=length, completion=width)

@@ -223,6 +223,10 @@ def test_adaptive_k_leaves_out_what_would_not_change_a_verdict():
         None, records, range(16), SAMPLING, KEY, adaptive=AdaptiveK(0.05, 3), progress=done.append
     )  # fmt: skip
     assert stub.together == 3
+    # Each three samples in a row are requests of their own: all orders come in turn.
+    assert [r.samples for r in stub.requests if r.example_id == "even"][:4] == [
+        (0, 2), (1,), (3, 5), (4,),
+    ]  # fmt: skip
     assert len(found["clear"]) < 8 and len(found["even"]) == 16
     assert sum(done) == 3 * 16
     full = critic.critiques(None, records, range(16), SAMPLING, KEY)

@@ -202,7 +202,7 @@ def test_nothing_compiles_again_for_the_same_shapes(prompts, draw_samples, make_
 def test_prompts_that_begin_alike_share_pages(draw_samples, make_sampler, same_samples):
     """As the orders of one item's responses do: the same samples, fewer tokens computed."""
     head = tuple(range(4, 21))  # two pages of 8, and one token more
-    alike = [Request(f"r{i}", (*head, 30 + i, 25, 7), (0, 1)) for i in range(3)]
+    alike = [Request("r", (*head, 30 + i, 25, 7), (2 * i, 2 * i + 1)) for i in range(3)]
     usual, apart = make_sampler(), make_sampler(engine=EngineConfig(9, 8, 32, 6, share=False))
     found = draw_samples(alike, sampler=usual)
     same_samples(found, draw_samples(alike, sampler=apart))

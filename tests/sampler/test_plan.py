@@ -47,15 +47,33 @@ def test_few_samples_take_few_lanes(small):
 
 
 def test_common_beginnings_have_more_readers(small):
-    alike = [Request(str(i), (1,) * 8 + (i,), (0, 1, 2, 3)) for i in range(4)]
-    assert make_plan(small, ENGINE, alike, 40, 1).shape.ranks == 16
+    orders = [Request("a", (1,) * 8 + (i,), (4 * i, 4 * i + 1, 4 * i + 2)) for i in range(4)]
+    assert make_plan(small, ENGINE, orders, 40, 1).shape.ranks == 16  # for 12
     apart = EngineConfig(max_rows=32, page=8, chunk=16, share=False)
-    assert make_plan(small, apart, alike, 40, 1).shape.ranks == 4
+    assert make_plan(small, apart, orders, 40, 1).shape.ranks == 4
+    # A template that begins all prompts is not what decides.
+    examples = [Request(str(i), (1,) * 8 + (i,), (0, 1, 2)) for i in range(4)]
+    assert make_plan(small, ENGINE, examples, 40, 1).shape.ranks == 4
+
+
+def test_page_counts_are_rounded(small):
+    """Or each RL step, with prompts of other lengths, would compile its own programs."""
+    found = set()
+    for length in range(8, 40):
+        some = [*requests(4, 8, 8), Request("long", (7,) * length, tuple(range(8)))]
+        found.add(make_plan(small, ENGINE, some, 40, 1).shape.pages)
+    assert found <= {4, 6, 8, 12}
 
 
 def test_with_few_at_once_there_is_room_for_more_prompts(small):
     shape = make_plan(small, ENGINE, requests(40, 32), 40, 1, together=4).shape
     assert shape.ranks == 4 and shape.pages >= 16
+    assert make_plan(small, ENGINE, requests(1, 32), 40, 1, together=4).shape.lanes == 4
+
+
+def test_heads_of_a_shard_may_be_split(small):
+    whole = make_plan(small, ENGINE, requests(20, 8), 40, 1)
+    assert make_plan(small, ENGINE, requests(20, 8), 40, 1, split=2).bytes == whole.bytes // 2
 
 
 def test_the_budget_lowers_the_lanes(small):

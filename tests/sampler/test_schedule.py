@@ -20,7 +20,9 @@ def problems(draw):
     for i in range(draw(st.integers(1, 12))):
         head = draw(st.sampled_from(heads))
         prompt = (*head, *range(1000 * i, 1000 * i + draw(st.integers(1, 2 * size))))
-        requests.append(Request(f"r{i}", prompt, tuple(range(draw(st.integers(1, 7))))))
+        # Two requests an example, as with two orders of its responses.
+        samples = range(10 * (i % 2), 10 * (i % 2) + draw(st.integers(1, 7)))
+        requests.append(Request(f"r{i // 2}", prompt, tuple(samples)))
     deepest = max(-(-len(r.prompt) // size) for r in requests)
     shape = Shape(
         lanes=draw(st.integers(1, 6)),
@@ -29,14 +31,22 @@ def problems(draw):
         ranks=draw(st.integers(1, 5)),
         depth=deepest,
     )
-    return requests, shape, draw(st.integers(1, 2)), draw(st.booleans()), draw(st.integers(0, 99))
+    return requests, shape
 
 
-@given(problems())
-def test_every_sample_runs_once_and_memory_is_never_shared_wrongly(problem):
-    requests, shape, shards, share, seed = problem
+@given(
+    problems(),
+    st.integers(1, 2),
+    st.booleans(),
+    st.one_of(st.none(), st.integers(1, 4)),
+    st.integers(0, 99),
+)
+def test_every_sample_runs_once_and_memory_is_never_shared_wrongly(
+    problem, shards, share, together, seed
+):
+    requests, shape = problem
     rng = random.Random(seed)
-    scheduler = Scheduler(requests, shape, shards, share=share)
+    scheduler = Scheduler(requests, shape, shards, share=share, together=together)
     memory: dict[tuple[int, int], tuple[int, ...]] = {}  # page -> the prefix that it completes
     seen = collections.Counter()
     while not scheduler.idle:
@@ -61,6 +71,10 @@ def test_every_sample_runs_once_and_memory_is_never_shared_wrongly(problem):
                 assert memory[shard, page.index] == prompt[: (m + 1) * shape.page]
             assert lane < shape.lanes
         assert set(readers.values()) <= {1} and set(lanes.values()) <= {1}
+        at_once = collections.Counter(
+            a.prompt.request.example_id for a in scheduler.running.values()
+        )
+        assert together is None or max(at_once.values()) <= together
         # No lane stays free while a sample waits, if memory allows: something must run.
         assert scheduler.running
         for shard, lane in rng.sample(
