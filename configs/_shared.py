@@ -6,8 +6,8 @@
 
 from grm_jax.config import JudgeDefaults, MeshConfig, Setup
 from grm_jax.sampler.critic import TemplateConfig
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.plan import EngineConfig
 
 TINY = Setup(
     run_dir="runs/tiny",
@@ -16,8 +16,11 @@ TINY = Setup(
     # The paper votes at temperature 0.5; the embedded policy is sharp enough at 1.
     judge=JudgeDefaults(temperature=1.0, max_new_tokens=64),
     mesh=MeshConfig(replica=-1, fsdp=1, cpu_devices=2),
-    engine=EngineConfig(max_rows=1024, prefill_tokens=65_536, prompt_buckets=(32, 48), chunk=40),
+    engine=EngineConfig(
+        max_rows=1024, page=48, prefill_tokens=65_536, chunk=40, min_lanes=1024, spare=0.25
+    ),
     length_buckets=(32, 72, 112),
+    prompt_buckets=(32, 48),
     remat="none",
     logprob_chunk=1 << 20,
     checkpoint_every=25,
@@ -25,7 +28,7 @@ TINY = Setup(
 
 PRETRAINED = Setup(
     preferences="data/preferences.jsonl",
-    engine=EngineConfig(max_rows=256, prompt_buckets=(512, 1024, 2048, 4096, 7168), chunk=128),
+    engine=EngineConfig(),
     length_buckets=(1024, 2048, 4096, 8192),
     remat="block",
     checkpoint_every=50,

@@ -22,8 +22,8 @@ import tyro
 
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.sampler.critic import OrderMode, TemplateConfig
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.plan import EngineConfig
 from grm_jax.training.optimizer import OptimizerConfig
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -82,6 +82,8 @@ class Setup:
     engine: EngineConfig = EngineConfig()
     length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)
     """Training rows (prompt and critique) are padded to the next of these lengths."""
+    prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 7168)
+    """RL: prompts are padded to the next of these lengths."""
     logprob_chunk: int = 2048
     """Tokens whose logits over the vocabulary are held at once."""
     remat: Literal["none", "block"] = "block"

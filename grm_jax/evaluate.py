@@ -55,6 +55,9 @@ class Arguments:
     """Of the k samples; default: the judge's own, else 0.5, at which the paper votes."""
     max_new_tokens: int | None = None
     """Length limit of a critique, in tokens; default: the judge's own, else 1024."""
+    adaptive: float | None = None
+    """Stop sampling a record once the probability that further samples up to k change its verdict
+    is at most this, e.g. 0.01; 0: only when they can not."""
     k_meta: int | None = None
     """Samples that a guided vote keeps; default: half of its k, as in the paper."""
     ties: TieRule = "expected"
@@ -118,6 +121,7 @@ def evaluate(args: Arguments) -> Results:
         k_meta=args.k_meta,
         ties=args.ties,
         threshold=args.threshold,
+        adaptive=args.adaptive is not None,
         resamples=args.resamples,
         seed=args.seed,
         settings={
@@ -154,7 +158,9 @@ def _judge_with_model(
     # Only here, so that judging without a model needs no accelerator and starts at once.
     from grm_jax.judging import JudgeOptions
     from grm_jax.metrics import Progress, setup_logging
+    from grm_jax.train import setup_compilation_cache
 
+    setup_compilation_cache()
     judging = cast(Judging, importlib.import_module("grm_jax.judging"))
     setup_logging()
     options = JudgeOptions(
@@ -162,6 +168,7 @@ def _judge_with_model(
         temperature=args.temperature,
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
+        adaptive=args.adaptive,
     )
     progress = Progress("judging", len(records) * (args.k + 1))
     rows = judging.sample_rows(model, records, options, progress.update, meta=args.meta)
@@ -180,6 +187,10 @@ def _check(args: Arguments) -> None:
             f"--k {args.k} --k-meta {args.k_meta} --resamples {args.resamples}: k is 0 or more, "
             "the others 1 or more"
         )
+    if args.adaptive is not None and not 0 <= args.adaptive < 1:
+        raise ValueError(f"--adaptive {args.adaptive} is a probability, 0 or more and below 1")
+    if args.adaptive is not None and (args.meta is not None or args.judge is not None):
+        raise ValueError("--adaptive is for plain votes of a model: leave --meta and --judge out")
     if args.temperature is not None and not args.temperature > 0:
         raise ValueError(
             f"--temperature {args.temperature}: samples of a vote need one above 0; -k 0 judges "

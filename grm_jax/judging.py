@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,17 @@ from grm_jax.data.preferences import Preference
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.sampler.critic import Critic, Critique, OrderMode, TemplateConfig, chunks
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig, Sampler
+from grm_jax.sampler.critic import AdaptiveK, Critic, Critique, OrderMode, TemplateConfig, chunks
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.training.examples import meta_example
 from grm_jax.training.run import load_params, read_model_config
 from grm_jax.training.step import param_shardings
+
+log = logging.getLogger("grm_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,8 @@ class JudgeOptions:
     seed: int = 0
     greedy: bool = True
     """Also judge once greedily."""
+    adaptive: float | None = None
+    """Stop sampling a record at this probability of a change of verdict; None: draw all k."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +124,13 @@ class Judge:
                 found += [(GREEDY, c) for group in greedy.values() for c in group]
             if options.k:
                 drawn = critic.critiques(
-                    self.params, part, range(options.k), hot, key, progress=progress
+                    self.params,
+                    part,
+                    range(options.k),
+                    hot,
+                    key,
+                    adaptive=None if options.adaptive is None else AdaptiveK(options.adaptive),
+                    progress=progress,
                 )
                 found += [(c.index, c) for group in drawn.values() for c in group]
             scores = self._meta_scores(part, [c for _, c in found])
@@ -136,6 +148,7 @@ class Judge:
                 )
                 for (sample, critique), score in zip(found, scores, strict=True)
             ]
+        log.info("sampler          %s", self.sampler.summary())
         return rows
 
     def _meta_scores(
@@ -187,27 +200,24 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
     """A judge from a run directory, a stage directory, or a Hugging Face folder."""
     folder = checkpoint.model_folder(path)
     about, model = read_about(folder), read_model_config(folder)
+    engine = about.get("engine", {})
+    unknown = engine.keys() - {field.name for field in dataclasses.fields(EngineConfig)}
+    if unknown:
+        raise ValueError(
+            f"{folder / checkpoint.ABOUT_FILE}: engine has the fields {sorted(unknown)}, which "
+            "this version does not know; delete them there"
+        )
     _, params = load_params(folder, shardings=param_shardings(param_table(model), mesh))
-    engine = about.get("engine")
-    if engine is not None:
-        engine["prompt_buckets"] = tuple(engine["prompt_buckets"])
     return Judge(
         model,
         params,
         load_tokenizer(folder),
         mesh,
         templates=TemplateConfig(**about.get("templates", {})),
-        engine=EngineConfig(**engine) if engine else default_engine(model),
+        engine=EngineConfig(**engine),
         defaults=JudgeDefaults(**about.get("judge", {})),
         meta=None if meta is None else load_scorer(meta, mesh),
     )
-
-
-def default_engine(model: ModelConfig) -> EngineConfig:
-    """Prompt buckets that fit the model's positions."""
-    default = EngineConfig()
-    fitting = tuple(b for b in default.prompt_buckets if b < model.max_position)
-    return dataclasses.replace(default, prompt_buckets=fitting or (model.max_position // 2,))
 
 
 def sample_rows(

@@ -11,7 +11,7 @@ import tyro
 from grm_jax import config as configs
 from grm_jax.config import ConfigError, differences, load, to_json
 from grm_jax.model.config import SIZES, model_config
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.train import main, split_config
 from grm_jax.training.optimizer import make_optimizer
 
@@ -47,10 +47,10 @@ def test_every_recipe_loads_in_every_size(name, size):
     for stage in stages:
         sampling = getattr(stage, "sampling", None)
         if isinstance(sampling, SamplingConfig):
-            longest = setup.engine.prompt_buckets[-1] + sampling.max_new_tokens
+            longest = setup.prompt_buckets[-1] + sampling.max_new_tokens
             assert longest <= setup.length_buckets[-1]
             assert longest <= model_config(setup.size).max_position
-            assert sampling.filters == (False, 0, 1.0)
+            assert sampling.unfiltered
         optimizer = getattr(stage, "optimizer", None) or getattr(
             getattr(stage, "fitting", None), "optimizer", None
         )
@@ -117,14 +117,14 @@ def test_errors_list_what_there_is(tmp_path):
 def test_the_command_line_overrides_every_level():
     recipe = parse(
         "rl.py", "--run-dir", "runs/x", "--rl.kl-coef", "0.5", "--rl.sampling.temperature", "0.7",
-        "--rl.optimizer.name", "muon", "--engine.prompt-buckets", "8", "16", "--mesh.tensor", "2",
+        "--rl.optimizer.name", "muon", "--prompt-buckets", "8", "16", "--mesh.tensor", "2",
         "--rl.train-groups", "None", "--rl.no-save-rollouts", "--init", "some/model",
     )  # fmt: skip
     assert recipe.setup.run_dir == "runs/x"
     assert (recipe.rl.kl_coef, recipe.rl.sampling.temperature) == (0.5, 0.7)
     assert recipe.rl.sampling.max_new_tokens == load("rl.py").rl.sampling.max_new_tokens
     assert recipe.rl.optimizer.name == "muon"
-    assert recipe.setup.engine.prompt_buckets == (8, 16)
+    assert recipe.setup.prompt_buckets == (8, 16)
     assert recipe.setup.mesh.tensor == 2
     assert recipe.rl.train_groups is None and not recipe.rl.save_rollouts
     assert recipe.init == "some/model"

@@ -6,6 +6,8 @@
                 (0..k-1, k..2k-1, ...; a rest smaller than k is not used)
     meta@k      the same blocks, guided: the k_meta samples that the meta RM ranks highest vote
 
+    adaptive    all samples of a record, which has as many as it took to decide it
+
 Example: 32 samples, k = 8: four votes a record, the record's credit is their mean. With k = 32
 there is one vote. Blocks share no sample, so they estimate what a fresh vote of k would earn.
 
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 TieRule = Literal["expected", "wrong"]
-Kind = Literal["greedy", "sample", "vote", "meta"]
+Kind = Literal["greedy", "sample", "vote", "meta", "adaptive"]
 _Grouped = dict[str, list[SampleRow]]  # rows by record id
 
 
@@ -51,7 +53,7 @@ class Method:
 
     Attributes:
         name: "greedy", "sample@1", "vote@8", "meta@8".
-        k: samples a verdict.
+        k: samples a verdict; of adaptive votes, the most.
         credits: record id -> expected credit in 0..1, for every record.
         votes: number of verdicts, over all records.
         ties: share of the verdicts that are undecided: the top shared by several responses, or a
@@ -120,6 +122,7 @@ def aggregate(
     k_meta: int | None = None,
     ties: TieRule = "expected",
     threshold: float = 0.5,
+    adaptive: bool = False,
 ) -> Aggregate:
     """Every method's credit of every record.
 
@@ -136,6 +139,9 @@ def aggregate(
         threshold: for single responses: a mean score above it says correct. 0.5 fits the 0/1 scores
             of the `single` template; a scalar model's logit wants 0.
 
+        adaptive: records have as many samples as it took to decide them; the one vote, "adaptive",
+            is over all of a record's.
+
     Raises:
         DataError: no records, an id twice, a record without rows, gaps in the samples, meta scores
             for a part of the samples only, another number of scores than responses.
@@ -143,9 +149,10 @@ def aggregate(
     """
     if ties not in ("expected", "wrong"):
         raise ValueError(f"ties={ties!r}; it is 'expected' or 'wrong'")
-    greedy, sampled = _group(records, rows)
-    count = len(next(iter(sampled.values()))) if sampled else 0
-    chosen = tuple(dict.fromkeys(default_ks(count) if ks is None else ks))
+    greedy, sampled = _group(records, rows, uneven=adaptive)
+    count = max(map(len, sampled.values())) if sampled else 0
+    usual = () if adaptive else default_ks(count)
+    chosen = tuple(dict.fromkeys(usual if ks is None else ks))
     for k in chosen:
         if not 1 <= k <= count:
             raise ValueError(f"vote@{k} needs {k} samples a record, there are {count}")
@@ -154,6 +161,8 @@ def aggregate(
         plans.append(("greedy", "greedy", 1, greedy))
     if sampled:
         plans.append(("sample@1", "sample", 1, sampled))
+        if adaptive:
+            plans.append(("adaptive", "adaptive", count, sampled))
         for k in chosen:
             plans.append((f"vote@{k}", "vote", k, sampled))
         if _has_meta(sampled):
@@ -194,8 +203,9 @@ def _judge(
     for record in records:
         rows = grouped[record.id]
         earned = []
-        for start in range(0, len(rows) - k + 1, k):
-            block = rows[start : start + k]
+        size = len(rows) if kind == "adaptive" else k
+        for start in range(0, len(rows) - size + 1, size):
+            block = rows[start : start + size]
             scores = [row.scores for row in block]
             if kind == "meta":
                 keep = max(1, k // 2) if k_meta is None else k_meta
@@ -218,7 +228,9 @@ def _credit(verdict: Verdict, record: Preference, threshold: float) -> float:
     return credit(verdict, record.labels)
 
 
-def _group(records: Sequence[Preference], rows: Sequence[SampleRow]) -> tuple[_Grouped, _Grouped]:
+def _group(
+    records: Sequence[Preference], rows: Sequence[SampleRow], *, uneven: bool
+) -> tuple[_Grouped, _Grouped]:
     """Greedy rows and sampled rows (ascending) by record; each empty, or whole."""
     by_id = {record.id: record for record in records}
     if not records or len(by_id) != len(records):
@@ -260,7 +272,7 @@ def _group(records: Sequence[Preference], rows: Sequence[SampleRow]) -> tuple[_G
     for id, found in sampled.items():
         found.sort(key=lambda row: row.sample)
         indices = [row.sample for row in found]
-        if indices != wanted:
+        if len(set(indices)) < len(indices) if uneven else indices != wanted:
             raise DataError(
                 "sample",
                 f"{id!r} has {_ranges(indices)}, others have {_ranges(wanted)}",

@@ -92,6 +92,7 @@ def assess(
     k_meta: int | None = None,
     ties: TieRule = "expected",
     threshold: float = 0.5,
+    adaptive: bool = False,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -101,7 +102,7 @@ def assess(
 
     Args:
         judge: its name in tables.
-        ks, k_meta, ties, threshold: see `aggregate.aggregate`.
+        ks, k_meta, ties, threshold, adaptive: see `aggregate.aggregate`.
         resamples, seed: of the bootstrap.
         settings: stored in the results, beside those above.
         model: stored in the results; `trained`: whether its weights were.
@@ -109,7 +110,9 @@ def assess(
     Raises:
         DataError, ValueError: as `aggregate` raises.
     """
-    found = aggregate(records, rows, ks=ks, k_meta=k_meta, ties=ties, threshold=threshold)
+    found = aggregate(
+        records, rows, ks=ks, k_meta=k_meta, ties=ties, threshold=threshold, adaptive=adaptive
+    )
     figures = benchmark.figures(records)
     clusters = benchmark.clusters(records)
     values = np.stack([credit_vector(records, method.credits) for method in found.methods])

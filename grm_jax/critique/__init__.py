@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grm_jax.critique.adaptive import beyond_reach, change_probability, decided
 from grm_jax.critique.correctness import (
     best_label,
     is_correct,
@@ -20,7 +21,6 @@ from grm_jax.critique.voting import (
     majority,
     mean_scores,
     orders,
-    settled,
     shuffle,
     single_credit,
     unshuffle,
@@ -37,7 +37,10 @@ __all__ = [
     "Turn",
     "Verdict",
     "best_label",
+    "beyond_reach",
+    "change_probability",
     "credit",
+    "decided",
     "has_markers",
     "hint_text",
     "is_correct",
@@ -53,7 +56,6 @@ __all__ = [
     "render",
     "render_scores",
     "rule_reward",
-    "settled",
     "shuffle",
     "single_credit",
     "too_easy",

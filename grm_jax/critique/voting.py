@@ -177,32 +177,6 @@ def majority(choices: Sequence[int | None], n: int) -> Verdict:
     )
 
 
-def settled(scores: Sequence[Scores | None], *, z: float = 2.0, at_least: int = 4) -> bool:
-    """Adaptive k: whether the leader's margin is large enough to stop sampling.
-
-    With m samples used and margins d_j = S_leader,j - S_rival,j, the leader is settled against a
-    rival if sum_j d_j > z * sqrt(m * var(d) + m / 2); the m / 2 keeps a few equal margins from
-    looking certain. It must hold against each rival. Never before `at_least` samples, and never
-    for n = 1, where there is no rival.
-    """
-    used = [sample for sample in scores if sample is not None]
-    if len(used) < max(at_least, 2) or len(used[0]) < 2:
-        return False
-    verdict = vote(scores)
-    if verdict.tie:
-        return False
-    m, leader = len(used), verdict.best[0]
-    for rival in range(len(used[0])):
-        if rival == leader:
-            continue
-        margins = [sample[leader] - sample[rival] for sample in used]
-        mean = math.fsum(margins) / m
-        variance = math.fsum((margin - mean) ** 2 for margin in margins) / (m - 1)
-        if m * mean <= z * math.sqrt(m * variance + m / 2):
-            return False
-    return True
-
-
 def credit(verdict: Verdict, labels: Sequence[float]) -> float:
     """Expected accuracy of a verdict when ties are broken by a shuffle, as in evaluation.
 

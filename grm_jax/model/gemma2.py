@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from grm_jax.model.attention import attention, visible
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.linear import linear
 from grm_jax.model.params import LAYER_KINDS, Params
 from grm_jax.parallel.mesh import constrain
 
@@ -108,22 +109,24 @@ def _layer(
     """One Gemma-2 layer on x [B, T, D]."""
     c, dtype = config, x.dtype
     batch, length, _ = x.shape
-    w = {name: value.astype(dtype) for name, value in p.items() if not name.endswith("norm")}
+    w = {
+        name: value.astype(dtype) if isinstance(value, jax.Array) else value
+        for name, value in p.items()
+        if not name.endswith("norm")
+    }
     h = rms_norm(x, p["pre_attn_norm"], c.norm_eps)
-    q = rotate(jnp.einsum("btd,dnh->btnh", h, w["q"]), *rotation) * jnp.asarray(
-        c.query_scale, dtype
-    )
-    k = rotate(jnp.einsum("btd,dkh->btkh", h, w["k"]), *rotation)
-    v = jnp.einsum("btd,dkh->btkh", h, w["v"])
+    q = rotate(linear(h, w["q"]), *rotation) * jnp.asarray(c.query_scale, dtype)
+    k = rotate(linear(h, w["k"]), *rotation)
+    v = linear(h, w["v"])
     # Query head n uses key/value head n // G.
     q = q.reshape(batch, length, c.num_kv_heads, c.queries_per_kv, c.head_dim)
     out, emitted = attend(q, k, v)
     out = out.reshape(batch, length, c.num_heads, c.head_dim)
-    out = jnp.einsum("btnh,nhd->btd", out, w["o"])
+    out = linear(out, w["o"], 2)
     x = x + rms_norm(out, p["post_attn_norm"], c.norm_eps)
     h = rms_norm(x, p["pre_ffw_norm"], c.norm_eps)
-    gate = jax.nn.gelu(jnp.einsum("btd,df->btf", h, w["gate"]), approximate=True)
-    out = jnp.einsum("btf,fd->btd", gate * jnp.einsum("btd,df->btf", h, w["up"]), w["down"])
+    gate = jax.nn.gelu(linear(h, w["gate"]), approximate=True)
+    out = linear(gate * linear(h, w["up"]), w["down"])
     return x + rms_norm(out, p["post_ffw_norm"], c.norm_eps), emitted
 
 
@@ -140,7 +143,8 @@ def forward(
     """Final hidden states, after the last norm.
 
     Args:
-      params: the tree of `model.params`; float32 masters or already in the compute dtype.
+      params: the tree of `model.params`; float32 masters or already in the compute dtype. With
+        `layer_inputs`, "blocks" may also be a sequence of one tree a block.
       config: static.
       tokens: [B, T] token ids.
       positions: [B, T] positions, for the rotary embedding.
@@ -184,7 +188,11 @@ def forward(
             raise ValueError(f"{len(layer_inputs)} layer inputs for {config.num_blocks} blocks")
         emitted = []
         for index, inputs in enumerate(layer_inputs):
-            block_params = jax.tree.map(lambda w, index=index: w[index], params["blocks"])
+            block_params = (
+                params["blocks"][index]
+                if isinstance(params["blocks"], Sequence)
+                else jax.tree.map(lambda w, index=index: w[index], params["blocks"])
+            )
             x, new = block(x, block_params, inputs)
             emitted.append(new)
     return rms_norm(x, params["final_norm"], config.norm_eps), emitted

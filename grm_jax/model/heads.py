@@ -18,7 +18,13 @@ from grm_jax.model.params import Params
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """Softcapped float32 logits [..., V] of hidden [..., D] through the tied embedding."""
+    """Softcapped float32 logits [..., V] of hidden [..., D] through the tied embedding.
+
+    Decoding may hold the embedding a second time in a faster form, as params["head"].
+    """
+    if "head" in params:
+        raw = params["head"].apply(hidden, 1)
+        return config.final_softcap * jnp.tanh(raw / config.final_softcap)
     return _logits(hidden, params["embed"].astype(hidden.dtype), config.final_softcap)
 
 

@@ -1,10 +1,17 @@
-"""Prompts in, k samples of each out; the prompt computed and stored once for all its samples.
+"""Prompts in, k samples of each out; a prompt computed and stored once for all its samples.
 
-    cache.py    shared prompt keys/values, private suffix keys/values, attention over both
-    decode.py   the jitted part: prefill, a chunk of decode steps, drawing a token
-    engine.py   the host part: buckets, batches, chunks, results
-    critic.py   preference records in, parsed critiques out: prompt -> tokens -> samples -> scores
+    critic.py    preference records in, parsed critiques out: prompt -> tokens -> samples -> scores
+    engine.py    the host's loop: begin what waits, a chunk of steps, hand out what has ended
+    schedule.py  which sample runs in which lane and reads which pages; plain Python
+    plan.py      settings, and how much runs at once within a budget of bytes
+    board.py     the host's arrays that tell the device who reads what
+    decode.py    the jitted part: pages of prompts, a chunk of decode steps
+    cache.py     keys and values: shared pages, a ring of drawn tokens a lane, attention over both
+    draw.py      temperature, filters and the draw itself
+    weights.py   parameters in the layout that decoding wants
+    programs.py  compiled programs, counted and timed
+    scoring.py   scalar heads over rows
 
-Data flow: `Request(prompt ids, sample indices) -> prefill -> decode chunks -> Sample(ids,
-log-probabilities, finish reason)`.
+Data flow: `Request(prompt ids, sample indices) -> pages -> lanes -> chunks of steps -> Sample(ids,
+log-probabilities, finish reason)`, as each sample ends.
 """

@@ -1,22 +1,26 @@
-"""Keys and values while sampling: the prompt's stored once, the samples' own apart.
+"""Keys and values while sampling: prompts in pages stored once, samples' own tokens in lanes.
 
-P prompts with R samples each decode together. A layer's memory looks like this for one prompt of
-5 tokens (padded to S = 8), R = 2 samples, 3 tokens drawn so far (capacity T = 4):
+One layer's memory (page of S = 4 tokens, ring of T = 4 tokens):
 
-    prompt  v[P, K, S, h]      p0 p1 p2 p3 p4  .  .  .      read by both samples, never repeated
-    suffix  v[P, R, K, T, h]   a5 a6 a7  .                  sample 0
-                               b5 b6 b7  .                  sample 1
+    pages   v[D, P, K, S, h]     page 0: p0 p1 p2 p3     read by every lane whose prompt has it
+                                 page 1: p4 .  .  .
+    lanes   v[D, N, K, T, h]     lane 0: a5 a6 a7 .      each lane's newest tokens, as a ring:
+                                 lane 1: .  .  b5 .      all lanes write the same slot each step
 
-The query of a new token (position 8) attends to the prompt, to its own suffix, and to itself. The
-caches are only read inside the forward pass; the new keys and values come out of it and are written
+A query attends to its pages, to its ring and to itself. The queries of all lanes that read a page
+meet its keys in one matrix product: they are gathered into the grid [P, R] of ranks, and the
+results gathered back, a sum over a lane's pages. The softcap bounds the scores, so weights need no
+running maximum and the parts add up to one exact softmax (`attention.soft_weights`).
+
+What a query may see is decided by positions: a page says where it starts and how many tokens it
+holds, the token written a steps ago lies a + 1 positions back (`visible` while a < count). So
+padding, the sliding window, the ring's size and who shares what can not disturb each other.
+
+The caches are only read inside the forward pass; new keys and values come out of it and are written
 in place. Keys are stored transposed ([h, slots]), the layout in which scores are computed.
 
-What a query may see is decided by positions: prompt slot s holds position s (valid while
-s < length), suffix slot t holds position length + t. So padding, the sliding window and the
-capacity can not disturb each other.
-
-Dimensions: P prompts, S prompt slots, R samples a prompt, T suffix slots, K key/value heads,
-G query heads per key/value head, h head.
+Dimensions: D data-parallel shards, P pages, S page slots, R ranks, N lanes, M pages of a prompt,
+T ring slots, K key/value heads, G query heads per key/value head, h head, E embed.
 """
 
 from __future__ import annotations
@@ -29,62 +33,95 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model.attention import attention, soft_weights, visible
+from grm_jax.model.attention import soft_weights, visible
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Attend, Kind
 from grm_jax.model.params import LAYER_KINDS
 
-# One layer's {"k": ..., "v": ...}; a block's {"local": KeyValue, "global": KeyValue}.
+# One layer's {"k": ..., "v": ...}; a block's {"local": KeyValue, "global": KeyValue}. As 8-bit
+# integers, with float32 scales, one a vector: {"k_scale": [..., slots], "v_scale": [..., slots]}.
 KeyValue = dict[str, jax.Array]
 Block = dict[Kind, KeyValue]
 
 
 @flax.struct.dataclass
-class PromptCache:
-    """Keys [P, K, h, S] and values [P, K, S, h] of P prompts for each block; lengths [P]."""
+class Pages:
+    """Keys [D, P, K, h, S] and values [D, P, K, S, h] of prompts for each block; `last` [D, P, E]
+    is the final hidden state of the last token in each page."""
 
     blocks: tuple[Block, ...]
-    lengths: jax.Array
+    last: jax.Array
 
     @property
-    def slots(self) -> int:
-        return self.blocks[0]["local"]["v"].shape[2]
+    def size(self) -> int:
+        return self.blocks[0]["local"]["v"].shape[3]
 
 
-@flax.struct.dataclass
-class SuffixCache:
-    """Keys [P, R, K, h, T] and values [P, R, K, T, h] of drawn tokens for each block."""
+class Ring(flax.struct.PyTreeNode):
+    """Keys [D, N, K, h, T] and values [D, N, K, T, h] of drawn tokens for each block.
+
+    `slot` is the scalar index that is written next.
+    """
 
     blocks: tuple[Block, ...]
+    slot: jax.Array
 
     @property
     def capacity(self) -> int:
         return self.blocks[0]["local"]["v"].shape[3]
 
 
-def prompt_cache(config: ModelConfig, emitted: Block, lengths: jax.Array) -> PromptCache:
-    """The cache of what `prefill_attend` emitted (leaves stacked over blocks)."""
-    blocks = tuple(jax.tree.map(lambda x, i=i: x[i], emitted) for i in range(config.num_blocks))
-    return PromptCache(blocks, lengths)
+@flax.struct.dataclass
+class Layout:
+    """Who reads what, made by the host for each chunk.
+
+    Attributes:
+      start, fill: [D, P] first position of a page, tokens in it.
+      reader: [D, P * R] the lane at each rank of each page; any lane where there is none.
+      cell: [D, N, M] page * R + rank of each of a lane's pages.
+      used: [D, N, M] False where a lane has fewer pages.
+      length: [D, N] prompt tokens of a lane.
+    """
+
+    start: jax.Array
+    fill: jax.Array
+    reader: jax.Array
+    cell: jax.Array
+    used: jax.Array
+    length: jax.Array
 
 
-def empty_suffix(config: ModelConfig, prompts: int, samples: int, capacity: int) -> SuffixCache:
-    """A suffix cache of zeros with room for `capacity` tokens a sample."""
-    rows = (prompts, samples, config.num_kv_heads)
+def empty_pages(
+    config: ModelConfig, shards: int, pages: int, size: int, *, int8: bool = False
+) -> Pages:
+    blocks = _empty(config, (shards, pages, config.num_kv_heads), size, int8)
     dtype = jnp.dtype(config.compute_dtype)
+    return Pages(blocks, jnp.zeros((shards, pages, config.embed_dim), dtype))
+
+
+def empty_ring(
+    config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
+) -> Ring:
+    blocks = _empty(config, (shards, lanes, config.num_kv_heads), capacity, int8)
+    return Ring(blocks, jnp.zeros((), jnp.int32))
+
+
+def _empty(config: ModelConfig, rows: tuple[int, ...], slots: int, int8: bool) -> tuple[Block, ...]:
+    dtype = jnp.int8 if int8 else jnp.dtype(config.compute_dtype)
 
     def layer() -> KeyValue:
-        return {
-            "k": jnp.zeros((*rows, config.head_dim, capacity), dtype),
-            "v": jnp.zeros((*rows, capacity, config.head_dim), dtype),
+        made = {
+            "k": jnp.zeros((*rows, config.head_dim, slots), dtype),
+            "v": jnp.zeros((*rows, slots, config.head_dim), dtype),
         }
+        if int8:
+            made |= {name: jnp.zeros((*rows, slots)) for name in ("k_scale", "v_scale")}
+        return made
 
-    return SuffixCache(
-        tuple({kind: layer() for kind in LAYER_KINDS} for _ in range(config.num_blocks))
-    )
+    return tuple({kind: layer() for kind in LAYER_KINDS} for _ in range(config.num_blocks))
 
 
-def _map_layers(update: Callable[..., KeyValue], *blocks: Sequence[Block]) -> tuple[Block, ...]:
+def map_layers(update: Callable[..., KeyValue], *blocks: Sequence[Block]) -> tuple[Block, ...]:
     """update(layer of each argument) for every layer."""
     return tuple(
         {kind: update(*(block[kind] for block in zipped)) for kind in LAYER_KINDS}
@@ -92,116 +129,219 @@ def _map_layers(update: Callable[..., KeyValue], *blocks: Sequence[Block]) -> tu
     )
 
 
-def grow_suffix(suffix: SuffixCache, capacity: int) -> SuffixCache:
-    """The same cache with room for `capacity` tokens."""
-    more, keep = (0, capacity - suffix.capacity), (0, 0)
+def stored(new: KeyValue, like: KeyValue) -> KeyValue:
+    """New keys and values [..., h] as `like` stores them: 8-bit integers get scales [...]."""
+    if "k_scale" not in like:
+        return new
+    made = {}
+    for name in ("k", "v"):
+        x = new[name].astype(jnp.float32)
+        scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-12) / 127
+        made[name] = jnp.round(x / scale[..., None]).astype(jnp.int8)
+        made[f"{name}_scale"] = scale
+    return made
 
-    def grow(layer: KeyValue) -> KeyValue:
-        return {
-            "k": jnp.pad(layer["k"], (keep, keep, keep, keep, more)),
-            "v": jnp.pad(layer["v"], (keep, keep, keep, more, keep)),
-        }
 
-    return SuffixCache(_map_layers(grow, suffix.blocks))
+def scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """x [lead, ..., slots] times scale [lead, slots]; x itself without one."""
+    if scale is None:
+        return x
+    between = (1,) * (x.ndim - scale.ndim)
+    return x * scale.reshape(*scale.shape[:-1], *between, scale.shape[-1])
 
 
-def write_suffix(suffix: SuffixCache, new: Sequence[Block], slot: jax.Array) -> SuffixCache:
-    """Store the keys and values [P, R, K, h] that the forward pass emitted in `slot`."""
-    put = jax.lax.dynamic_update_slice_in_dim
+def resize_ring(ring: Ring, capacity: int) -> Ring:
+    """The newest `capacity` tokens of each lane, in a ring of that size."""
+    old = ring.capacity
+    kept = min(old, capacity)
+    index = (ring.slot - kept + jnp.arange(kept)) % old  # oldest kept ... newest
+    more = capacity - kept
+
+    def resize(layer: KeyValue) -> KeyValue:
+        made = {}
+        for name, array in layer.items():
+            axis = 4 if name == "k" else 3
+            room = [(0, more if i == axis else 0) for i in range(array.ndim)]
+            made[name] = jnp.pad(jnp.take(array, index, axis=axis), room)
+        return made
+
+    slot = jnp.asarray(kept % capacity, jnp.int32)
+    return Ring(map_layers(resize, ring.blocks), slot)
+
+
+def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
+    """Store the keys and values [D, N, K, h] that the forward pass emitted, and move on."""
 
     def write(layer: KeyValue, one: KeyValue) -> KeyValue:
-        return {
-            "k": put(layer["k"], one["k"][..., :, None], slot, axis=4),
-            "v": put(layer["v"], one["v"][..., None, :], slot, axis=3),
-        }
+        made = {}
+        for name, value in stored(one, layer).items():
+            axis = 4 if name == "k" else 3
+            made[name] = jax.lax.dynamic_update_slice_in_dim(
+                layer[name], jnp.expand_dims(value, axis), ring.slot, axis
+            )
+        return made
 
-    return SuffixCache(_map_layers(write, suffix.blocks, new))
+    return Ring(map_layers(write, ring.blocks, new), (ring.slot + 1) % ring.capacity)
 
 
-def prefill_attend(config: ModelConfig, positions: jax.Array, valid: jax.Array) -> Attend:
-    """Attention of prompts [P, S] over themselves that also emits their keys and values."""
-    masks = {
-        kind: visible(
-            positions,
-            positions,
-            window=config.sliding_window if kind == "local" else None,
-            key_valid=valid,
-        )
-        for kind in LAYER_KINDS
-    }
+def write_pages(pages: Pages, new: Sequence[Block], last: jax.Array, targets: jax.Array) -> Pages:
+    """Store computed pages: new k, v [D, A, S, K, h] and last [D, A, E] in pages `targets` [D, A].
+
+    Targets out of range are dropped.
+    """
+    shard = jnp.arange(targets.shape[0])[:, None]
+
+    def put(array: jax.Array, value: jax.Array) -> jax.Array:
+        return array.at[shard, targets].set(value.astype(array.dtype), mode="drop")
+
+    def write(layer: KeyValue, one: KeyValue) -> KeyValue:
+        made = {name: jnp.moveaxis(value, 2, 3) for name, value in stored(one, layer).items()}
+        made["k"] = made["k"].swapaxes(3, 4)
+        return {name: put(layer[name], value) for name, value in made.items()}
+
+    return Pages(map_layers(write, pages.blocks, new), put(pages.last, last))
+
+
+def rows_of(array: jax.Array, index: jax.Array) -> jax.Array:
+    """array[d, index[d]] for each shard: [D, X, ...], [D, ...] -> [D, ..., ...]."""
+    return jax.vmap(lambda a, i: a.at[i].get(mode="promise_in_bounds"))(array, index)
+
+
+def page_attend(
+    config: ModelConfig, start: jax.Array, fill: jax.Array, earlier: jax.Array | None, size: int
+) -> Attend:
+    """Attention of pages being computed over themselves and the prompt's earlier pages.
+
+    The forward pass runs on [D * A, S].
+
+    Args:
+      start, fill: [D, A] first position and tokens of each page.
+      earlier: [D, A, M] the prompt's pages by place (those before `start` are read); None if no
+        page has one.
+      size: S.
+    """
+    shards, count = start.shape
+    offsets = jnp.arange(size)
+    positions = (start[..., None] + offsets).reshape(-1, size)
+    valid = (offsets < fill[..., None]).reshape(-1, size)
+    masks: dict[str, Any] = {}
+    for kind in LAYER_KINDS:
+        window = config.sliding_window if kind == "local" else None
+        own = visible(positions, positions, window=window, key_valid=valid)[:, None, None]
+        before = None
+        if earlier is not None:
+            places = jnp.broadcast_to(
+                jnp.arange(earlier.shape[2] * size), (shards * count, earlier.shape[2] * size)
+            )
+            complete = places < start.reshape(-1, 1)  # earlier pages are full
+            before = visible(positions, places, window=window, key_valid=complete)[:, None, None]
+        masks[kind] = own, before
+    weigh = functools.partial(soft_weights, softcap=config.attn_softcap)
 
     def attend(q, k, v, kind, layer_input):
-        del layer_input
-        out = attention(q, k, v, masks[kind], softcap=config.attn_softcap)
-        return out, {"k": k.transpose(0, 2, 3, 1), "v": v.swapaxes(1, 2)}
+        own, before = masks[kind]
+        f32 = jnp.float32
+        e = weigh(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=f32), own)
+        total = jnp.sum(e, axis=-1)
+        out = jnp.einsum("bkgts,bskh->btkgh", e.astype(v.dtype), v, preferred_element_type=f32)
+        if earlier is not None:
+            kv = layer_input["pages"]
+            found = {
+                name: rows_of(array, earlier).reshape(-1, *earlier.shape[2:], *array.shape[2:])
+                for name, array in kv.items()
+            }
+            # Pages one after the other: keys [B, K, h, M * S], values [B, K, M * S, h].
+            keys = jnp.moveaxis(found.pop("k"), 1, 3).astype(q.dtype)
+            keys = keys.reshape(*keys.shape[:3], -1)
+            values = jnp.moveaxis(found.pop("v"), 1, 2).astype(v.dtype)
+            values = values.reshape(*values.shape[:2], -1, values.shape[-1])
+            scales = {
+                name: jnp.moveaxis(array, 1, 2).reshape(*keys.shape[:2], -1)
+                for name, array in found.items()
+            }
+            raw = jnp.einsum("btkgh,bkhs->bkgts", q, keys, preferred_element_type=f32)
+            e = weigh(scaled(raw, scales.get("k_scale")), before)
+            total += jnp.sum(e, axis=-1)
+            e = scaled(e, scales.get("v_scale")).astype(v.dtype)
+            out += jnp.einsum("bkgts,bksh->btkgh", e, values, preferred_element_type=f32)
+        # Padding sees nothing at all in a local layer: 0 / 0 would be NaN.
+        out = out / jnp.maximum(total, 1e-30).transpose(0, 3, 1, 2)[..., None]
+        rows = (shards, count)
+        emitted = {"k": k.reshape(*rows, *k.shape[1:]), "v": v.reshape(*rows, *v.shape[1:])}
+        return out.astype(q.dtype), emitted
 
     return attend
 
 
-def decode_attend(
-    config: ModelConfig,
-    lengths: jax.Array,
-    positions: jax.Array,
-    slot: jax.Array,
-    prompt_slots: int,
-    capacity: int,
+def lane_attend(
+    config: ModelConfig, layout: Layout, counts: jax.Array, ring: Ring, size: int
 ) -> Attend:
-    """Attention of one new token a sample over prompt, suffix and itself.
-
-    The forward pass runs on [P, R]: its token dimension holds the R samples of a prompt, so all
-    their queries meet the prompt's keys in one matrix product of R * G rows.
+    """Attention of one new token a lane over pages, ring and itself; runs on [D, N].
 
     Args:
-      lengths: [P] prompt lengths.
-      positions: [P, R] positions of the new tokens.
-      slot: suffix slots below it are filled.
-      prompt_slots, capacity: S and T.
+      counts: [D, N] tokens of each lane that are in the ring (the new one is not).
+      size: S.
     """
-    prompt_pos = jnp.broadcast_to(jnp.arange(prompt_slots), (lengths.shape[0], prompt_slots))
-    suffix_index = jnp.arange(capacity)
-    suffix_pos = lengths[:, None] + suffix_index  # [P, T]
+    shards, pages = layout.start.shape
+    ranks = layout.reader.shape[1] // pages
+    capacity = ring.capacity
+    position = layout.length + counts  # [D, N]
+    reading = rows_of(position, layout.reader).reshape(shards * pages, ranks)
+    slots = layout.start.reshape(-1, 1) + jnp.arange(size)
+    filled = jnp.arange(size) < layout.fill.reshape(-1, 1)
+    # The token in a slot was written `age` steps before the last one.
+    age = (ring.slot - 1 - jnp.arange(capacity)) % capacity
     masks = {}
     for kind in LAYER_KINDS:
         window = config.sliding_window if kind == "local" else None
-        in_prompt = visible(
-            positions, prompt_pos, window=window, key_valid=prompt_pos < lengths[:, None]
+        in_page = visible(reading, slots, window=window, key_valid=filled)
+        in_ring = age < counts[..., None]
+        if window is not None:
+            in_ring &= age + 1 < window
+        masks[kind] = (
+            in_page.reshape(shards, pages, 1, ranks, 1, size),
+            in_ring[:, :, None, None, :],
         )
-        in_suffix = visible(
-            positions,
-            suffix_pos,
-            window=window,
-            key_valid=jnp.broadcast_to(suffix_index < slot, suffix_pos.shape),
-        )
-        # [P, 1, R, 1, S] and [P, R, 1, 1, T]: broadcast over K and G.
-        masks[kind] = in_prompt[:, None, :, None, :], in_suffix[:, :, None, None, :]
-
-    # The three parts of the keys add up to one exact softmax.
     weigh = functools.partial(soft_weights, softcap=config.attn_softcap)
+    single = layout.cell.shape[2] == 1
 
     def attend(q, k, v, kind, layer_input):
-        prompt, suffix = layer_input["prompt"], layer_input["suffix"]
-        prompt_mask, suffix_mask = masks[kind]
+        prompt, own_ring = layer_input["pages"], layer_input["ring"]
+        page_mask, ring_mask = masks[kind]
         f32 = jnp.float32
-        p = jnp.einsum("prkgh,pkhs->pkrgs", q, prompt["k"], preferred_element_type=f32)
-        s = jnp.einsum("prkgh,prkht->prkgt", q, suffix["k"], preferred_element_type=f32)
-        own = jnp.einsum("prkgh,prkh->prkg", q, k, preferred_element_type=f32)
-        p, s, own = weigh(p, prompt_mask), weigh(s, suffix_mask), weigh(own, None)
-        total = jnp.sum(p, axis=-1).swapaxes(1, 2) + jnp.sum(s, axis=-1) + own  # [P, R, K, G]
-        out = jnp.einsum(
-            "pkrgs,pksh->pkrgh", p.astype(v.dtype), prompt["v"], preferred_element_type=f32
-        ).swapaxes(1, 2)
-        out += jnp.einsum(
-            "prkgt,prkth->prkgh", s.astype(v.dtype), suffix["v"], preferred_element_type=f32
-        )
-        out += own[..., None] * v[:, :, :, None, :]
+        asked = rows_of(q, layout.reader).reshape(shards, pages, ranks, *q.shape[2:])
+        keys, values = prompt["k"].astype(q.dtype), prompt["v"].astype(v.dtype)
+        raw = jnp.einsum("dprkgh,dpkhs->dpkrgs", asked, keys, preferred_element_type=f32)
+        e = weigh(scaled(raw, prompt.get("k_scale")), page_mask)
+        weight = jnp.sum(e, axis=-1).swapaxes(2, 3)  # [D, P, R, K, G]
+        e = scaled(e, prompt.get("v_scale")).astype(v.dtype)
+        part = jnp.einsum("dpkrgs,dpksh->dprkgh", e, values, preferred_element_type=f32)
+        part = rows_of(part.reshape(shards, pages * ranks, *q.shape[2:]), layout.cell)
+        weight = rows_of(weight.reshape(shards, pages * ranks, *q.shape[2:4]), layout.cell)
+        if single:
+            out, total = part[:, :, 0], weight[:, :, 0]
+        else:
+            used = layout.used[..., None, None]
+            out = jnp.sum(jnp.where(used[..., None], part, 0.0), axis=2)
+            total = jnp.sum(jnp.where(used, weight, 0.0), axis=2)
+        keys, values = own_ring["k"].astype(q.dtype), own_ring["v"].astype(v.dtype)
+        raw = jnp.einsum("dnkgh,dnkht->dnkgt", q, keys, preferred_element_type=f32)
+        e = weigh(scaled(raw, own_ring.get("k_scale")), ring_mask)
+        total += jnp.sum(e, axis=-1)
+        e = scaled(e, own_ring.get("v_scale")).astype(v.dtype)
+        out += jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32)
+        e = weigh(jnp.einsum("dnkgh,dnkh->dnkg", q, k, preferred_element_type=f32), None)
+        total += e
+        out += e[..., None] * v[:, :, :, None, :]
         return (out / total[..., None]).astype(q.dtype), {"k": k, "v": v}
 
     return attend
 
 
-def layer_inputs(prompt: PromptCache, suffix: SuffixCache) -> list[dict[Kind, Any]]:
-    """What `decode_attend` reads, one entry a block."""
+def layer_inputs(pages: Pages, ring: Ring | None = None) -> list[dict[Kind, Any]]:
+    """What the attends above read, one entry a block."""
+    rings = ring.blocks if ring is not None else [{}] * len(pages.blocks)
     return [
-        {kind: {"prompt": p[kind], "suffix": s[kind]} for kind in LAYER_KINDS}
-        for p, s in zip(prompt.blocks, suffix.blocks, strict=True)
+        {kind: {"pages": p[kind], "ring": r.get(kind)} for kind in LAYER_KINDS}
+        for p, r in zip(pages.blocks, rings, strict=True)
     ]

@@ -17,12 +17,13 @@ from typing import Literal
 import jax
 import numpy as np
 
-from grm_jax.critique import Template, orders, read, render, shuffle, unshuffle
+from grm_jax.critique import Template, decided, orders, read, render, shuffle, unshuffle
 from grm_jax.critique.prompt import Message
 from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import FinishReason, Request, Sampler
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.engine import FinishReason, Sampler
+from grm_jax.sampler.schedule import Request
 from grm_jax.tokenizer import Tokenizer
 
 OrderMode = Literal["balanced", "random", "given", "one"]
@@ -38,6 +39,16 @@ class TemplateConfig:
     """For single responses in training and where their label is 0 or 1 (score 0 or 1)."""
     meta: str = "meta"
     """What the meta RM reads before the critique."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveK:
+    """Stop sampling a record when further samples would hardly change its verdict."""
+
+    bound: float = 0.01
+    """Probability of a change of verdict that is accepted; 0: only when none is possible."""
+    together: int = 4
+    """Most samples of a record that run at once: what may have begun before it is decided."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +142,7 @@ class Critic:
         *,
         hinted: bool = False,
         salt: str = "",
+        adaptive: AdaptiveK | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, list[Critique]]:
         """Critiques of every record, by id, in the order of `samples`.
@@ -140,7 +152,8 @@ class Critic:
           key: of the run, stage and step.
           hinted: append the hint that gives the best response away (RFT).
           salt: varies the orders, e.g. with the training step.
-          progress: called with the number of samples that were finished.
+          adaptive: leave out samples of records that are decided.
+          progress: called with the number of samples that were finished or left out.
         """
         by_id = {record.id: record for record in records}
         if len(by_id) != len(records):
@@ -148,17 +161,35 @@ class Critic:
         requests: list[Request] = []
         order_of: dict[tuple[str, int], tuple[int, ...]] = {}
         for record in records:
-            groups: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+            # Samples of one order share a prompt. With adaptive k only as far as they run at once,
+            # so that whatever is drawn before a record is decided has seen all orders alike.
+            groups: dict[tuple[int, tuple[int, ...]], list[int]] = collections.defaultdict(list)
             chosen = self.orders(record, max(samples) + 1, salt)
-            for index in samples:
-                groups[chosen[index]].append(index)
+            for place, index in enumerate(samples):
+                turn = place // adaptive.together if adaptive else 0
+                groups[turn, chosen[index]].append(index)
                 order_of[record.id, index] = chosen[index]
-            for order, members in groups.items():
+            for (_, order), members in groups.items():
                 prompt = self.tokenizer.chat(self.messages(record, order, hinted=hinted))
                 requests.append(Request(record.id, tuple(prompt), tuple(members)))
         prompts = {(r.example_id, i): r.prompt for r in requests for i in r.samples}
         found: dict[str, dict[int, Critique]] = collections.defaultdict(dict)
-        for sample in self.sampler.sample(params, requests, sampling, key):
+
+        def wanted(request: Request) -> bool:
+            seen = found[request.example_id]
+            return adaptive is None or not self._decided(
+                by_id[request.example_id], list(seen.values()), len(samples), adaptive.bound
+            )
+
+        drawn = self.sampler.sample(
+            params,
+            requests,
+            sampling,
+            key,
+            wanted=wanted,
+            together=adaptive.together if adaptive else None,
+        )
+        for sample in drawn:
             name = (sample.example_id, sample.index)
             record, order = by_id[sample.example_id], order_of[name]
             stopped = sample.finish_reason == "stop"
@@ -178,7 +209,25 @@ class Critic:
             )
             if progress is not None:
                 progress(1)
-        return {record.id: [found[record.id][i] for i in samples] for record in records}
+        result = {
+            record.id: [found[record.id][i] for i in samples if i in found[record.id]]
+            for record in records
+        }
+        if progress is not None and adaptive is not None:
+            progress(len(records) * len(samples) - sum(map(len, result.values())))
+        return result
+
+    def _decided(
+        self, record: Preference, critiques: Sequence[Critique], count: int, bound: float
+    ) -> bool:
+        """Whether the rest of `count` samples would change the verdict."""
+        template, remaining = self.template(record), count - len(critiques)
+        scores = [critique.scores for critique in critiques]
+        if len(record.responses) == 1:
+            middle = (template.low + template.high) / 2
+            scores = [None if s is None else (s[0], middle) for s in scores]
+            return decided(scores, remaining, bound, span=(template.high - template.low) / 2)
+        return decided(scores, remaining, bound, span=template.high - template.low)
 
 
 def chunks(items: Sequence[Preference], size: int) -> Iterator[Sequence[Preference]]:

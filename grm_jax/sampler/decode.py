@@ -1,17 +1,17 @@
-"""The jitted part of sampling: prefill, drawing a token, and a chunk of decode steps.
+"""The jitted part of sampling: computing pages of prompts, and a chunk of decode steps.
 
 Everything these functions read is an argument or a hashable static, so a program never runs with
 another call's stop ids or seed.
 
-Randomness belongs to a sample, not to a slot: token t of a sample is drawn with
-`fold_in(sample_key, t)`, whatever it is batched with.
+Randomness belongs to a sample, not to a lane: token t of a sample is drawn with
+`fold_in(sample_key, t)`, whatever runs beside it.
 
-Dimensions: P prompts, S prompt slots, R samples a prompt, T suffix slots, V vocabulary.
+Dimensions: D data-parallel shards, N lanes, P pages, S page slots, A pages computed at once, M
+pages of a prompt, C steps of a chunk, V vocabulary, E embed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import flax.struct
@@ -23,210 +23,203 @@ from grm_jax.model.gemma2 import forward
 from grm_jax.model.heads import logits
 from grm_jax.model.params import Params
 from grm_jax.sampler import cache
+from grm_jax.sampler.draw import Filters, draw
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How tokens are drawn."""
-
-    temperature: float = 1.0
-    """0 is greedy. Log-probabilities are those of softmax(logits / temperature)."""
-    top_k: int = 0
-    """Draw from the k most likely tokens only; 0 for all. For use, not for RL rollouts: the
-    reported log-probability stays that of the unfiltered distribution."""
-    top_p: float = 1.0
-    """Draw from the smallest set of tokens with at least this probability; 1 for all."""
-    max_new_tokens: int = 1024
-    """Tokens a sample may have; one that has not stopped by then is marked `length`."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} is negative; 0 is greedy")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
-        if self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError("top_k must be >= 0 and max_new_tokens >= 1")
-
-    @property
-    def filters(self) -> tuple[bool, int, float]:
-        """The static part: greedy, top_k, top_p."""
-        return self.temperature == 0, self.top_k, self.top_p
-
-
-class DecodeState(flax.struct.PyTreeNode):
-    """P x R samples in flight.
+class Lanes(flax.struct.PyTreeNode):
+    """What stays on the device between chunks.
 
     Attributes:
-      suffix: keys and values of the tokens written so far.
-      slot: scalar, number of suffix slots filled.
-      last: [P, R] the newest token, not yet in the suffix.
-      tokens: [P, R, T] drawn tokens; logprobs: [P, R, T] float32.
-      counts: [P, R] tokens drawn. done: [P, R] stopped (or never alive).
-      stopped: [P, R] drew a stop id.
-      keys: [P, R] a random key a sample.
+      ring: keys and values of the tokens drawn so far.
+      hidden: [D, N, E] final state from which a lane's next token is drawn.
     """
 
-    suffix: cache.SuffixCache
-    slot: jax.Array
-    last: jax.Array
+    ring: cache.Ring
+    hidden: jax.Array
+
+
+@flax.struct.dataclass
+class Work:
+    """What a chunk has to do, made by the host.
+
+    Attributes:
+      layout: who reads which page.
+      page: [D, N] the page that a lane which begins takes its first state from, -1 for the others.
+      names: [D, N, 3] uint32, example id and sample index: what a sample's key is made of.
+      counts: [D, N] tokens drawn. alive: [D, N] lanes with a sample.
+    """
+
+    layout: cache.Layout
+    page: jax.Array
+    names: jax.Array
+    counts: jax.Array
+    alive: jax.Array
+
+
+@flax.struct.dataclass
+class Drawn:
+    """What a chunk drew: tokens, logprobs [D, N, C]; counts [D, N]; alive, stopped [D, N].
+
+    `steps` is the number of steps made. A lane that is no longer alive has ended, by a stop id if
+    `stopped`.
+    """
+
     tokens: jax.Array
     logprobs: jax.Array
     counts: jax.Array
-    done: jax.Array
+    alive: jax.Array
     stopped: jax.Array
-    keys: jax.Array
+    steps: jax.Array
 
 
-def keep_top(z: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Logits [..., V] with all but the allowed tokens at -inf."""
-    if top_k:
-        kth = jax.lax.top_k(z, top_k)[0][..., -1:]
-        z = jnp.where(z < kth, -jnp.inf, z)
-    if top_p < 1.0:
-        ordered = -jnp.sort(-z, axis=-1)
-        probability = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability
-        count = jnp.sum(before < top_p, axis=-1, keepdims=True)
-        z = jnp.where(z < jnp.take_along_axis(ordered, count - 1, axis=-1), -jnp.inf, z)
-    return z
+def empty_lanes(
+    config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
+) -> Lanes:
+    ring = cache.empty_ring(config, shards, lanes, capacity, int8=int8)
+    shape = (shards, lanes, config.embed_dim)
+    return Lanes(ring, jnp.zeros(shape, jnp.dtype(config.compute_dtype)))
 
 
-def draw(
-    z: jax.Array,
-    keys: jax.Array,
-    counts: jax.Array,
-    temperature: jax.Array,
-    filters: tuple[bool, int, float],
-) -> tuple[jax.Array, jax.Array]:
-    """Next tokens [P, R] and their log-probabilities under softmax(z / temperature).
-
-    Args:
-      z: [P, R, V] softcapped logits.
-      keys: [P, R]. counts: [P, R] index of the token being drawn.
-      filters: (greedy, top_k, top_p); greedy log-probabilities are at temperature 1.
-    """
-    greedy, top_k, top_p = filters
-    if greedy:
-        chosen = jnp.argmax(z, axis=-1)
-    else:
-        z = z / temperature
-        step_keys = jax.vmap(jax.vmap(jax.random.fold_in))(keys, counts)
-        noise = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(k, z.shape[-1:])))(step_keys)
-        chosen = jnp.argmax(keep_top(z, top_k, top_p) + noise, axis=-1)
-    picked = jnp.take_along_axis(z, chosen[..., None], axis=-1)[..., 0]
-    return chosen.astype(jnp.int32), picked - jax.nn.logsumexp(z, axis=-1)
+def resize(lanes: Lanes, capacity: int) -> Lanes:
+    """The same samples with room for `capacity` tokens each."""
+    return lanes.replace(ring=cache.resize_ring(lanes.ring, capacity))
 
 
-def _record(
-    state: DecodeState, chosen: jax.Array, logprob: jax.Array, stop_ids: jax.Array
-) -> DecodeState:
-    """Append a drawn token to every live sample."""
-    alive = ~state.done
-    # A stop id counts as a token of the sample: the policy has to learn to stop.
-    hit = alive & jnp.any(chosen[..., None] == stop_ids, axis=-1)
-    index = state.slot + 1  # tokens[0] came from the prefill, tokens[t + 1] from slot t
-    chosen = jnp.where(alive, chosen, 0)
+def take_lanes(lanes: Lanes, index: jax.Array) -> Lanes:
+    """The lanes [D, N'] of each shard."""
 
-    def put(array: jax.Array, value: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(array, value[..., None], index, axis=2)
+    def take(layer: cache.KeyValue) -> cache.KeyValue:
+        return {name: cache.rows_of(array, index) for name, array in layer.items()}
 
-    return state.replace(
-        last=chosen,
-        tokens=put(state.tokens, chosen),
-        logprobs=put(state.logprobs, jnp.where(alive, logprob, 0.0)),
-        counts=state.counts + alive,
-        done=state.done | hit,
-        stopped=state.stopped | hit,
-    )
+    ring = lanes.ring.replace(blocks=cache.map_layers(take, lanes.ring.blocks))
+    return Lanes(ring, cache.rows_of(lanes.hidden, index))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "filters", "capacity"))
-def prefill(
+def compute_pages(
     params: Params,
     config: ModelConfig,
+    pages: cache.Pages,
     tokens: jax.Array,
-    lengths: jax.Array,
-    alive: jax.Array,
-    keys: jax.Array,
-    stop_ids: jax.Array,
-    temperature: jax.Array,
-    *,
-    filters: tuple[bool, int, float],
-    capacity: int,
-) -> tuple[cache.PromptCache, DecodeState]:
-    """Run the prompts once and draw the first token of every sample.
+    start: jax.Array,
+    fill: jax.Array,
+    earlier: jax.Array | None,
+    targets: jax.Array,
+) -> cache.Pages:
+    """Run pages of prompts through the model and store their keys and values.
 
     Args:
-      tokens: [P, S] right-padded prompts; lengths [P] >= 1.
-      alive: [P, R] False for slots that hold no sample.
-      keys: [P, R] sample keys.
-      stop_ids: [E].
-      capacity: suffix slots to start with.
+      tokens: [D, A, S] right-padded; start, fill [D, A].
+      earlier: [D, A, M] the prompt's pages by place, of which those before `start` are read.
+      targets: [D, A] where they are stored; out of range for rows that are none.
     """
-    prompts, slots = tokens.shape
-    samples = alive.shape[1]
-    positions = jnp.broadcast_to(jnp.arange(slots), tokens.shape)
-    attend = cache.prefill_attend(config, positions, positions < lengths[:, None])
-    hidden, layers = forward(params, config, tokens, positions, attend)
-    final = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)  # [P, 1, D]
-    z = jnp.broadcast_to(logits(params, config, final), (prompts, samples, config.vocab_size))
-    zero = jnp.zeros((prompts, samples), jnp.int32)
-    state = DecodeState(
-        suffix=cache.empty_suffix(config, prompts, samples, capacity),
-        slot=jnp.asarray(-1, jnp.int32),
-        last=zero,
-        tokens=jnp.zeros((prompts, samples, capacity), jnp.int32),
-        logprobs=jnp.zeros((prompts, samples, capacity), jnp.float32),
-        counts=zero,
-        done=~alive,
-        stopped=jnp.zeros_like(alive),
-        keys=keys,
+    shards, count, size = tokens.shape
+    attend = cache.page_attend(config, start, fill, earlier, size)
+    positions = (start[..., None] + jnp.arange(size)).reshape(-1, size)
+    hidden, new = forward(
+        params,
+        config,
+        tokens.reshape(-1, size),
+        positions,
+        attend,
+        cache.layer_inputs(pages),
     )
-    state = _record(state, *draw(z, keys, zero, temperature, filters), stop_ids)
-    state = state.replace(slot=jnp.asarray(0, jnp.int32))
-    return cache.prompt_cache(config, layers, lengths), state
+    hidden = hidden.reshape(shards, count, size, -1)
+    final = jnp.maximum(fill - 1, 0)[..., None, None]
+    last = jnp.take_along_axis(hidden, final, axis=2)[:, :, 0]
+    return cache.write_pages(pages, new, last, targets)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "filters"), donate_argnames="state")
 def decode_chunk(
     params: Params,
     config: ModelConfig,
-    prompt: cache.PromptCache,
-    state: DecodeState,
+    pages: cache.Pages,
+    lanes: Lanes,
+    work: Work,
+    key: jax.Array,
     stop_ids: jax.Array,
     temperature: jax.Array,
+    limit: jax.Array,
+    leave: jax.Array,
     *,
-    filters: tuple[bool, int, float],
-) -> DecodeState:
-    """Decode until the suffix is full or every sample is done."""
-    capacity = state.suffix.capacity
-    prompt_slots = prompt.slots
+    filters: Filters,
+    chunk: int,
+) -> tuple[Lanes, Drawn]:
+    """Up to `chunk` steps: draw a token a lane, run it through the model, store its keys.
 
-    def unfinished(s: DecodeState) -> jax.Array:
-        return (s.slot < capacity - 1) & ~jnp.all(s.done)
-
-    def step(s: DecodeState) -> DecodeState:
-        positions = prompt.lengths[:, None] + s.slot + jnp.zeros_like(s.last)
-        attend = cache.decode_attend(
-            config, prompt.lengths, positions, s.slot, prompt_slots, capacity
-        )
-        hidden, new = forward(
-            params, config, s.last, positions, attend, cache.layer_inputs(prompt, s.suffix)
-        )
-        z = logits(params, config, hidden)
-        s = s.replace(suffix=cache.write_suffix(s.suffix, new, s.slot))
-        s = _record(s, *draw(z, s.keys, s.counts, temperature, filters), stop_ids)
-        return s.replace(slot=s.slot + 1)
-
-    return jax.lax.while_loop(unfinished, step, state)
-
-
-@functools.partial(jax.jit, static_argnames="capacity")
-def grow(state: DecodeState, *, capacity: int) -> DecodeState:
-    """The same samples with room for `capacity` tokens each."""
-    extra = [(0, 0), (0, 0), (0, capacity - state.suffix.capacity)]
-    return state.replace(
-        suffix=cache.grow_suffix(state.suffix, capacity),
-        tokens=jnp.pad(state.tokens, extra),
-        logprobs=jnp.pad(state.logprobs, extra),
+    Args:
+      key: of the run, stage and step; sample keys are folded from it.
+      stop_ids: [X].
+      limit: most tokens a sample may have.
+      leave: end early once so many samples have ended (or all have).
+      filters, chunk: static.
+    """
+    fresh = work.page >= 0
+    first = cache.rows_of(pages.last, jnp.maximum(work.page, 0))
+    keys = sample_keys(key, work.names)
+    shape = (*work.counts.shape, chunk)
+    drawn = Drawn(
+        tokens=jnp.zeros(shape, jnp.int32),
+        logprobs=jnp.zeros(shape, jnp.float32),
+        counts=work.counts,
+        alive=work.alive,
+        stopped=jnp.zeros_like(work.alive),
+        steps=jnp.zeros((), jnp.int32),
     )
+    lanes = lanes.replace(hidden=jnp.where(fresh[..., None], first, lanes.hidden))
+    began = jnp.sum(work.alive)
+
+    def unfinished(carry: tuple[Lanes, Drawn]) -> jax.Array:
+        alive = jnp.sum(carry[1].alive)
+        return (carry[1].steps < chunk) & (alive > 0) & (began - alive < leave)
+
+    def step(carry: tuple[Lanes, Drawn]) -> tuple[Lanes, Drawn]:
+        lanes, drawn = carry
+        uniform = jax.vmap(jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t))))(
+            keys, drawn.counts
+        )
+        token, logprob = draw(logits(params, config, lanes.hidden), uniform, temperature, filters)
+        token = jnp.where(drawn.alive, token, 0)
+        attend = cache.lane_attend(config, work.layout, drawn.counts, lanes.ring, pages.size)
+        hidden, new = forward(
+            params,
+            config,
+            token,
+            work.layout.length + drawn.counts,
+            attend,
+            cache.layer_inputs(pages, lanes.ring),
+        )
+        lanes = Lanes(cache.write_ring(lanes.ring, new), hidden)
+        return lanes, _record(drawn, token, logprob, stop_ids, limit)
+
+    return jax.lax.while_loop(unfinished, step, (lanes, drawn))
+
+
+def _record(
+    drawn: Drawn, token: jax.Array, logprob: jax.Array, stop_ids: jax.Array, limit: jax.Array
+) -> Drawn:
+    """Append a token to every live sample."""
+    alive = drawn.alive
+    # A stop id counts as a token of the sample: the policy has to learn to stop.
+    hit = alive & jnp.any(token[..., None] == stop_ids, axis=-1)
+    counts = drawn.counts + alive
+
+    def put(array: jax.Array, value: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(array, value[..., None], drawn.steps, axis=2)
+
+    return Drawn(
+        tokens=put(drawn.tokens, token),
+        logprobs=put(drawn.logprobs, jnp.where(alive, logprob, 0.0)),
+        counts=counts,
+        alive=alive & ~hit & (counts < limit),
+        stopped=drawn.stopped | hit,
+        steps=drawn.steps + 1,
+    )
+
+
+def sample_keys(key: jax.Array, names: jax.Array) -> jax.Array:
+    """fold_in(key, id, id, sample index) for names [D, N, 3] -> keys [D, N]."""
+
+    def one(name: jax.Array) -> jax.Array:
+        return functools.reduce(jax.random.fold_in, name, key)
+
+    return jax.vmap(jax.vmap(one))(names)

@@ -1,47 +1,40 @@
-"""The host part of sampling: requests into batches of fixed shapes, chunks until done, results out.
+"""The host part of sampling: requests in, samples out as they end.
 
-A batch is P prompts x R samples. Prompts are grouped by length bucket and by number of samples, so
-few programs are compiled; rows that pad a batch are dead from the start. Decoding runs in chunks:
-the suffix cache grows by `chunk` tokens at a time, so short critiques do not pay for the longest.
+    requests -> plan (lanes, pages) -> loop: begin what waits -> compute its pages -> a chunk of
+    decode steps -> hand out what has ended, its lanes are free
+
+Lanes that fall free are given to waiting samples between chunks (continuous batching), so a long
+critique holds up nobody; what lies where is `schedule`'s, what is drawn `decode`'s.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
-import math
+import functools
+import logging
 import time
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
-from grm_jax.parallel.mesh import data_parallel, replicated, sharding, use_mesh
-from grm_jax.sampler import decode
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.parallel.mesh import data_parallel, replicated, sharding
+from grm_jax.sampler import cache, decode
+from grm_jax.sampler.board import Board, Running
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.plan import EngineConfig, Plan, capacities, make_plan
+from grm_jax.sampler.programs import Programs
+from grm_jax.sampler.schedule import Prompt, Request, Scheduler
+from grm_jax.sampler.weights import decode_weights
+
+log = logging.getLogger("grm_jax")
 
 FinishReason = Literal["stop", "length"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One prompt and the samples wanted of it.
-
-    Attributes:
-      example_id: names the randomness, with the sample's index: equal ids get equal samples.
-      prompt: token ids.
-      samples: an index for each sample; distinct within an example.
-    """
-
-    example_id: str
-    prompt: tuple[int, ...]
-    samples: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,27 +56,33 @@ class Sample:
 
 @dataclasses.dataclass
 class SamplerStats:
-    """What sampling cost since the engine was made."""
+    """What sampling cost since the engine was made.
+
+    Attributes:
+      prefill_tokens: prompt tokens computed; shared_tokens: those that were there already.
+      decode_tokens: tokens drawn. lane_steps: steps made times lanes, live or not.
+      prefill_seconds, decode_seconds: on the device, as the host saw it; compiling is apart.
+      cache_bytes: largest plan, a shard.
+    """
 
     prefill_tokens: int = 0
+    shared_tokens: int = 0
     decode_tokens: int = 0
+    lane_steps: int = 0
     samples: int = 0
-    seconds: float = 0.0
-    shapes: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    dropped: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    cache_bytes: int = 0
 
+    @property
+    def occupancy(self) -> float:
+        """Share of lane steps that drew a token."""
+        return self.decode_tokens / max(1, self.lane_steps)
 
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """Shapes that the sampler compiles for."""
-
-    max_rows: int = 256
-    """Samples decoded at once (prompts x samples of each)."""
-    prefill_tokens: int = 8_192
-    """Most prompt tokens (padded) of a batch: bounds the memory of the prefill."""
-    prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 7168)
-    """Prompts are padded to the next of these lengths; a longer one is an error."""
-    chunk: int = 128
-    """Decode steps between two looks of the host; the suffix cache grows by as much."""
+    @property
+    def seconds(self) -> float:
+        return self.prefill_seconds + self.decode_seconds
 
 
 class Sampler:
@@ -92,7 +91,7 @@ class Sampler:
     Args:
       model: the model's shape.
       stop_ids: token ids that end a sample.
-      engine: shapes.
+      engine: sizes.
       mesh: where the parameters live; prompts are split over its data axes.
     """
 
@@ -103,7 +102,19 @@ class Sampler:
         self.engine = engine
         self.mesh = mesh
         self.stats = SamplerStats()
-        self._stop_ids = jnp.asarray(sorted(stop_ids), jnp.int32)
+        self.programs = Programs(mesh)
+        self.stop_ids = np.asarray(sorted(stop_ids), np.int32)
+
+    def summary(self) -> str:
+        """One line: what was drawn so far, how fast, and what it took."""
+        stats, compiled = self.stats, self.programs.compilations
+        return (
+            f"{stats.samples:,} samples, {stats.decode_tokens:,} tokens, "
+            f"{stats.decode_tokens / max(stats.seconds, 1e-9):,.0f}/s; lanes "
+            f"{100 * stats.occupancy:.0f}% busy; {stats.prefill_tokens:,} prompt tokens computed, "
+            f"{stats.shared_tokens:,} shared; caches {stats.cache_bytes / 2**20:,.0f} MiB; "
+            f"{len(compiled)} programs compiled in {sum(c.seconds for c in compiled):.0f} s"
+        )
 
     def sample(
         self,
@@ -111,38 +122,66 @@ class Sampler:
         requests: Sequence[Request],
         sampling: SamplingConfig,
         key: jax.Array,
+        *,
+        wanted: Callable[[Request], bool] = lambda request: True,
+        together: int | None = None,
     ) -> Iterator[Sample]:
-        """Yield every sample of every request, a batch at a time, in no particular order.
+        """Yield every sample of every request as it ends, in no particular order.
 
         Args:
           key: of the run, stage and step; folded with each example's id and sample index.
+          wanted: asked before a sample begins; False drops it, and frees its place for others.
+          together: most samples of an example that run at once; None: no limit.
 
-        Raises ValueError for an empty prompt, one that fits no bucket, or one that leaves no room
-        within the model's positions.
+        Raises ValueError for an empty prompt, or one that leaves no room within the model's
+        positions or the cache.
         """
+        requests = [request for request in requests if request.samples]
         for request in requests:
             self._check(request, sampling)
-        compute = jnp.dtype(self.model.compute_dtype)
-        if any(x.dtype != compute for x in jax.tree.leaves(params)):
-            params = _cast(params, compute)  # once a rollout, not once a step
-        for slots, width, batch in self._batches(requests):
-            started = time.perf_counter()
-            finished = list(self._run(params, batch, slots, width, sampling, key))
-            self.stats.seconds += time.perf_counter() - started
-            self.stats.samples += len(finished)
-            self.stats.decode_tokens += sum(len(sample.tokens) for sample in finished)
-            self.stats.prefill_tokens += sum(len(request.prompt) for request in batch)
-            yield from finished
+        if not requests:
+            return
+        if together is not None and together < 1:
+            raise ValueError(f"together={together}; at least one sample of an example must run")
+        shards = data_parallel(self.mesh)
+        plan = make_plan(
+            self.model,
+            self.engine,
+            requests,
+            sampling.max_new_tokens,
+            shards,
+            together,
+            split=self.mesh.shape["tensor"],
+        )
+        if plan.bytes > self.stats.cache_bytes:
+            log.info("sampler          %s", plan)
+            self.stats.cache_bytes = plan.bytes
+        rollout = _Rollout(self, params, plan, shards, sampling, key)
+        for batch in self._batches(requests, plan, shards):
+            yield from rollout.run(batch, wanted, together)
+
+    def _batches(
+        self, requests: Sequence[Request], plan: Plan, shards: int
+    ) -> Iterator[Sequence[Request]]:
+        """All requests at once with refill; without, as many as fit the lanes."""
+        if self.engine.refill:
+            yield requests
+            return
+        lanes, pages = shards * plan.shape.lanes, shards * plan.shape.pages
+        batch: list[Request] = []
+        for request in requests:
+            grown = [*batch, request]
+            depth = sum(-(-len(r.prompt) // plan.shape.page) for r in grown)
+            if batch and (sum(len(r.samples) for r in grown) > lanes or depth > pages):
+                yield batch
+                grown = [request]
+            batch = grown
+        yield batch
 
     def _check(self, request: Request, sampling: SamplingConfig) -> None:
-        length, longest = len(request.prompt), self.engine.prompt_buckets[-1]
+        length = len(request.prompt)
         if not length:
             raise ValueError(f"example {request.example_id}: the prompt has no tokens")
-        if length > longest:
-            raise ValueError(
-                f"example {request.example_id}: its prompt has {length} tokens, the longest "
-                f"prompt bucket {longest}; raise engine.prompt_buckets or drop the example"
-            )
         if length + sampling.max_new_tokens > self.model.max_position:
             raise ValueError(
                 f"example {request.example_id}: {length} prompt tokens and "
@@ -150,115 +189,265 @@ class Sampler:
                 f"{self.model.max_position} positions; lower max_new_tokens or drop the example"
             )
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[int, int, list[Request]]]:
-        """(prompt slots, samples a prompt, requests) with prompts * samples <= max_rows."""
-        groups: dict[tuple[int, int], list[Request]] = collections.defaultdict(list)
-        for request in requests:
-            slots = next(b for b in self.engine.prompt_buckets if b >= len(request.prompt))
-            groups[slots, _round_width(len(request.samples))].append(request)
-        for (slots, width), group in sorted(groups.items()):
-            size = self._prompts(slots, width)
-            for start in range(0, len(group), size):
-                yield slots, width, group[start : start + size]
 
-    def _prompts(self, slots: int, width: int) -> int:
-        """Prompts of a full batch."""
-        return max(1, min(self.engine.max_rows // width, self.engine.prefill_tokens // slots))
+class _Rollout:
+    """One call of `Sampler.sample`: weights and caches on the device, and the loop over chunks."""
 
-    def _run(
+    def __init__(
         self,
+        sampler: Sampler,
         params: Params,
-        requests: list[Request],
-        slots: int,
-        width: int,
+        plan: Plan,
+        shards: int,
         sampling: SamplingConfig,
         key: jax.Array,
+    ):
+        self.plan, self.shards, self.sampling = plan, shards, sampling
+        self.model, self.engine, self.stats = sampler.model, sampler.engine, sampler.stats
+        self.programs = sampler.programs
+        mesh = self.programs.mesh
+        self.data, self.everywhere = sharding(mesh, ("batch",)), replicated(mesh)
+        self.heads = sharding(mesh, ("batch", None, "kv_heads"))
+        self.key, self.stop_ids, self.temperature, self.limit = jax.device_put(
+            (
+                key,
+                sampler.stop_ids,
+                np.float32(sampling.temperature or 1.0),
+                np.int32(sampling.max_new_tokens),
+            ),
+            self.everywhere,
+        )
+        self.weights = decode_weights(
+            self.programs,
+            self.model,
+            params,
+            plan.shape.lanes,
+            int8=self.engine.int8_weights,
+        )
+        self.chunk = min(self.engine.chunk, sampling.max_new_tokens)
+        self.capacities = capacities(self.chunk, sampling.max_new_tokens)
+        shape = plan.shape
+        self.pages = self._make(
+            "allocate pages",
+            (shards, shape),
+            functools.partial(
+                cache.empty_pages,
+                self.model,
+                shards,
+                shape.pages,
+                shape.page,
+                int8=self.engine.int8_cache,
+            ),
+        )
+
+    def _reset_lanes(self) -> None:
+        lanes, capacity = self.plan.shape.lanes, self.capacities[0]
+        self.lanes = self._make(
+            "allocate lanes",
+            (self.shards, lanes, capacity),
+            functools.partial(
+                decode.empty_lanes,
+                self.model,
+                self.shards,
+                lanes,
+                capacity,
+                int8=self.engine.int8_cache,
+            ),
+        )
+        self.board = Board(self.plan.shape, self.shards)
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        wanted: Callable[[Request], bool],
+        together: int | None,
     ) -> Iterator[Sample]:
-        """Sample one batch."""
-        rows = _pad_count(len(requests), self._prompts(slots, width), data_parallel(self.mesh))
-        tokens = np.zeros((rows, slots), np.int32)
-        lengths = np.ones(rows, np.int32)
-        alive = np.zeros((rows, width), bool)
-        names = np.zeros((rows, width, 3), np.uint32)
-        for row, request in enumerate(requests):
-            tokens[row, : len(request.prompt)] = request.prompt
-            lengths[row] = len(request.prompt)
-            alive[row, : len(request.samples)] = True
-            names[row, :, :2] = hash_id(request.example_id)
-            names[row, : len(request.samples), 2] = request.samples
-        data, everywhere = sharding(self.mesh, ("batch",)), replicated(self.mesh)
-        tokens, lengths, alive, names = jax.device_put((tokens, lengths, alive, names), data)
-        stop_ids, temperature, key = jax.device_put(
-            (self._stop_ids, jnp.float32(sampling.temperature or 1.0), key), everywhere
+        """Sample the requests to their end."""
+        self._reset_lanes()
+        scheduler = Scheduler(
+            requests,
+            self.plan.shape,
+            self.shards,
+            share=self.engine.share,
+            wanted=wanted,
+            together=together,
         )
-        chunk = min(self.engine.chunk, sampling.max_new_tokens)
-        filters = sampling.filters
-        with use_mesh(self.mesh):
-            prompt, state = decode.prefill(
-                params, self.model, tokens, lengths, alive, sample_keys(key, names), stop_ids,
-                temperature, filters=filters, capacity=chunk,
-            )  # fmt: skip
-            while True:
-                self.stats.shapes.add((rows, slots, width, state.suffix.capacity))
-                state = decode.decode_chunk(
-                    params, self.model, prompt, state, stop_ids, temperature, filters=filters
-                )
-                room = sampling.max_new_tokens - state.suffix.capacity
-                if room <= 0 or bool(jnp.all(state.done)):
-                    break
-                capacity = state.suffix.capacity + min(chunk, room)
-                state = decode.grow(state, capacity=capacity)
-        out_tokens, logprobs, counts, stopped = jax.device_get(
-            (state.tokens, state.logprobs, state.counts, state.stopped)
+        while not scheduler.idle:
+            pages, admissions = scheduler.fill()
+            started = self._clock()
+            self._compute(pages)
+            for admission in admissions:
+                self.board.admit(admission)
+            jax.block_until_ready(self.pages.last)
+            self.stats.prefill_seconds += self._clock() - started
+            if not self.board.running:
+                assert not scheduler.waiting, "samples wait, and none can begin"
+                break  # what was left is not wanted any more
+            started = self._clock()
+            ended = self._decode(scheduler.waiting)
+            self.stats.decode_seconds += self._clock() - started
+            for running, stopped in ended:
+                scheduler.retire(running.admission.shard, running.admission.lane)
+                yield self._finish(running, stopped)
+        self.stats.dropped += scheduler.dropped
+        self.stats.shared_tokens += scheduler.shared_tokens
+
+    def _clock(self) -> float:
+        """Seconds, standing still while programs are compiled."""
+        return time.perf_counter() - sum(c.seconds for c in self.programs.compilations)
+
+    def _finish(self, running: Running, stopped: bool) -> Sample:
+        request, index = running.admission.prompt.request, running.admission.sample
+        tokens = np.concatenate(running.tokens)
+        self.stats.samples += 1
+        self.stats.decode_tokens += len(tokens)
+        logprobs = np.concatenate(running.logprobs)
+        return Sample(request.example_id, index, tokens, logprobs, "stop" if stopped else "length")
+
+    def _compute(self, pages: Sequence[tuple[Prompt, int]]) -> None:
+        """Compute pages, those that begin their prompts first, as many at once as is allowed."""
+        size = self.plan.shape.page
+        most = max(1, self.engine.prefill_tokens // (size * self.shards))
+        for place in sorted({place for _, place in pages}):
+            queues: list[list[Prompt]] = [[] for _ in range(self.shards)]
+            for prompt, at in pages:
+                if at == place:
+                    queues[prompt.shard].append(prompt)
+            while any(queues):
+                batch = [queue[:most] for queue in queues]
+                queues = [queue[most:] for queue in queues]
+                self._compute_batch(batch, place, most)
+
+    def _compute_batch(self, batch: list[list[Prompt]], place: int, most: int) -> None:
+        """Page `place` of some prompts of each shard."""
+        shape = self.plan.shape
+        rows = 1
+        while rows < max(map(len, batch)):
+            rows = min(most, 8 * rows)  # few shapes
+        tokens = np.zeros((self.shards, rows, shape.page), np.int32)
+        start = np.full((self.shards, rows), place * shape.page, np.int32)
+        fill = np.zeros((self.shards, rows), np.int32)
+        earlier = np.zeros((self.shards, rows, shape.depth), np.int32)
+        targets = np.full((self.shards, rows), shape.pages, np.int32)
+        for shard, prompts in enumerate(batch):
+            for row, prompt in enumerate(prompts):
+                page = prompt.pages[place]
+                tokens[shard, row, : len(page.tokens)] = page.tokens
+                fill[shard, row] = len(page.tokens)
+                earlier[shard, row, :place] = [p.index for p in prompt.pages[:place]]
+                targets[shard, row] = page.index
+                self.board.place(page)
+                self.stats.prefill_tokens += len(page.tokens)
+        given = jax.device_put((tokens, start, fill, earlier, targets), self.data)
+        function = functools.partial(_compute_pages, self.model, place > 0)
+        self.pages = self.programs.run(
+            "prefill",
+            (self.shards, rows, shape, place > 0),
+            function,
+            self.weights,
+            self.pages,
+            *given,
+            donate=(1,),
+            out_shardings=self._shardings(self.pages),
         )
-        for row, request in enumerate(requests):
-            for column, index in enumerate(request.samples):
-                count = int(counts[row, column])
-                yield Sample(
-                    request.example_id,
-                    index,
-                    out_tokens[row, column, :count],
-                    logprobs[row, column, :count],
-                    "stop" if stopped[row, column] else "length",
-                )
+
+    def _decode(self, waiting: bool) -> list[tuple[Running, bool]]:
+        """A chunk of steps.
+
+        With samples waiting it ends once a sixteenth of the lanes are free; with none, once those
+        left fit into a quarter of the lanes.
+        """
+        if not waiting:
+            self._compact()
+        self._fit_ring()
+        lanes = self.lanes.hidden.shape[1]
+        total, running = self.shards * lanes, len(self.board.running)
+        shrinks = lanes // 4 >= self.engine.min_lanes and running > total // 4
+        if waiting and self.engine.refill:
+            leave = max(1, min(total, running) // 16)
+        else:
+            leave = running - total // 4 if shrinks else running
+        work = jax.device_put(self.board.work(), self.data)
+        filters, capacity = self.sampling.filters, self.lanes.ring.capacity
+        function = functools.partial(
+            _decode_chunk, config=self.model, filters=filters, chunk=self.chunk
+        )
+        stop_ids = len(self.stop_ids)
+        self.lanes, drawn = self.programs.run(
+            "decode",
+            # The plan's own lanes decide the layout of the weights.
+            (self.shards, self.plan.shape, lanes, capacity, filters, self.chunk, stop_ids),
+            function,
+            self.weights,
+            self.pages,
+            self.lanes,
+            work,
+            self.key,
+            self.stop_ids,
+            self.temperature,
+            self.limit,
+            jax.device_put(np.int32(leave), self.everywhere),
+            donate=(2,),
+            out_shardings=(self._shardings(self.lanes), None),
+        )
+        drawn = jax.device_get(drawn)
+        self.stats.lane_steps += int(drawn.steps) * total
+        return self.board.collect(drawn)
+
+    def _compact(self) -> None:
+        """Nothing waits: fewer lanes once those that run fit into a quarter."""
+        lanes = self.lanes.hidden.shape[1]
+        fullest = max(collections.Counter(shard for shard, _ in self.board.running).values())
+        fewer = lanes
+        while fullest <= fewer // 4 and fewer // 4 >= self.engine.min_lanes:
+            fewer //= 4
+        if fewer == lanes:
+            return
+        index = jax.device_put(self.board.compact(fewer), self.data)
+        shape = (self.shards, lanes, fewer, self.lanes.ring.capacity)
+        abstract = jax.eval_shape(decode.take_lanes, self.lanes, index)
+        self.lanes = self.programs.run(
+            "compact", shape, decode.take_lanes, self.lanes, index,
+            out_shardings=self._shardings(abstract),
+        )  # fmt: skip
+
+    def _fit_ring(self) -> None:
+        """Room for the longest sample's next chunk; give back space when it is four times that."""
+        longest = max(int(self.board.counts[at]) for at in self.board.running)
+        needed = min(longest + self.chunk, self.capacities[-1])
+        capacity = self.lanes.ring.capacity
+        fitting = next(size for size in self.capacities if size >= needed)
+        if needed <= capacity < 4 * fitting:
+            return
+        function = functools.partial(decode.resize, capacity=fitting)
+        shape = (self.shards, self.lanes.hidden.shape[1], capacity, fitting)
+        abstract = jax.eval_shape(function, self.lanes)
+        self.lanes = self.programs.run(
+            "resize", shape, function, self.lanes, out_shardings=self._shardings(abstract)
+        )
+
+    def _make(self, name: str, shape: Any, function: Callable[[], Any]) -> Any:
+        """A new tree on the device."""
+        where = self._shardings(jax.eval_shape(function))
+        return self.programs.run(name, shape, function, out_shardings=where)
+
+    def _shardings(self, tree: Any) -> Any:
+        """Caches [D, rows, K, ...] are split over shards and heads, states over shards."""
+
+        def place(leaf: Any) -> Any:
+            return (self.everywhere, self.data, self.heads)[(leaf.ndim > 0) + (leaf.ndim >= 4)]
+
+        return jax.tree.map(place, tree)
 
 
-def hash_id(example_id: str) -> tuple[int, int]:
-    """64 bits that name an example, as two uint32."""
-    digest = hashlib.blake2b(example_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+def _compute_pages(config, has_earlier, weights, pages, tokens, start, fill, earlier, targets):
+    return decode.compute_pages(
+        weights, config, pages, tokens, start, fill, earlier if has_earlier else None, targets
+    )
 
 
-@jax.jit
-def sample_keys(key: jax.Array, names: jax.Array) -> jax.Array:
-    """fold_in(key, id, id, sample index) for names [P, R, 3] -> keys [P, R]."""
-
-    def one(name: jax.Array) -> jax.Array:
-        folded = key
-        for part in name:
-            folded = jax.random.fold_in(folded, part)
-        return folded
-
-    return jax.vmap(jax.vmap(one))(names)
-
-
-@jax.jit(static_argnames="dtype")
-def _cast(params: Params, dtype) -> Params:
-    return jax.tree.map(lambda x: x.astype(dtype), params)
-
-
-def _round_width(samples: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: few shapes, at most a third of slots dead."""
-    power = 1 << max(0, math.ceil(math.log2(samples)))
-    return power * 3 // 4 if power >= 4 and samples <= power * 3 // 4 else power
-
-
-def _pad_count(count: int, full: int, ways: int) -> int:
-    """Rows for `count` prompts: full, full/4, full/16, ..., a multiple of the data-parallel ways.
-
-    Dead rows cost less than compiling one more shape, so the steps are coarse.
-    """
-    rows = full
-    while rows // 4 >= count:
-        rows //= 4
-    return -(-rows // ways) * ways
+def _decode_chunk(weights, pages, lanes, work, key, stop_ids, temperature, limit, leave, **static):
+    config = static.pop("config")
+    return decode.decode_chunk(
+        weights, config, pages, lanes, work, key, stop_ids, temperature, limit, leave, **static
+    )

@@ -41,10 +41,10 @@ log = logging.getLogger("grm_jax")
 
 def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     """Train from `init` (default: the rft stage); does nothing when already done."""
-    if config.sampling.filters != (False, 0, 1.0):
+    if not config.sampling.unfiltered:
         raise ConfigError(
             "rl.sampling must draw from the whole distribution, or the policy's log-probabilities "
-            "are not those of its rollouts: give temperature > 0, top_k=0 and top_p=1, not "
+            "are not those of its rollouts: give temperature > 0, top_k=0, top_p=1, min_p=0, not "
             f"{config.sampling}"
         )
     stage = Stage(run, "rl", config, init)
@@ -91,7 +91,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
                         ],
                         np.float32,
                     )
-                    batch = rollout_batch(groups, rewards, config, setup.engine.prompt_buckets)
+                    batch = rollout_batch(groups, rewards, config, setup.prompt_buckets)
                 with timer.phase("update"):
                     state, values = train_step(state, reference, batch)
                     values = {name: float(value) for name, value in values.items()}
@@ -188,7 +188,7 @@ def record_batches(run: Run, config: RL):
 
     lengths = {record.id: prompt_length(record) for record in run.records}
     groups = group_by_length(
-        run.records, lambda r: lengths[r.id], run.setup.engine.prompt_buckets, "prompts"
+        run.records, lambda r: lengths[r.id], run.setup.prompt_buckets, "prompts"
     )
     # A bucket with fewer records than a batch joins the next longer one (or the one before).
     for bucket in list(groups):
@@ -221,9 +221,14 @@ def rollout_batch(
     for p, prompt in zip(chosen, prompts, strict=True):
         assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
     longest = max(len(prompt) for prompt in prompts)
-    length = next(bucket for bucket in prompt_buckets if bucket >= longest)
+    length = next((bucket for bucket in prompt_buckets if bucket >= longest), None)
+    if length is None:
+        raise ValueError(
+            f"a prompt of {longest} tokens is longer than the last of prompt_buckets, "
+            f"{prompt_buckets[-1]}; raise it"
+        )
     # Completions are padded to half or all of the maximum: two shapes.
-    half = max(8, config.sampling.max_new_tokens // 2)
+    half = max(8, -(-config.sampling.max_new_tokens // 2))
     width = round_up(max(len(c.tokens) for p in chosen for c in groups[p]), half)
     completions = [[c.tokens.tolist() for c in groups[p]] for p in chosen]
     batch = collate_groups(prompts, completions, length=length, completion=width)

@@ -117,6 +117,28 @@ def test_a_record_judged_greedily_alone_is_not_unjudged(record, row):
     assert aggregate([record("a")], rows).unjudged == ()
 
 
+def test_adaptive_votes_are_over_all_of_a_records_samples(record, row):
+    # a: 9+4 : 5+8 = tie; b: one sample, right; c: samples 0 and 2 of what would have been more.
+    rows = [
+        row("a", 0, [9, 5]),
+        row("a", 1, [4, 8]),
+        row("b", 0, [9, 5]),
+        row("c", 0, [1, 2]),
+        row("c", 2, [3, 9]),
+    ]
+    records = [record("a"), record("b"), record("c")]
+    found = aggregate(records, rows, adaptive=True)
+    assert credits(found) == {
+        "sample@1": {"a": 0.5, "b": 1.0, "c": 0.0},
+        "adaptive": {"a": 0.5, "b": 1.0, "c": 0.0},
+    }
+    assert found.method("adaptive").votes == 3 and found.rates["sampled"].samples == 5
+    with pytest.raises(DataError, match="draw the same samples of every record"):
+        aggregate(records, rows)
+    with pytest.raises(DataError, match="each once"):
+        aggregate(records, [*rows, row("b", 0, [9, 5])], adaptive=True)
+
+
 def test_single_responses(record, row):
     # Mean of (1, 0) is on the threshold: a toss-up, and strictly wrong.
     records = [record("good", 1, label=1.0), record("bad", 1, label=0.0)]

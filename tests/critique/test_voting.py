@@ -14,7 +14,6 @@ from grm_jax.critique import (
     mean_scores,
     orders,
     rule_reward,
-    settled,
     shuffle,
     single_credit,
     unshuffle,
@@ -221,15 +220,3 @@ def test_semi_scalar_and_pairwise() -> None:
     assert majority([0, 1], 2).tie
     with pytest.raises(ValueError, match=r"choices\[1\] is 2"):
         majority([0, 2], 2)
-
-
-def test_adaptive_k_stops_when_the_leader_is_settled() -> None:
-    assert not settled([(9, 1)] * 3)  # too few
-    assert settled([(9, 1)] * 4)
-    assert settled([(9, 1), None] * 4)
-    assert not settled([(9, 1), None] * 2)
-    assert not settled([(9, 1), (1, 9)] * 4)
-    assert not settled([(6, 5)] * 4, z=3) and settled([(6, 5)] * 5, z=3)  # small but steady
-    assert not settled([(9, 1, 8), (9, 1, 9), (8, 1, 9), (9, 1, 8)])  # against each rival
-    assert not settled([(9,)] * 10)
-    assert not settled([None] * 10)

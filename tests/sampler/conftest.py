@@ -10,12 +10,15 @@ import pytest
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig, Request, Sample, Sampler
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.engine import Sample, Sampler
+from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.schedule import Request
 
 STOP = 3
-# Every shape is compiled: most tests draw three samples of three prompts, in two chunks.
-ENGINE = EngineConfig(max_rows=9, prompt_buckets=(16,), chunk=6)
+# Every shape is compiled: most tests draw three samples of three prompts, in two chunks; the long
+# prompt has two pages.
+ENGINE = EngineConfig(max_rows=9, page=8, prefill_tokens=32, chunk=6)
 # Shorter and longer than the window of 6.
 PROMPTS = {
     "short": (5, 9, 17),

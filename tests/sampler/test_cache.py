@@ -1,4 +1,4 @@
-"""Decoding through prompt and suffix caches against the uncached forward pass, logit by logit."""
+"""Decoding through pages and rings against the uncached forward pass, logit by logit."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from grm_jax.model import gemma2, heads
-from grm_jax.sampler import cache
+from grm_jax.sampler import cache, decode
 
-PROMPT_SLOTS = 16
 STEPS = 10
 
 
@@ -29,54 +28,116 @@ def uncached(params, config, row: list[int]) -> np.ndarray:
     return np.asarray(found[0, : len(row)])
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def prefill(params, config, tokens, lengths):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    attend = cache.prefill_attend(config, positions, positions < lengths[:, None])
-    _, layers = gemma2.forward(params, config, tokens, positions, attend)
-    return cache.prompt_cache(config, layers, lengths)
+PAGE = 4
+# Pages in no order; the second prompt (two pages) begins with a page of the third (four pages).
+PLACES = {"short": (5,), "window": (2, 0), "long": (3, 6, 1, 4)}
+PAGES, DEPTH = 7, 4
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def decode(params, config, prompt, suffix, last, slot):
-    here = prompt.lengths[:, None] + slot + jnp.zeros_like(last)
-    attend = cache.decode_attend(config, prompt.lengths, here, slot, prompt.slots, suffix.capacity)
-    inputs = cache.layer_inputs(prompt, suffix)
-    hidden, new = gemma2.forward(params, config, last, here, attend, inputs)
-    return heads.logits(params, config, hidden), cache.write_suffix(suffix, new, slot)
+def compute(params, config, pages, tokens, start, fill, earlier, targets):
+    return decode.compute_pages(params, config, pages, tokens, start, fill, earlier, targets)
 
 
-def cached(params, config, prompts, suffixes: np.ndarray, capacities: list[int]) -> np.ndarray:
-    """Logits [P, R, STEPS, V] after each suffix token, through caches that grow as listed."""
-    lengths = jnp.asarray([len(p) for p in prompts])
-    tokens = np.zeros((len(prompts), PROMPT_SLOTS), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    prompt = prefill(params, config, tokens, lengths)
-    assert prompt.slots == PROMPT_SLOTS
-    capacities = list(capacities)
-    suffix = cache.empty_suffix(config, *suffixes.shape[:2], capacities.pop(0))
+@functools.partial(jax.jit, static_argnums=1)
+def one_step(params, config, pages, layout, ring, tokens, counts):
+    attend = cache.lane_attend(config, layout, counts, ring, PAGE)
+    inputs = cache.layer_inputs(pages, ring)
+    hidden, new = gemma2.forward(params, config, tokens, layout.length + counts, attend, inputs)
+    return heads.logits(params, config, hidden), cache.write_ring(ring, new)
 
-    found = []
-    for slot in range(STEPS):
-        if slot == suffix.capacity:
-            suffix = cache.grow_suffix(suffix, capacities.pop(0))
-        z, suffix = decode(params, config, prompt, suffix, suffixes[:, :, slot], np.int32(slot))
-        found.append(np.asarray(z))
-    assert not capacities
-    return np.stack(found, axis=2)
+
+def stored(params, config, prompts):
+    """All prompts in pages: computed a page at a time, in one shard."""
+    pages = cache.empty_pages(config, 1, PAGES, PAGE)
+    for name, places in PLACES.items():
+        for m, place in enumerate(places):
+            piece = prompts[name][m * PAGE : (m + 1) * PAGE]
+            tokens = np.zeros((1, 2, PAGE), np.int32)
+            tokens[0, 0, : len(piece)] = piece
+            earlier = np.full((1, 2, DEPTH), 6, np.int32)
+            earlier[0, 0, :m] = places[:m]
+            pages = compute(
+                params, config, pages, tokens, np.full((1, 2), m * PAGE, np.int32),
+                np.asarray([[len(piece), 0]], np.int32), earlier if m else None,
+                np.asarray([[place, PAGES]], np.int32),  # the second row is none: dropped
+            )  # fmt: skip
+    return pages
+
+
+def layout_of(prompts, readers: list[str], ranks: int) -> cache.Layout:
+    """Lanes that read the named prompts, at the ranks in which they come."""
+    start, fill = np.zeros((1, PAGES), np.int32), np.zeros((1, PAGES), np.int32)
+    for name, places in PLACES.items():
+        for m, place in enumerate(places):
+            start[0, place] = m * PAGE
+            fill[0, place] = len(prompts[name][m * PAGE : (m + 1) * PAGE])
+    reader = np.zeros((1, PAGES * ranks), np.int32)
+    cell = np.zeros((1, len(readers), DEPTH), np.int32)
+    used = np.zeros((1, len(readers), DEPTH), bool)
+    taken = dict.fromkeys(range(PAGES), 0)
+    for lane, name in enumerate(readers):
+        for m, place in enumerate(PLACES[name]):
+            cell[0, lane, m] = place * ranks + taken[place]
+            used[0, lane, m] = True
+            reader[0, place * ranks + taken[place]] = lane
+            taken[place] += 1
+    length = np.asarray([[len(prompts[name]) for name in readers]], np.int32)
+    return cache.Layout(start, fill, reader, cell, used, length)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("capacities", [[STEPS], [3, 5, 9, 12]], ids=["whole", "growing"])
 def test_cached_logits_are_those_of_the_uncached_forward(small, small_params, prompts, capacities):
+    """Lanes that read one page each, or several; two that read the same; a ring that grows."""
     rng = np.random.default_rng(1)
-    some = list(prompts.values())
-    suffixes = rng.integers(4, small.vocab_size, (len(some), 2, STEPS)).astype(np.int32)
-    z = cached(small_params, small, some, suffixes, capacities)
-    for p, prompt in enumerate(some):
-        for r in range(2):
-            whole = uncached(small_params, small, [*prompt, *suffixes[p, r].tolist()])
-            np.testing.assert_allclose(z[p, r], whole[len(prompt) :], atol=2e-5)
+    readers = ["long", "short", "window", "long"]
+    drawn = rng.integers(4, small.vocab_size, (len(readers), STEPS)).astype(np.int32)
+    pages = stored(small_params, small, prompts)
+    layout = layout_of(prompts, readers, ranks=3)
+    capacities = list(capacities)
+    ring = cache.empty_ring(small, 1, len(readers), capacities.pop(0))
+    found = []
+    for step in range(STEPS):
+        if step == ring.capacity:
+            ring = cache.resize_ring(ring, capacities.pop(0))
+        counts = np.full((1, len(readers)), step, np.int32)
+        z, ring = one_step(small_params, small, pages, layout, ring, drawn[None, :, step], counts)
+        found.append(np.asarray(z[0]))
+    assert not capacities
+    z = np.stack(found, axis=1)
+    for lane, name in enumerate(readers):
+        whole = uncached(small_params, small, [*prompts[name], *drawn[lane].tolist()])
+        np.testing.assert_allclose(z[lane], whole[len(prompts[name]) :], atol=2e-5)
+
+
+def test_the_last_state_of_a_page_is_the_prompts(small, small_params, prompts):
+    pages = stored(small_params, small, prompts)
+    for name, places in PLACES.items():
+        state = heads.logits(small_params, small, pages.last[0, places[-1]])
+        expected = uncached(small_params, small, list(prompts[name]))[-1]
+        np.testing.assert_allclose(state, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("capacities", [[4, 8], [8, 4], [6, 4, 9, 5]], ids=str)
+def test_a_ring_keeps_the_newest_tokens(small, capacities):
+    """Ages count back from the newest one, before and after a change of size."""
+    ring = cache.empty_ring(small, 1, 1, capacities[0])
+    ones = jnp.ones((1, 1, small.num_kv_heads, small.head_dim))
+    token = 0
+    for capacity in capacities[1:]:
+        for _ in range(5):
+            token += 1
+            new = [
+                {kind: {"k": token * ones, "v": token * ones} for kind in ("local", "global")}
+            ] * small.num_blocks
+            ring = cache.write_ring(ring, new)  # pyright: ignore[reportArgumentType]
+        kept = min(ring.capacity, capacity, token)
+        ring = cache.resize_ring(ring, capacity)
+        age = np.asarray((ring.slot - 1 - jnp.arange(capacity)) % capacity)
+        values = np.asarray(ring.blocks[0]["local"]["v"])[0, 0, 0, :, 0]
+        keys = np.asarray(ring.blocks[-1]["global"]["k"])[0, 0, 0, 0]
+        for a in range(kept):
+            assert values[age == a] == keys[age == a] == token - a
 
 
 def test_window_and_global_layers_both_matter(small, small_params):

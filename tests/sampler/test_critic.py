@@ -12,9 +12,10 @@ import pytest
 from grm_jax.critique import shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.sampler.critic import Critic, TemplateConfig, chunks
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import Request, Sample
+from grm_jax.sampler.critic import AdaptiveK, Critic, TemplateConfig, chunks
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.engine import Sample
+from grm_jax.sampler.schedule import Request
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
 SAMPLING = SamplingConfig()
@@ -41,11 +42,15 @@ class StubSampler:
         self.requests: list[Request] = []
         self.key = None
 
-    def sample(self, params, requests, sampling, key):
+    def sample(
+        self, params, requests, sampling, key, *, wanted=lambda request: True, together=None
+    ):
         del params, sampling
-        self.requests, self.key = list(requests), key
+        self.requests, self.key, self.together = list(requests), key, together
         for request in reversed(requests):  # in no particular order
             for index in reversed(request.samples):
+                if not wanted(request):
+                    continue
                 written = self.write(request, index)
                 text, reason = written if isinstance(written, tuple) else (written, "stop")
                 tokens = TOKENIZER.encode(text) + [TOKENIZER.eos_id] * (reason == "stop")
@@ -201,3 +206,30 @@ def test_duplicate_ids_are_refused():
 
 def test_chunks():
     assert [len(part) for part in chunks([record(str(i)) for i in range(7)], 3)] == [3, 3, 1]
+
+
+def test_adaptive_k_leaves_out_what_would_not_change_a_verdict():
+    """The clear records stop early; the one whose critiques disagree gets all its samples."""
+
+    def write(request: Request, index: int) -> str:
+        if request.example_id == "even" and (index // 2) % 2:
+            return box(*[1 + WORDS.index(word) for word in shown(request)])  # the other way round
+        return score_by_name(request, index)
+
+    records = [record("clear"), record("single", 1), record("even", 2)]
+    critic, stub = make_critic(write)
+    done: list[int] = []
+    found = critic.critiques(
+        None, records, range(16), SAMPLING, KEY, adaptive=AdaptiveK(0.05, 3), progress=done.append
+    )  # fmt: skip
+    assert stub.together == 3
+    # Each three samples in a row are requests of their own: all orders come in turn.
+    assert [r.samples for r in stub.requests if r.example_id == "even"][:4] == [
+        (0, 2), (1,), (3, 5), (4,),
+    ]  # fmt: skip
+    assert len(found["clear"]) < 8 and len(found["even"]) == 16
+    assert sum(done) == 3 * 16
+    full = critic.critiques(None, records, range(16), SAMPLING, KEY)
+    for name, critiques in found.items():
+        by_index = {c.index: c for c in full[name]}
+        assert all(by_index[c.index].scores == c.scores for c in critiques)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from grm_jax.data.loader import Example, collate
-from grm_jax.sampler import decode, engine
-from grm_jax.sampler.decode import SamplingConfig
-from grm_jax.sampler.engine import EngineConfig, Request
+from grm_jax.sampler import engine
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.schedule import Request
 from grm_jax.training.examples import completion_logprobs
 
 
@@ -54,11 +55,13 @@ def test_another_id_draws_other_tokens(prompts, usual, draw_samples):
 @pytest.mark.parametrize(
     "change",
     [
-        {"max_rows": 4},
+        {"max_rows": 2},
+        {"max_rows": 4, "chunk": 2},
         {"prefill_tokens": 1},
-        {"prompt_buckets": (8, 16)},
-        {"prompt_buckets": (24,), "max_rows": 64},
+        {"page": 4},
+        {"page": 24, "max_rows": 64},
         {"chunk": 100},
+        {"refill": False, "max_rows": 4},
     ],
     ids=str,
 )
@@ -183,36 +186,67 @@ def test_every_request_comes_back_once_and_statistics_add_up(prompts, draw_sampl
     assert found.keys() == {(r.example_id, i) for r in uneven for i in r.samples}
     assert sampler.stats.samples == len(found)
     assert sampler.stats.decode_tokens == sum(len(s.tokens) for s in found.values())
-    assert sampler.stats.prefill_tokens == sum(len(r.prompt) for r in uneven)
-
-
-def test_batches_keep_within_the_rows_and_prefill_tokens(make_sampler, prompts):
-    sampler = make_sampler(engine=EngineConfig(12, 40, (8, 16), 4))
-    many = [Request(f"{n}{i}", p, (0, 1, 2)) for n, p in prompts.items() for i in range(7)]
-    seen = []
-    for slots, width, batch in sampler._batches(many):
-        assert len(batch) * width <= 12
-        assert len(batch) * slots <= 40
-        assert all(len(r.prompt) <= slots for r in batch)
-        seen += batch
-    assert sorted(r.example_id for r in seen) == sorted(r.example_id for r in many)
-
-
-def test_few_shapes():
-    assert [engine._round_width(k) for k in (1, 2, 3, 4, 5, 7, 9, 13, 17, 32)] == [
-        1, 2, 3, 4, 6, 8, 12, 16, 24, 32,
-    ]  # fmt: skip
-    for count in range(1, 9):
-        for ways in (1, 2, 4):
-            rows = engine._pad_count(count, 8, ways)
-            assert rows >= count and rows % ways == 0 and rows in (1, 2, 4, 8)
+    prompt_tokens = sampler.stats.prefill_tokens + sampler.stats.shared_tokens
+    assert prompt_tokens == sum(len(r.prompt) for r in uneven)
 
 
 def test_nothing_compiles_again_for_the_same_shapes(prompts, draw_samples, make_sampler):
-    draw_samples(requests(prompts), sampler=make_sampler(stop_ids=[5]))
-    before = (decode.prefill._cache_size(), decode.decode_chunk._cache_size())
-    draw_samples(requests(prompts), sampler=make_sampler(stop_ids=[9]), temperature=0.3, seed=4)
-    assert (decode.prefill._cache_size(), decode.decode_chunk._cache_size()) == before
+    sampler = make_sampler(stop_ids=[5])
+    draw_samples(requests(prompts), sampler=sampler)
+    before = len(sampler.programs.compilations)
+    draw_samples(requests(prompts), sampler=sampler, temperature=0.3, seed=4)
+    assert len(sampler.programs.compilations) == before
+    assert {c.name for c in sampler.programs.compilations} >= {"decode", "prefill", "weights"}
+
+
+def test_prompts_that_begin_alike_share_pages(draw_samples, make_sampler, same_samples):
+    """As the orders of one item's responses do: the same samples, fewer tokens computed."""
+    head = tuple(range(4, 21))  # two pages of 8, and one token more
+    alike = [Request("r", (*head, 30 + i, 25, 7), (2 * i, 2 * i + 1)) for i in range(3)]
+    usual, apart = make_sampler(), make_sampler(engine=EngineConfig(9, 8, 32, 6, share=False))
+    found = draw_samples(alike, sampler=usual)
+    same_samples(found, draw_samples(alike, sampler=apart))
+    assert apart.stats.prefill_tokens == 3 * 20
+    assert usual.stats.prefill_tokens == 20 + 2 * 4
+    assert usual.stats.shared_tokens == 2 * 16
+
+
+def test_refill_keeps_lanes_busy(draw_samples, make_sampler, same_samples, model, params):
+    """Long and short samples: the same tokens, in fewer steps than a batch at a time."""
+    many = [Request(f"p{i}", (5 + i % 7, 9, 17), (0, 1)) for i in range(24)]
+    quick = make_sampler([3, 7, 11], EngineConfig(8, 8, 64, 2))
+    batch = make_sampler([3, 7, 11], EngineConfig(8, 8, 64, 2, refill=False))
+    found = draw_samples(many, sampler=quick, max_new_tokens=60)
+    same_samples(found, draw_samples(many, sampler=batch, max_new_tokens=60))
+    assert quick.stats.occupancy > 1.2 * batch.stats.occupancy
+    assert quick.stats.decode_tokens == sum(len(s.tokens) for s in found.values())
+
+
+def test_what_is_not_wanted_is_not_drawn(prompts, usual, make_sampler, params, same_samples):
+    """Adaptive k: an example's samples that have not begun are dropped."""
+    sampler = make_sampler(engine=EngineConfig(2, 8, 32, 4))
+    found = {}
+
+    def wanted(request):
+        return not any(example == request.example_id for example, _ in found)
+
+    config = SamplingConfig(max_new_tokens=11)
+    for s in sampler.sample(params, requests(prompts), config, jax.random.key(0), wanted=wanted):
+        found[s.example_id, s.index] = s
+    assert {name for name, _ in found} == set(prompts)
+    assert len(found) + sampler.stats.dropped == 9
+    assert sampler.stats.dropped > 2
+    same_samples(found, {name: usual[name] for name in found})
+
+
+def test_a_budget_of_bytes_is_kept(prompts, usual, draw_samples, make_sampler, same_samples, model):
+    token = 2 * 2 * model.num_kv_heads * model.head_dim * 4
+    small = make_sampler(engine=EngineConfig(9, 8, 32, 6, cache_bytes=60 * token))
+    same_samples(usual, draw_samples(requests(prompts), sampler=small))
+    assert 0 < small.stats.cache_bytes <= 60 * token
+    with pytest.raises(ValueError, match=r"one sample needs .* raise it or lower max_new_tokens"):
+        none = make_sampler(engine=EngineConfig(9, 8, 32, 6, cache_bytes=20 * token))
+        draw_samples(requests(prompts), sampler=none)
 
 
 def test_bfloat16(model, params, prompts, one_device, base_engine):
@@ -225,17 +259,55 @@ def test_bfloat16(model, params, prompts, one_device, base_engine):
         assert np.isfinite(sample.logprobs).all() and (sample.logprobs < 0).all()
 
 
+@pytest.mark.parametrize("option", ["int8_weights", "int8_cache"])
+def test_8_bit_options_stay_near(option, prompts, draw_samples, make_sampler, trainer_logprobs):
+    """Off by default; log-probabilities move by a few hundredths, not more."""
+    engine = dataclasses.replace(make_sampler().engine, **{option: True})
+    found = draw_samples(requests(prompts), sampler=make_sampler(engine=engine))
+    gaps = [
+        np.abs(sample.logprobs - trainer_logprobs(sample, 1.0)).max() for sample in found.values()
+    ]
+    assert 1e-4 < max(gaps) < 0.3
+
+
+@pytest.mark.slow
+def test_a_prompt_of_5000_tokens_with_a_window_of_4096(small, make_params, one_device):
+    """Shared by three samples, or one each: the same, with the trainer's log-probabilities."""
+    model = small.replace(num_layers=2, sliding_window=4096, max_position=8192)
+    params = make_params(model, 0)
+    prompt = tuple(np.random.default_rng(0).integers(4, 40, 5000).tolist())
+    config, key = SamplingConfig(max_new_tokens=8), jax.random.key(0)
+    sampler = engine.Sampler(model, [NEVER], EngineConfig(3, 512, 2048, 4), one_device)
+    shared = list(sampler.sample(params, [Request("a", prompt, (0, 1, 2))], config, key))
+    single = [Request("a", prompt, (i,)) for i in range(3)]
+    alone = engine.Sampler(model, [NEVER], EngineConfig(1, 1024, 8192, 8), one_device)
+    repeated = list(alone.sample(params, single, config, key))
+    assert alone.stats.prefill_tokens == 3 * sampler.stats.prefill_tokens
+    by_index = {sample.index: sample for sample in repeated}
+    batch = collate(
+        [Example(prompt, tuple(sample.tokens.tolist())) for sample in shared[:1]],
+        length=5008,
+        completion=8,
+    )
+    trained, _ = completion_logprobs(
+        params, model, batch, temperature=1.0, remat="none", chunk=1024
+    )
+    np.testing.assert_allclose(shared[0].logprobs, trained[0], atol=1e-4)
+    for sample in shared:
+        assert sample.tokens.tolist() == by_index[sample.index].tokens.tolist()
+
+
 def test_errors_name_the_example_and_the_fix(draw_samples):
     with pytest.raises(ValueError, match="example a: the prompt has no tokens"):
         draw_samples([Request("a", (), (0,))])
-    with pytest.raises(ValueError, match=r"example b: .* 17 tokens, .* bucket 16; raise engine"):
-        draw_samples([Request("ok", (4,), (0,)), Request("b", (4,) * 17, (0,))])
+    with pytest.raises(ValueError, match="example b: the prompt has no tokens"):
+        draw_samples([Request("ok", (4,), (0,)), Request("b", (), (0,))])
     with pytest.raises(ValueError, match=r"example c: 7 .*max_new_tokens=90 .* 96 positions"):
         draw_samples([Request("c", (4,) * 7, (0,))], max_new_tokens=90)
 
 
 def test_the_last_position_can_be_used(draw_samples, make_sampler):
-    sampler = make_sampler(stop_ids=[NEVER], engine=EngineConfig(1, 64, (8,), 100))
+    sampler = make_sampler(stop_ids=[NEVER], engine=EngineConfig(1, 8, 64, 100))
     (sample,) = draw_samples(
         [Request("c", (4,) * 6, (0,))], sampler=sampler, max_new_tokens=90
     ).values()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from grm_jax.model import hf_export
-from grm_jax.sampler.engine import EngineConfig, Request, Sampler
+from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.schedule import Request
 
 NEW = 14
 
@@ -32,7 +34,7 @@ def test_greedy_tokens_are_those_of_generate(
     """Prompts shorter than the window, as long, and longer; samples that cross it."""
     import torch
 
-    sampler = Sampler(small, [1000], EngineConfig(3, 48, (16,), 8), one_device)
+    sampler = Sampler(small, [1000], EngineConfig(3, 8, 48, 8), one_device)
     requests = [Request(name, prompt, (0,)) for name, prompt in prompts.items()]
     found = draw_samples(
         requests, sampler=sampler, weights=small_params, temperature=0.0, max_new_tokens=NEW

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from grm_jax.model.params import param_table
-from grm_jax.sampler.engine import Request
+from grm_jax.sampler.schedule import Request
 from grm_jax.training.step import param_shardings
 
 

@@ -11,7 +11,7 @@ import pytest
 from grm_jax.config import RL, ConfigError
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.sampler.critic import Critic, TemplateConfig
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training import rl
 from grm_jax.training.rl import describe, record_batches, rollout_batch, run_rl
 
@@ -115,7 +115,7 @@ def test_rollout_rows_tell_correct_from_reward(make_critique, make_record):
 def fake_run(records, buckets):
     tokenizer = build_tokenizer()
     templates = TemplateConfig("compact", "compact_single", "compact_meta")
-    setup = types.SimpleNamespace(engine=types.SimpleNamespace(prompt_buckets=buckets), seed=0)
+    setup = types.SimpleNamespace(prompt_buckets=buckets, seed=0)
     critic = Critic(None, tokenizer, templates, order="given")  # pyright: ignore[reportArgumentType]
     return types.SimpleNamespace(
         records=records, setup=setup, tokenizer=tokenizer, critic=lambda order: critic

@@ -15,7 +15,7 @@ import pytest
 from grm_jax.config import RL, Setup
 from grm_jax.data.loader import Example, collate, collate_groups
 from grm_jax.model.params import param_table
-from grm_jax.sampler.decode import SamplingConfig
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.scoring import row_scores
 from grm_jax.training.examples import completion_logprobs, group_logprobs
 from grm_jax.training.losses import bce_loss, sft_loss

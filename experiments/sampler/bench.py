@@ -1,0 +1,235 @@
+"""k-way sampling beside other samplers, on the CPU: tokens/s, cost against k, memory.
+
+    python experiments/sampler/make_model.py MODEL          (with `gguf` installed, for llama.cpp)
+    python experiments/sampler/bench.py MODEL --llamacpp PYTHON --tunix PYTHON --hf PYTHON
+
+PYTHON is the interpreter of a virtual environment that has the peer (llama-cpp-python,
+google-tunix, transformers with torch); a peer that is not given is left out. All are given the same
+weights, prompt and settings (float32, temperature 1) and run in turn, a run each, so that a noisy
+machine is noisy for all; figures are medians. Threads are pinned by `taskset`. Writes results.json
+and table.md beside this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from grm_jax.benchmarks.results import versions
+from grm_jax.model.config import ModelConfig
+from grm_jax.sampler.plan import EngineConfig
+from grm_jax.training.run import read_model_config
+
+HERE = Path(__file__).resolve().parent
+PEERS = ("grm", "llamacpp", "tunix", "hf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    model: tyro.conf.Positional[Path | None] = None
+    device: Literal["cpu", "gpu"] = "cpu"
+    """gpu: the size below on the accelerator, without peers; see device.py."""
+    size: str = "2b"
+    llamacpp: Path | None = None
+    tunix: Path | None = None
+    hf: Path | None = None
+    k: tuple[int, ...] = (8, 32)
+    threads: tuple[int, ...] = (1, 2)
+    repeats: int = 5
+    prompt: int = 512
+    new: int = 128
+    cost: bool = True
+    """Also time(k=32) / time(k=1) at a prompt of 1,024 and 64 new tokens."""
+    output: Path = HERE / "results.json"
+
+
+def main(args: Arguments) -> None:
+    if args.device == "gpu":
+        import device
+
+        found = device.measure(args.size, args.new, args.repeats, EngineConfig())
+        save(HERE / f"device_{args.size}.json", {"commit": git_commit(), **found})
+        return
+    if args.model is None:
+        raise SystemExit("give the folder that make_model.py wrote")
+    python = {"grm": Path(sys.executable), "llamacpp": args.llamacpp, "tunix": args.tunix}
+    python["hf"] = args.hf
+    present = {name: path for name, path in python.items() if path is not None}
+    results: dict[str, Any] = load(args.output)
+    results |= {
+        "commit": git_commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+    }
+    for threads in args.threads:
+        key = f"ceiling, {threads} threads"
+        results[key] = ceiling(threads, args.model)
+        for k in args.k:
+            key = f"prompt {args.prompt}, new {args.new}, k {k}, {threads} threads"
+            found = compare(present, args, k, threads, args.prompt, args.new)
+            results[key] = results.get(key, {}) | found
+            save(args.output, results)
+    if args.cost:
+        for k in (1, 32):
+            key = f"prompt 1024, new 64, k {k}, 1 threads"
+            some = {name: path for name, path in present.items() if name in ("grm", "hf")}
+            results[key] = results.get(key, {}) | compare(some, args, k, 1, 1024, 64)
+            save(args.output, results)
+    (HERE / "table.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def git_commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
+
+
+class Worker:
+    """A process that has loaded its sampler and times one run a line."""
+
+    def __init__(self, name: str, python: Path, args: Arguments, k: int, threads: int, sizes):
+        cores = ",".join(map(str, range(threads)))
+        prompt, new = sizes
+        command = ["taskset", "-c", cores, str(python), str(HERE / "workers" / f"{name}.py")]
+        command += [str(args.model), "--k", str(k), "--prompt", str(prompt), "--new", str(new)]
+        command += ["--threads", str(threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        if name == "grm":
+            environment["PYTHONPATH"] = str(HERE.parent.parent)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True, env=environment,
+        )  # fmt: skip
+        self.ready = self._read()
+
+    def run(self, seed: int) -> dict[str, float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{seed}\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))} died; run it by hand")  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return json.loads(line)
+
+
+def compare(
+    present: dict[str, Path], args: Arguments, k: int, threads: int, prompt: int, new: int
+) -> dict[str, Any]:
+    """Runs in turn; of each sampler, medians."""
+    workers = {
+        name: Worker(name, python, args, k, threads, (prompt, new))
+        for name, python in present.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    last: dict[str, dict[str, float]] = {}
+    for repeat in range(args.repeats):
+        for name, worker in workers.items():
+            last[name] = worker.run(repeat)
+            seconds[name].append(last[name]["seconds"])
+            rate = k * new / last[name]["seconds"]
+            print(f"{name}: k {k}, {threads} threads, {rate:.0f} tokens/s", flush=True)
+    found = {}
+    for name, worker in workers.items():
+        worker.close()
+        assert last[name]["tokens"] == k * new
+        middle = statistics.median(seconds[name])
+        found[name] = {
+            "sampler": worker.ready["ready"],
+            "seconds": [round(s, 3) for s in seconds[name]],
+            "tokens_per_second": round(k * new / middle, 1),
+            "peak_gib": round(last[name]["peak_gib"], 2),
+        }
+    return found
+
+
+CEILING = """
+import json, statistics, sys, time
+import jax, jax.numpy as jnp
+rows, layers, shapes = json.loads(sys.argv[1])
+key = jax.random.key(0)
+weights = [[jax.random.normal(key, tuple(s)) for s in shapes] for _ in range(layers)]
+inputs = [jax.random.normal(key, (rows, s[0])) for s in shapes]
+multiply = jax.jit(lambda xs, ws: [[x @ w for x, w in zip(xs, layer)] for layer in ws])
+times = []
+for _ in range(12):
+    started = time.perf_counter()
+    jax.block_until_ready(multiply(inputs, weights))
+    times.append(time.perf_counter() - started)
+print(json.dumps(statistics.median(times)))
+"""
+
+
+def ceiling(threads: int, folder: Path) -> dict[str, float]:
+    """Tokens/s if a step were its matrix products alone, for some numbers of rows."""
+    config: ModelConfig = read_model_config(folder)
+    c = config
+    shapes = [
+        (c.embed_dim, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim),
+        (c.num_heads * c.head_dim, c.embed_dim),
+        (c.embed_dim, 2 * c.hidden_dim),
+        (c.hidden_dim, c.embed_dim),
+    ]
+    found = {}
+    for rows in (8, 32):
+        total = 0.0
+        for layers, some in ((c.num_layers, shapes), (1, [(c.embed_dim, c.vocab_size)])):
+            command = ["taskset", "-c", ",".join(map(str, range(threads)))]
+            command += [sys.executable, "-c", CEILING, json.dumps([rows, layers, some])]
+            out = subprocess.run(command, capture_output=True, text=True, check=True)
+            total += float(out.stdout)
+        found[f"k {rows}"] = round(rows / total, 1)
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = []
+    settings = [key for key in results if key.startswith("prompt")]
+    for key in settings:
+        found = results[key]
+        own = found.get("grm", {}).get("tokens_per_second")
+        lines += [f"{key}:", "", "| sampler | tokens/s | grm_jax is | peak memory, GiB |"]
+        lines += ["| :--- | ---: | ---: | ---: |"]
+        for entry in sorted(found.values(), key=lambda e: -e["tokens_per_second"]):
+            rate = entry["tokens_per_second"]
+            ratio = f"{own / rate:.2f}x" if own else "-"
+            lines.append(f"| {entry['sampler']} | {rate:.0f} | {ratio} | {entry['peak_gib']:.1f} |")
+        lines.append("")
+    ceilings = {key: value for key, value in results.items() if key.startswith("ceiling")}
+    for key, value in ceilings.items():
+        lines.append(f"{key}, matrix products alone: {value} tokens/s")
+    one, many = (results.get(f"prompt 1024, new 64, k {k}, 1 threads", {}) for k in (1, 32))
+    for name in one.keys() & many.keys():
+        ratio = statistics.median(many[name]["seconds"]) / statistics.median(one[name]["seconds"])
+        lines.append(f"{one[name]['sampler']}: time(k=32) / time(k=1) = {ratio:.1f}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,262 @@
+"""Continuous batching, shared beginnings, sharing at all: the same engine with and without.
+
+    python experiments/sampler/refill.py
+
+A random Gemma-2 of 17 million parameters on the CPU; what is compared runs in turn, figures are
+medians. Stop ids are a random 64th of the vocabulary, so lengths are near geometric with mean 64.
+Writes refill.json and refill.md.
+
+- refill: 64 prompts of 64 to 1,024 tokens, 8 samples each, 32 lanes.
+- warm-up: programs compiled by a second run over other prompts, lengths and seeds.
+- heads: items whose two orders of responses begin with the same 512 of 768 tokens, 16 samples
+  each, with and without sharing those pages.
+- gate: k samples of one prompt that share it, against k copies of it.
+- int8: effect of 8-bit weights and caches on log-probabilities of the same tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.params import init_params, param_table
+from grm_jax.parallel.mesh import make_mesh
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.schedule import Request
+
+HERE = Path(__file__).resolve().parent
+MODEL = ModelConfig(
+    num_layers=6,
+    embed_dim=384,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=96,
+    hidden_dim=1536,
+    query_pre_attn_scalar=96,
+    vocab_size=8192,
+    sliding_window=256,
+    max_position=4096,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    repeats: int = 5
+
+
+def main(args: Arguments) -> None:
+    params = jax.jit(lambda key: init_params(param_table(MODEL), key))(jax.random.key(0))
+    results: dict[str, Any] = {
+        "refill": refill(params, args.repeats),
+        "heads": heads(params, args.repeats),
+        "gate": gate(params, args.repeats),
+        "int8": int8(params),
+    }
+    (HERE / "refill.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (HERE / "refill.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+def sampler(stop_ids: Sequence[int], **settings: Any) -> Sampler:
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    return Sampler(MODEL, stop_ids, EngineConfig(**settings), mesh)
+
+
+def prompts(lengths: Sequence[int], seed: int) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(4, MODEL.vocab_size, n).tolist()) for n in lengths]
+
+
+def timed(run: Callable[[], int]) -> float:
+    """Tokens/s of one run that returns how many were drawn."""
+    started = time.perf_counter()
+    drawn = run()
+    return drawn / (time.perf_counter() - started)
+
+
+def in_turn(runs: dict[str, Callable[[int], int]], repeats: int) -> dict[str, float]:
+    """Median tokens/s of each; the first round warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            rate = timed(lambda run=run, repeat=repeat: run(repeat))
+            if repeat:
+                rates[name].append(rate)
+    return {name: round(statistics.median(found), 1) for name, found in rates.items()}
+
+
+def refill(params: Any, repeats: int) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    stop_ids = rng.choice(np.arange(4, MODEL.vocab_size), MODEL.vocab_size // 64, False).tolist()
+    settings = SamplingConfig(max_new_tokens=512)
+
+    def requests(seed: int) -> list[Request]:
+        lengths = np.random.default_rng(seed).integers(64, 1025, 64).tolist()
+        found = prompts(lengths, seed)
+        return [Request(f"{seed}-{i}", p, tuple(range(8))) for i, p in enumerate(found)]
+
+    samplers = {
+        name: sampler(stop_ids, max_rows=32, page=256, prefill_tokens=1024, chunk=32, refill=on)
+        for name, on in (("refill", True), ("batches", False))
+    }
+    compiled: dict[str, list[int]] = {name: [] for name in samplers}
+
+    def run(name: str) -> Callable[[int], int]:
+        def once(seed: int) -> int:
+            key = jax.random.key(seed)
+            found = samplers[name].sample(params, requests(seed), settings, key)
+            drawn = sum(len(sample.tokens) for sample in found)
+            compiled[name].append(len(samplers[name].programs.compilations))
+            return drawn
+
+        return once
+
+    rates = in_turn({name: run(name) for name in samplers}, repeats)
+    return {
+        "tokens_per_second": rates,
+        "ratio": round(rates["refill"] / rates["batches"], 2),
+        "occupancy": {name: round(s.stats.occupancy, 3) for name, s in samplers.items()},
+        "compilations": {n: [c[0], c[-1] - c[0]] for n, c in compiled.items()},
+        "mean_length": round(
+            samplers["refill"].stats.decode_tokens / samplers["refill"].stats.samples, 1
+        ),
+    }
+
+
+def heads(params: Any, repeats: int) -> dict[str, Any]:
+    settings = SamplingConfig(max_new_tokens=64)
+    head = prompts([512] * 4, 2)
+    tails = prompts([256] * 8, 3)
+    requests = [
+        Request(f"{i}", head[i] + tails[2 * i + j], tuple(range(16 * j, 16 * j + 16)))
+        for i in range(4)
+        for j in range(2)
+    ]
+    samplers = {
+        name: sampler([MODEL.vocab_size], max_rows=128, page=256, prefill_tokens=2048, share=on)
+        for name, on in (("shared", True), ("apart", False))
+    }
+
+    def run(name: str) -> Callable[[int], int]:
+        def once(seed: int) -> int:
+            found = samplers[name].sample(params, requests, settings, jax.random.key(seed))
+            return sum(len(sample.tokens) for sample in found)
+
+        return once
+
+    rates = in_turn({name: run(name) for name in samplers}, repeats)
+    return {
+        "tokens_per_second": rates,
+        "ratio": round(rates["shared"] / rates["apart"], 2),
+        "prefill_tokens": {n: s.stats.prefill_tokens // (repeats + 1) for n, s in samplers.items()},
+        "cache_mib": {n: round(s.stats.cache_bytes / 2**20, 1) for n, s in samplers.items()},
+    }
+
+
+def gate(params: Any, repeats: int) -> list[dict[str, Any]]:
+    found = []
+    for length in (32, 128, 512):
+        for k in (2, 4, 8, 32):
+            (prompt,) = prompts([length], length)
+            page = min(512, length)
+            settings = SamplingConfig(max_new_tokens=64)
+            both = {
+                "shared": [Request("p", prompt, tuple(range(k)))],
+                "repeated": [Request("p", prompt, (i,)) for i in range(k)],
+            }
+            samplers = {
+                name: sampler(
+                    [MODEL.vocab_size], max_rows=k, page=page, prefill_tokens=8192, share=False
+                )
+                for name in both
+            }
+
+            def run(name: str, both=both, samplers=samplers, settings=settings):
+                def once(seed: int) -> int:
+                    key = jax.random.key(seed)
+                    drawn = samplers[name].sample(params, both[name], settings, key)
+                    return sum(len(sample.tokens) for sample in drawn)
+
+                return once
+
+            rates = in_turn({name: run(name) for name in both}, repeats)
+            ratio = round(rates["shared"] / rates["repeated"], 2)
+            found.append({"prompt": length, "k": k, "tokens_per_second": rates, "ratio": ratio})
+    return found
+
+
+def int8(params: Any) -> dict[str, Any]:
+    """Greedy decoding of 16 prompts: how far log-probabilities move, how often the token does."""
+    found = prompts([256] * 16, 5)
+    requests = [Request(str(i), p, (0,)) for i, p in enumerate(found)]
+    settings = SamplingConfig(temperature=0.0, max_new_tokens=32)
+
+    def draw(**options: bool) -> dict[str, Any]:
+        one = sampler([MODEL.vocab_size], max_rows=16, page=256, **options)
+        return {s.example_id: s for s in one.sample(params, requests, settings, jax.random.key(0))}
+
+    exact, results = draw(), {}
+    for name in ("int8_weights", "int8_cache"):
+        other = draw(**{name: True})
+        gaps, first = [], []
+        for id, sample in exact.items():
+            same = int(np.cumprod(sample.tokens == other[id].tokens).sum())
+            first.append(same / len(sample.tokens))
+            # While the texts agree, the same tokens were given the same history.
+            gaps += np.abs(sample.logprobs[:same] - other[id].logprobs[:same]).tolist()
+        results[name] = {
+            "mean_logprob_gap": round(float(np.mean(gaps)), 4),
+            "max_logprob_gap": round(float(np.max(gaps)), 4),
+            "same_text": round(float(np.mean(first)), 3),
+        }
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    r, h = results["refill"], results["heads"]
+    lines = ["| 64 prompts x 8 | tokens/s | lanes busy | programs, first run | later |"]
+    lines += ["| :--- | ---: | ---: | ---: | ---: |"]
+    for name in ("refill", "batches"):
+        first, later = r["compilations"][name]
+        rate, busy = r["tokens_per_second"][name], r["occupancy"][name]
+        lines.append(f"| {name} | {rate:.0f} | {100 * busy:.0f}% | {first} | {later} |")
+    lines += ["", f"Refill is {r['ratio']}x; mean length {r['mean_length']} tokens.", ""]
+    lines += ["| beginnings of prompts | tokens/s | prompt tokens computed | cache, MiB |"]
+    lines += ["| :--- | ---: | ---: | ---: |"]
+    for name in ("shared", "apart"):
+        rate = h["tokens_per_second"][name]
+        lines.append(
+            f"| {name} | {rate:.0f} | {h['prefill_tokens'][name]} | {h['cache_mib'][name]} |"
+        )
+    lines += ["", "| prompt | k | shared, tokens/s | repeated | ratio |"]
+    lines += ["| ---: | ---: | ---: | ---: | ---: |"]
+    for row in results["gate"]:
+        rates = row["tokens_per_second"]
+        lines.append(
+            f"| {row['prompt']} | {row['k']} | {rates['shared']:.0f} | {rates['repeated']:.0f} "
+            f"| {row['ratio']}x |"
+        )
+    lines += ["", "| option | mean gap of log-probabilities | largest | same greedy text |"]
+    lines += ["| :--- | ---: | ---: | ---: |"]
+    for name, row in results["int8"].items():
+        lines.append(
+            f"| {name} | {row['mean_logprob_gap']} | {row['max_logprob_gap']} "
+            f"| {100 * row['same_text']:.0f}% |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

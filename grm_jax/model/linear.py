@@ -1,0 +1,82 @@
+"""A linear map whose weight may be stored in more than one way.
+
+The forward pass multiplies through `linear` and looks words up through `lookup`; a weight is an
+array, or one of the forms below that decoding uses (`sampler.weights` makes them).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+# Rows up to which a CPU's matrix product is faster with the matrix on the left (measured: 1.6 times
+# with 8 rows, 1.3 with 32, the same with 128, slower beyond).
+FEW = 128
+
+
+@flax.struct.dataclass
+class OutMajor:
+    """A matrix stored [out, in] that is multiplied from the left, [out, in] x [in, rows].
+
+    XLA's CPU matrix product of few rows is up to 1.6 times faster in this form. The barrier keeps
+    the compiler from turning it back.
+
+    Attributes:
+      matrix: [out, in].
+      shape: the output's trailing dimensions, with product `out`.
+    """
+
+    matrix: jax.Array
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+    def apply(self, x: jax.Array, axes: int) -> jax.Array:
+        """The float32 product."""
+        lead = x.shape[: x.ndim - axes]
+        rows = x.reshape(math.prod(lead), -1)
+        if rows.shape[0] > FEW:  # a prompt's tokens
+            out = jnp.einsum("ri,oi->ro", rows, self.matrix, preferred_element_type=jnp.float32)
+        else:
+            out = jnp.einsum("oi,ri->or", self.matrix, rows, preferred_element_type=jnp.float32)
+            out = jax.lax.optimization_barrier(out).T
+        return out.reshape(*lead, *self.shape)
+
+
+@flax.struct.dataclass
+class Int8:
+    """A weight of 8-bit integers with one float32 scale an output: w = values * scale.
+
+    Attributes:
+      values: int8, in the weight's own shape.
+      scale: float32, the weight's shape with 1 for its input dimensions.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    def apply(self, x: jax.Array, axes: int) -> jax.Array:
+        """The float32 product."""
+        values = self.values.astype(x.dtype)
+        out = jnp.tensordot(x, values, axes, preferred_element_type=jnp.float32)
+        return out * self.scale.reshape(self.scale.shape[axes:])
+
+
+Weight = jax.Array | OutMajor | Int8
+
+
+def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:
+    """Contract the last `axes` dimensions of x with the first ones of w."""
+    if isinstance(w, OutMajor | Int8):
+        return w.apply(x, axes).astype(x.dtype)
+    return jnp.tensordot(x, w, axes)
+
+
+def int8(w: jax.Array, axes: int) -> Int8:
+    """The nearest `Int8` of a weight whose first `axes` dimensions are inputs."""
+    over = tuple(range(axes))
+    scale = jnp.maximum(jnp.max(jnp.abs(w.astype(jnp.float32)), over, keepdims=True), 1e-12) / 127
+    values = jnp.clip(jnp.round(w.astype(jnp.float32) / scale), -127, 127)
+    return Int8(values.astype(jnp.int8), scale)

@@ -1,0 +1,153 @@
+"""Drawing the next token: settings, filters, one random number a sample.
+
+A token is found by its place in the cumulative distribution, u * total, which needs one pass over
+the vocabulary: sums of blocks of it, then the block in which the place lies. No noise per word, and
+no sort: the filters find their thresholds by bisection over the bits of float32.
+
+Dimensions: any leading shape, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Filters(NamedTuple):
+    """The static part of `SamplingConfig`: programs are compiled for it."""
+
+    greedy: bool
+    top_k: int
+    top_p: float
+    min_p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn."""
+
+    temperature: float = 1.0
+    """0 is greedy. Log-probabilities are those of softmax(logits / temperature)."""
+    top_k: int = 0
+    """Draw from the k most likely tokens only; 0 for all. For use, not for RL rollouts: the
+    reported log-probability stays that of the unfiltered distribution."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens with at least this probability; 1 for all."""
+    min_p: float = 0.0
+    """Draw from tokens with at least this share of the most likely one's probability; 0 for all."""
+    max_new_tokens: int = 1024
+    """Tokens a sample may have; one that has not stopped by then is marked `length`."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} is negative; 0 is greedy")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p={self.min_p} is not in [0, 1)")
+        if self.top_k < 0 or self.max_new_tokens < 1:
+            raise ValueError("top_k must be >= 0 and max_new_tokens >= 1")
+
+    @property
+    def filters(self) -> Filters:
+        return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
+
+    @property
+    def unfiltered(self) -> bool:
+        """Whether reported log-probabilities are those of the distribution drawn from."""
+        return self.filters == Filters(False, 0, 1.0, 0.0)
+
+
+def draw(
+    z: jax.Array, uniform: jax.Array, temperature: jax.Array, filters: Filters
+) -> tuple[jax.Array, jax.Array]:
+    """Next tokens [...] int32 and their log-probabilities under softmax(z / temperature).
+
+    Args:
+      z: [..., V] float32 softcapped logits.
+      uniform: [...] in [0, 1), one a sample.
+      temperature: scalar; not read when greedy, whose log-probabilities are at temperature 1.
+    """
+    if not filters.greedy:
+        z = z / temperature
+    top = jnp.max(z, axis=-1, keepdims=True)
+    weights = jnp.exp(z - top)
+    norm = jnp.sum(weights, axis=-1)
+    if filters.greedy:
+        chosen = jnp.argmax(z, axis=-1).astype(jnp.int32)
+    else:
+        chosen = pick(keep_top(weights, filters), uniform)
+    picked = jnp.take_along_axis(z, chosen[..., None], axis=-1)[..., 0]
+    return chosen, picked - top[..., 0] - jnp.log(norm)
+
+
+def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The token in whose stretch of the cumulative weights `uniform` * their sum lies.
+
+    Args:
+      weights: [..., V] float32 >= 0, not all 0.
+      uniform: [...] in [0, 1).
+    """
+    size = weights.shape[-1]
+    block = 1 << math.ceil(math.log2(max(2.0, math.sqrt(size))))
+    pad = [(0, 0)] * (weights.ndim - 1) + [(0, -size % block)]
+    blocks = jnp.pad(weights, pad).reshape(*weights.shape[:-1], -1, block)
+    sums = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)  # [..., V / block]
+    place = uniform * sums[..., -1]
+    # The first block whose running sum passes the place; rounding can not lead past the last one
+    # that holds any weight.
+    last = jnp.sum(sums < sums[..., -1:], axis=-1)
+    index = jnp.minimum(jnp.sum(sums <= place[..., None], axis=-1), last)
+    before = jnp.where(
+        index > 0, jnp.take_along_axis(sums, jnp.maximum(index - 1, 0)[..., None], -1)[..., 0], 0.0
+    )
+    inside = jnp.take_along_axis(blocks, index[..., None, None], axis=-2)[..., 0, :]
+    running = jnp.cumsum(inside, axis=-1)
+    offset = jnp.sum(running <= (place - before)[..., None], axis=-1)
+    # Never a word of weight 0: not before the first of the block, nor after its last.
+    positive = inside > 0
+    lowest = jnp.argmax(positive, axis=-1)
+    highest = block - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
+    return (index * block + jnp.clip(offset, lowest, highest)).astype(jnp.int32)
+
+
+def keep_top(weights: jax.Array, filters: Filters) -> jax.Array:
+    """Weights exp(z - max) [..., V] with those of the words that are filtered out at 0.
+
+    The filters apply in the order top_k, top_p, min_p. Words that tie with the last one kept are
+    kept too.
+    """
+    if filters.top_k and filters.top_k < weights.shape[-1]:
+        kept = _above(weights, lambda w, t: jnp.sum(w >= t, axis=-1) >= filters.top_k)
+        weights = jnp.where(weights >= kept, weights, 0.0)
+    if filters.top_p < 1.0:
+        enough = filters.top_p * jnp.sum(weights, axis=-1)
+        kept = _above(weights, lambda w, t: jnp.sum(jnp.where(w >= t, w, 0.0), axis=-1) >= enough)
+        weights = jnp.where(weights >= kept, weights, 0.0)
+    if filters.min_p > 0.0:
+        weights = jnp.where(weights >= filters.min_p, weights, 0.0)  # the largest weight is 1
+    return weights
+
+
+def _above(weights: jax.Array, enough: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """The largest threshold [..., 1] such that the weights at or above it are still enough.
+
+    Non-negative floats are ordered as their bits are, so 31 halvings find it exactly.
+    """
+    low = jnp.zeros(weights.shape[:-1], jnp.int32)  # always enough
+    high = jnp.full(weights.shape[:-1], 0x7F800000, jnp.int32)  # infinity: never
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)[..., None]
+        good = enough(weights, threshold)
+        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)[..., None]

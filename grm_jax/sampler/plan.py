@@ -1,0 +1,173 @@
+"""How much runs at once: lanes, pages and ranks for a list of requests, within a budget of bytes.
+
+Decided before anything is allocated, from the model's shape alone, so sampling never runs out of
+memory half-way. Sizes are rounded so that few programs are compiled.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from grm_jax.model.config import ModelConfig
+from grm_jax.sampler.schedule import Request, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """How the sampler uses the machine."""
+
+    max_rows: int = 256
+    """Samples decoded at once, over all data-parallel shards."""
+    page: int = 512
+    """Tokens of a page: prompts are stored, and shared, in pages."""
+    prefill_tokens: int = 8192
+    """Prompt tokens computed at once."""
+    chunk: int = 64
+    """Most decode steps between two looks of the host, which begins samples in lanes that fell
+    free; the cache of drawn tokens grows in steps of as much."""
+    min_lanes: int = 16
+    """When nothing waits any more, those still under way are packed into a quarter of the lanes,
+    and again, but not below this: each size is a program to compile."""
+    spare: float = 1.0
+    """Room for prompts beyond those that fill the lanes, as a share: where the samples of a prompt
+    end at different times, its last ones hold its pages while others have begun."""
+    share: bool = True
+    """Prompts that begin alike share those pages."""
+    refill: bool = True
+    """Begin waiting samples as soon as lanes fall free; False: a batch at a time."""
+    int8_weights: bool = False
+    """Decode with matrices of 8-bit integers: half the bytes to read a step, at some accuracy."""
+    int8_cache: bool = False
+    """Keep keys and values as 8-bit integers: twice as many fit, at some accuracy."""
+    cache_bytes: int | None = None
+    """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None: no
+    limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "page", "prefill_tokens", "chunk", "min_lanes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name}={getattr(self, name)}; give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is allocated on each shard.
+
+    Attributes:
+      shape: lanes, pages, ranks.
+      capacity: most drawn tokens a lane holds.
+      bytes: of pages and rings at their largest, a device.
+    """
+
+    shape: Shape
+    capacity: int
+    bytes: int
+
+    def __str__(self) -> str:
+        s = self.shape
+        shared = f"each read by up to {s.ranks} of them" if s.ranks > 1 else "a copy a sample"
+        return (
+            f"{s.lanes} samples at once, up to {self.capacity} tokens each; prompts in {s.pages} "
+            f"pages of {s.page} tokens, {shared}; {self.bytes / 2**20:,.0f} MiB of caches a device"
+        )
+
+
+def token_bytes(model: ModelConfig, int8: bool = False) -> int:
+    """Keys and values of one token, all layers; as 8-bit integers, with a float32 scale each."""
+    width = jnp.dtype(model.compute_dtype).itemsize
+    vector = model.head_dim + 4 if int8 else model.head_dim * width
+    return model.num_layers * 2 * model.num_kv_heads * vector
+
+
+def make_plan(
+    model: ModelConfig,
+    engine: EngineConfig,
+    requests: Sequence[Request],
+    max_new_tokens: int,
+    shards: int,
+    together: int | None = None,
+    *,
+    split: int = 1,
+) -> Plan:
+    """The largest plan that the requests can use and the budget allows.
+
+    Args:
+      together: most samples of an example that run at once.
+      split: devices that share a shard's caches, each with some of the heads.
+
+    Raises ValueError when not even one sample fits.
+    """
+    wanted_of: collections.Counter[str] = collections.Counter()
+    for request in requests:
+        wanted_of[request.example_id] += len(request.samples)
+    wanted = sum(min(count, together or count) for count in wanted_of.values())
+    lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
+    while True:
+        plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
+        if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
+            return plan
+        if lanes == 1:
+            raise ValueError(
+                f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, cache_bytes allows "
+                f"{engine.cache_bytes / 2**20:.0f} MiB; raise it or lower max_new_tokens"
+            )
+        lanes = power_of_two(lanes) // 2
+
+
+def _plan(
+    model: ModelConfig,
+    engine: EngineConfig,
+    requests: Sequence[Request],
+    max_new_tokens: int,
+    lanes: int,
+    together: int | None,
+    split: int,
+) -> Plan:
+    most = together or lanes
+    samples = [min(most, len(request.samples)) for request in requests]
+    depths = [-(-len(request.prompt) // engine.page) for request in requests]
+    # How many of an example's samples read the first page that a sample reads, on average. (A page
+    # that all examples share, of the template, is there once for so many readers.)
+    readers: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()
+    for index, request in enumerate(requests):
+        common = engine.share and len(request.prompt) > engine.page
+        first = request.prompt[: engine.page] if common else (-index - 1,)
+        readers[request.example_id, first] += samples[index]
+    typical = sum(n * min(n, most) for n in readers.values()) / sum(samples)
+    ranks = min(lanes, power_of_two(math.ceil(typical)))
+    # Prompts whose samples are ending hold pages beside those whose samples begin.
+    prompts = math.ceil(lanes * sum(samples) / sum(s * s for s in samples))
+    if sum(len(request.samples) for request in requests) > lanes:
+        prompts = math.ceil((1 + engine.spare) * prompts) + 1
+    deepest = max(depths)
+    pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
+    pages = step_up(max(deepest, min(pages, sum(depths))))
+    shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
+    # A ring that grows is there twice for a moment, at its old and at its new size.
+    sizes = capacities(engine.chunk, max_new_tokens)
+    tokens = pages * engine.page + lanes * sum(sizes[-2:])
+    return Plan(shape, max_new_tokens, tokens * token_bytes(model, engine.int8_cache) // split)
+
+
+def power_of_two(value: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def step_up(value: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    power = power_of_two(value)
+    return power * 3 // 4 if power >= 4 and value <= power * 3 // 4 else power
+
+
+def capacities(chunk: int, most: int) -> tuple[int, ...]:
+    """Sizes of the ring of drawn tokens: chunk, twice that, ..., `most`."""
+    sizes = [min(chunk, most)]
+    while sizes[-1] < most:
+        sizes.append(min(2 * sizes[-1], most))
+    return tuple(sizes)

@@ -1,0 +1,65 @@
+"""Compiled programs: each is compiled once, ahead of its first call, counted and logged."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from grm_jax.parallel.mesh import use_mesh
+
+log = logging.getLogger("grm_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """One compiled program: what it does, for which shape, and how long compiling took."""
+
+    name: str
+    shape: Hashable
+    seconds: float
+
+
+class Programs:
+    """Programs by name and shape.
+
+    Args:
+      mesh: where they run.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self.compilations: list[Compilation] = []
+        self._programs: dict[tuple[str, Hashable], Callable[..., Any]] = {}
+
+    def run(
+        self,
+        name: str,
+        shape: Hashable,
+        function: Callable[..., Any],
+        *args: Any,
+        donate: tuple[int, ...] = (),
+        out_shardings: Any = None,
+    ) -> Any:
+        """function(*args), compiled the first time that `name` meets `shape`.
+
+        Args:
+          shape: everything that the program depends on besides its arguments' values.
+          donate: arguments whose memory may be reused.
+        """
+        program = self._programs.get((name, shape))
+        if program is None:
+            started = time.perf_counter()
+            with use_mesh(self.mesh):
+                jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+                program = jitted.lower(*args).compile()
+            seconds = time.perf_counter() - started
+            self._programs[name, shape] = program
+            self.compilations.append(Compilation(name, shape, seconds))
+            log.debug("sampler: compiled %s %s in %.1f s", name, shape, seconds)
+        return program(*args)

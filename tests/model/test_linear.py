@@ -1,0 +1,44 @@
+"""The forms in which a weight may be stored multiply alike."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grm_jax.model.linear import Int8, OutMajor, int8, linear
+
+
+def problem(axes: int):
+    rng = np.random.default_rng(0)
+    inputs = (6,) if axes == 1 else (2, 3)
+    x = rng.normal(size=(2, 5, *inputs)).astype(np.float32)
+    w = rng.normal(size=(*inputs, 4, 7)).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(w), np.tensordot(x, w, axes)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_out_major(axes):
+    x, w, expected = problem(axes)
+    turned = OutMajor(w.reshape(6, -1).T, (4, 7))
+    np.testing.assert_allclose(jax.jit(linear, static_argnums=2)(x, w, axes), expected, atol=1e-5)
+    found = jax.jit(linear, static_argnums=2)(x, turned, axes)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_int8_is_near_and_exact_for_what_it_can_hold(axes):
+    x, w, expected = problem(axes)
+    small = int8(w, axes)
+    assert small.values.dtype == jnp.int8 and small.values.shape == w.shape
+    # Rounding is at most half a step: the inputs' absolute sum times half the scale bounds it.
+    bound = np.tensordot(np.abs(x), 0.5 * np.broadcast_to(small.scale, w.shape), axes)
+    assert (np.abs(np.asarray(linear(x, small, axes)) - expected) <= bound + 1e-5).all()
+    exact = Int8(small.values, jnp.ones_like(small.scale))
+    again = int8(exact.values.astype(jnp.float32), axes)
+    np.testing.assert_array_equal(again.values, exact.values)
+
+
+def test_a_column_of_zeros_stays_zero():
+    assert not np.asarray(linear(jnp.ones((1, 3)), int8(jnp.zeros((3, 2)), 1))).any()

@@ -1,0 +1,99 @@
+"""How much runs at once, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from grm_jax.sampler.plan import (
+    EngineConfig,
+    capacities,
+    make_plan,
+    power_of_two,
+    step_up,
+    token_bytes,
+)
+from grm_jax.sampler.schedule import Request
+
+ENGINE = EngineConfig(max_rows=32, page=8, chunk=16)
+
+
+def requests(count: int, samples: int, length: int = 5) -> list[Request]:
+    return [Request(str(i), (i,) * length, tuple(range(samples))) for i in range(count)]
+
+
+def test_one_prompt_that_fits(small):
+    """32 samples of one prompt of two pages: nothing to spare."""
+    plan = make_plan(small, ENGINE, requests(1, 32, 9), 40, 1)
+    s = plan.shape
+    assert (s.lanes, s.pages, s.ranks, s.depth) == (32, 2, 32, 2)
+    # Two pages of 8, and the ring at its last two sizes.
+    assert plan.bytes == (2 * 8 + 32 * (32 + 40)) * token_bytes(small)
+
+
+def test_a_queue_has_pages_to_spare(small):
+    """Lanes hold 4 prompts of 8 samples; as many again may be ending."""
+    shape = make_plan(small, ENGINE, requests(20, 8), 40, 1).shape
+    assert (shape.lanes, shape.pages, shape.ranks) == (32, 12, 8)  # 9, in steps of a third
+
+
+def test_shards_share_the_lanes(small):
+    shape = make_plan(small, ENGINE, requests(20, 8), 40, 4).shape
+    assert shape.lanes == 8
+
+
+def test_few_samples_take_few_lanes(small):
+    shape = make_plan(small, ENGINE, requests(3, 1), 40, 1).shape
+    assert (shape.lanes, shape.pages, shape.ranks) == (4, 3, 1)
+
+
+def test_common_beginnings_have_more_readers(small):
+    orders = [Request("a", (1,) * 8 + (i,), (4 * i, 4 * i + 1, 4 * i + 2)) for i in range(4)]
+    assert make_plan(small, ENGINE, orders, 40, 1).shape.ranks == 16  # for 12
+    apart = EngineConfig(max_rows=32, page=8, chunk=16, share=False)
+    assert make_plan(small, apart, orders, 40, 1).shape.ranks == 4
+    # A template that begins all prompts is not what decides.
+    examples = [Request(str(i), (1,) * 8 + (i,), (0, 1, 2)) for i in range(4)]
+    assert make_plan(small, ENGINE, examples, 40, 1).shape.ranks == 4
+
+
+def test_page_counts_are_rounded(small):
+    """Or each RL step, with prompts of other lengths, would compile its own programs."""
+    found = set()
+    for length in range(8, 40):
+        some = [*requests(4, 8, 8), Request("long", (7,) * length, tuple(range(8)))]
+        found.add(make_plan(small, ENGINE, some, 40, 1).shape.pages)
+    assert found <= {4, 6, 8, 12}
+
+
+def test_with_few_at_once_there_is_room_for_more_prompts(small):
+    shape = make_plan(small, ENGINE, requests(40, 32), 40, 1, together=4).shape
+    assert shape.ranks == 4 and shape.pages >= 16
+    assert make_plan(small, ENGINE, requests(1, 32), 40, 1, together=4).shape.lanes == 4
+
+
+def test_heads_of_a_shard_may_be_split(small):
+    whole = make_plan(small, ENGINE, requests(20, 8), 40, 1)
+    assert make_plan(small, ENGINE, requests(20, 8), 40, 1, split=2).bytes == whole.bytes // 2
+
+
+def test_the_budget_lowers_the_lanes(small):
+    one = token_bytes(small)
+    whole = make_plan(small, ENGINE, requests(20, 8), 40, 1)
+    engine = EngineConfig(max_rows=32, page=8, chunk=16, cache_bytes=whole.bytes // 3)
+    plan = make_plan(small, engine, requests(20, 8), 40, 1)
+    assert plan.bytes <= whole.bytes // 3 and plan.shape.lanes == 8
+    engine = EngineConfig(page=8, chunk=16, cache_bytes=8 * one)
+    with pytest.raises(ValueError, match=r"one sample needs .* raise it or lower max_new_tokens"):
+        make_plan(small, engine, requests(20, 8), 40, 1)
+
+
+def test_8_bit_caches_are_smaller(small):
+    assert token_bytes(small) == 4 * 2 * 2 * 8 * 4  # layers, k and v, heads, head_dim, float32
+    assert token_bytes(small, int8=True) == 4 * 2 * 2 * (8 + 4)
+
+
+def test_sizes():
+    assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 33)] == [1, 2, 4, 4, 8, 64]
+    assert [step_up(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17)] == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+    assert capacities(16, 100) == (16, 32, 64, 100)
+    assert capacities(16, 16) == (16,) and capacities(16, 5) == (5,)
