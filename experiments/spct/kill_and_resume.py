@@ -25,9 +25,9 @@ import tyro
 from grm_jax.checkpoint import load_model
 
 SMALL = [
-    "--checkpoint-every", "4", "--log-every", "2", "--world.cold-start", "800",
+    "--checkpoint-every", "5", "--log-every", "2", "--world.cold-start", "2000",
     "--world.train", "400", "--world.fresh", "40", "--world.shifted", "8",
-    "--sft.fitting.steps", "24", "--rft.records", "384", "--rft.chunk", "64",
+    "--sft.fitting.steps", "160", "--rft.records", "384", "--rft.chunk", "64",
     "--rft.fitting.steps", "16", "--rl.steps", "12", "--rl.prompts", "8", "--rl.train-groups", "4",
     "--meta-rm.fitting.steps", "16", "--meta-rm.records", "32", "--scalar-rm.fitting.steps", "24",
     "--evaluation.k", "8",
