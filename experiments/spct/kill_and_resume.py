@@ -25,7 +25,7 @@ import tyro
 from grm_jax.checkpoint import load_model
 
 SMALL = [
-    "--checkpoint-every", "5", "--log-every", "2", "--world.cold-start", "2000",
+    "--checkpoint-every", "4", "--log-every", "2", "--world.cold-start", "2000",
     "--world.train", "400", "--world.fresh", "40", "--world.shifted", "8",
     "--sft.fitting.steps", "160", "--rft.records", "384", "--rft.chunk", "64",
     "--rft.fitting.steps", "16", "--rl.steps", "12", "--rl.prompts", "8", "--rl.train-groups", "4",
