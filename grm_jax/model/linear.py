@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Rows up to which a CPU's matrix product is faster with the matrix on the left; beyond, it is slower.
+# Up to this many rows a CPU multiplies faster with the matrix on the left; beyond, slower.
 FEW = 128
 
 
