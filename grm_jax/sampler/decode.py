@@ -23,6 +23,7 @@ from grm_jax.model.gemma2 import forward
 from grm_jax.model.heads import logits
 from grm_jax.model.params import Params
 from grm_jax.sampler import cache
+from grm_jax.sampler.attend import Layout, lane_attend, layer_inputs, page_attend
 from grm_jax.sampler.draw import Filters, draw
 
 
@@ -49,7 +50,7 @@ class Work:
       counts: [D, N] tokens drawn. alive: [D, N] lanes with a sample.
     """
 
-    layout: cache.Layout
+    layout: Layout
     page: jax.Array
     names: jax.Array
     counts: jax.Array
@@ -72,6 +73,9 @@ class Drawn:
     steps: jax.Array
 
 
+_Carry = tuple[Lanes, tuple[cache.Block, ...], Drawn]  # from step to step
+
+
 def empty_lanes(
     config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
 ) -> Lanes:
@@ -80,19 +84,13 @@ def empty_lanes(
     return Lanes(ring, jnp.zeros(shape, jnp.dtype(config.compute_dtype)))
 
 
-def resize(lanes: Lanes, capacity: int) -> Lanes:
-    """The same samples with room for `capacity` tokens each."""
-    return lanes.replace(ring=cache.resize_ring(lanes.ring, capacity))
-
-
-def take_lanes(lanes: Lanes, index: jax.Array) -> Lanes:
-    """The lanes [D, N'] of each shard."""
-
-    def take(layer: cache.KeyValue) -> cache.KeyValue:
-        return {name: cache.rows_of(array, index) for name, array in layer.items()}
-
-    ring = lanes.ring.replace(blocks=cache.map_layers(take, lanes.ring.blocks))
-    return Lanes(ring, cache.rows_of(lanes.hidden, index))
+def take_lanes(
+    lanes: Lanes, stash: cache.Stash, index: jax.Array, blocks: jax.Array
+) -> tuple[Lanes, cache.Stash]:
+    """The lanes [D, N'] and the blocks of the stash [D, B'] of each shard."""
+    ring = lanes.ring.replace(blocks=cache.take_rows(lanes.ring.blocks, index))
+    taken = Lanes(ring, cache.rows_of(lanes.hidden, index))
+    return taken, cache.Stash(cache.take_rows(stash.blocks, blocks))
 
 
 def compute_pages(
@@ -113,7 +111,7 @@ def compute_pages(
       targets: [D, A] where they are stored; out of range for rows that are none.
     """
     shards, count, size = tokens.shape
-    attend = cache.page_attend(config, start, fill, earlier, size)
+    attend = page_attend(config, start, fill, earlier, size)
     positions = (start[..., None] + jnp.arange(size)).reshape(-1, size)
     hidden, new = forward(
         params,
@@ -121,7 +119,7 @@ def compute_pages(
         tokens.reshape(-1, size),
         positions,
         attend,
-        cache.layer_inputs(pages),
+        layer_inputs(pages),
     )
     hidden = hidden.reshape(shards, count, size, -1)
     final = jnp.maximum(fill - 1, 0)[..., None, None]
@@ -133,6 +131,7 @@ def decode_chunk(
     params: Params,
     config: ModelConfig,
     pages: cache.Pages,
+    stash: cache.Stash,
     lanes: Lanes,
     work: Work,
     key: jax.Array,
@@ -168,30 +167,38 @@ def decode_chunk(
     lanes = lanes.replace(hidden=jnp.where(fresh[..., None], first, lanes.hidden))
     began = jnp.sum(work.alive)
 
-    def unfinished(carry: tuple[Lanes, Drawn]) -> jax.Array:
-        alive = jnp.sum(carry[1].alive)
-        return (carry[1].steps < chunk) & (alive > 0) & (began - alive < leave)
+    def unfinished(carry: _Carry) -> jax.Array:
+        drawn = carry[-1]
+        alive = jnp.sum(drawn.alive)
+        return (drawn.steps < chunk) & (alive > 0) & (began - alive < leave)
 
-    def step(carry: tuple[Lanes, Drawn]) -> tuple[Lanes, Drawn]:
-        lanes, drawn = carry
+    def step(carry: _Carry) -> _Carry:
+        lanes, newest, drawn = carry
+        # A step's keys are written by the next one, before any is read: so in place. (The barrier
+        # keeps XLA from fusing the write into what reads, a copy.)
+        ring = jax.lax.optimization_barrier(cache.write_newest(lanes.ring, newest))
         uniform = jax.vmap(jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t))))(
             keys, drawn.counts
         )
         token, logprob = draw(logits(params, config, lanes.hidden), uniform, temperature, filters)
         token = jnp.where(drawn.alive, token, 0)
-        attend = cache.lane_attend(config, work.layout, drawn.counts, lanes.ring, pages.size)
+        attend = lane_attend(config, work.layout, drawn.counts, pages, stash, ring)
         hidden, new = forward(
             params,
             config,
             token,
             work.layout.length + drawn.counts,
             attend,
-            cache.layer_inputs(pages, lanes.ring),
+            layer_inputs(pages, stash, ring),
         )
-        lanes = Lanes(cache.write_ring(lanes.ring, new), hidden)
-        return lanes, _record(drawn, token, logprob, stop_ids, limit)
+        newest = cache.map_layers(cache.stored, new, ring.blocks)
+        ring = ring.replace(slot=(ring.slot + 1) % ring.capacity)
+        return Lanes(ring, hidden), newest, _record(drawn, token, logprob, stop_ids, limit)
 
-    return jax.lax.while_loop(unfinished, step, (lanes, drawn))
+    lanes, newest, drawn = jax.lax.while_loop(
+        unfinished, step, (lanes, cache.newest(lanes.ring), drawn)
+    )
+    return lanes.replace(ring=cache.write_newest(lanes.ring, newest)), drawn
 
 
 def _record(

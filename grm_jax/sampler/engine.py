@@ -27,7 +27,7 @@ from grm_jax.parallel.mesh import data_parallel, replicated, sharding
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig, Plan, capacities, make_plan
+from grm_jax.sampler.plan import EngineConfig, Plan, make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
 from grm_jax.sampler.weights import decode_weights
@@ -224,8 +224,6 @@ class _Rollout:
             plan.shape.lanes,
             int8=self.engine.int8_weights,
         )
-        self.chunk = min(self.engine.chunk, sampling.max_new_tokens)
-        self.capacities = capacities(self.chunk, sampling.max_new_tokens)
         shape = plan.shape
         self.pages = self._make(
             "allocate pages",
@@ -241,20 +239,22 @@ class _Rollout:
         )
 
     def _reset_lanes(self) -> None:
-        lanes, capacity = self.plan.shape.lanes, self.capacities[0]
+        plan, int8 = self.plan, self.engine.int8_cache
+        sizes = self.model, self.shards, plan.shape.lanes
         self.lanes = self._make(
             "allocate lanes",
-            (self.shards, lanes, capacity),
+            (self.shards, plan.shape.lanes, plan.ring),
+            functools.partial(decode.empty_lanes, *sizes, plan.ring, int8=int8),
+        )
+        blocks = plan.stash_sizes(plan.shape.lanes)[0]
+        self.stash = self._make(
+            "allocate stash",
+            (self.shards, blocks, plan.chunk),
             functools.partial(
-                decode.empty_lanes,
-                self.model,
-                self.shards,
-                lanes,
-                capacity,
-                int8=self.engine.int8_cache,
+                cache.empty_stash, self.model, self.shards, blocks, plan.chunk, int8=int8
             ),
         )
-        self.board = Board(self.plan.shape, self.shards)
+        self.board = Board(plan, self.shards)
 
     def run(
         self,
@@ -359,7 +359,7 @@ class _Rollout:
         """
         if not waiting:
             self._compact()
-        self._fit_ring()
+        self._fill_stash()
         lanes = self.lanes.hidden.shape[1]
         total, running = self.shards * lanes, len(self.board.running)
         shrinks = lanes // 4 >= self.engine.min_lanes and running > total // 4
@@ -368,18 +368,17 @@ class _Rollout:
         else:
             leave = running - total // 4 if shrinks else running
         work = jax.device_put(self.board.work(), self.data)
-        filters, capacity = self.sampling.filters, self.lanes.ring.capacity
-        function = functools.partial(
-            _decode_chunk, config=self.model, filters=filters, chunk=self.chunk
-        )
-        stop_ids = len(self.stop_ids)
+        filters, chunk = self.sampling.filters, self.plan.chunk
+        function = functools.partial(_decode_chunk, config=self.model, filters=filters, chunk=chunk)
+        caches = lanes, self.plan.ring, self.stash.count
         self.lanes, drawn = self.programs.run(
             "decode",
             # The plan's own lanes decide the layout of the weights.
-            (self.shards, self.plan.shape, lanes, capacity, filters, self.chunk, stop_ids),
+            (self.shards, self.plan.shape, *caches, filters, chunk, len(self.stop_ids)),
             function,
             self.weights,
             self.pages,
+            self.stash,
             self.lanes,
             work,
             self.key,
@@ -387,7 +386,7 @@ class _Rollout:
             self.temperature,
             self.limit,
             jax.device_put(np.int32(leave), self.everywhere),
-            donate=(2,),
+            donate=(3,),
             out_shardings=(self._shardings(self.lanes), None),
         )
         drawn = jax.device_get(drawn)
@@ -403,27 +402,43 @@ class _Rollout:
             fewer //= 4
         if fewer == lanes:
             return
-        index = jax.device_put(self.board.compact(fewer), self.data)
-        shape = (self.shards, lanes, fewer, self.lanes.ring.capacity)
-        abstract = jax.eval_shape(decode.take_lanes, self.lanes, index)
-        self.lanes = self.programs.run(
-            "compact", shape, decode.take_lanes, self.lanes, index,
-            out_shardings=self._shardings(abstract),
-        )  # fmt: skip
+        before = self.shards, lanes, self.stash.count
+        given = self.lanes, self.stash, *jax.device_put(self.board.compact(fewer), self.data)
+        where = self._shardings(jax.eval_shape(decode.take_lanes, *given))
+        shape = (*before, fewer, self.board.owner.shape[1], self.plan.ring, self.plan.chunk)
+        self.lanes, self.stash = self.programs.run(
+            "compact", shape, decode.take_lanes, *given, out_shardings=where
+        )
 
-    def _fit_ring(self) -> None:
-        """Room for the longest sample's next chunk; give back space when it is four times that."""
-        longest = max(int(self.board.counts[at]) for at in self.board.running)
-        needed = min(longest + self.chunk, self.capacities[-1])
-        capacity = self.lanes.ring.capacity
-        fitting = next(size for size in self.capacities if size >= needed)
-        if needed <= capacity < 4 * fitting:
+    def _fill_stash(self) -> None:
+        """Move the oldest tokens of rings that have no room for the next chunk."""
+        crowded = self.board.crowded()
+        if not crowded.any():
             return
-        function = functools.partial(decode.resize, capacity=fitting)
-        shape = (self.shards, self.lanes.hidden.shape[1], capacity, fitting)
-        abstract = jax.eval_shape(function, self.lanes)
-        self.lanes = self.programs.run(
-            "resize", shape, function, self.lanes, out_shardings=self._shardings(abstract)
+        lanes, ring, chunk = crowded.shape[1], self.plan.ring, self.plan.chunk
+        before, needed = self.stash.count, self.board.blocks_needed(crowded)
+        if needed > before:
+            count = next(size for size in self.plan.stash_sizes(lanes) if size >= needed)
+            function = functools.partial(cache.grow_stash, count=count)
+            self.stash = self.programs.run(
+                "grow stash",
+                (self.shards, before, count, chunk),
+                function,
+                self.stash,
+                out_shardings=self._shardings(jax.eval_shape(function, self.stash)),
+            )
+            self.board.grow_stash(count)
+        held = self.board.counts - self.board.stashed
+        given = jax.device_put((held, self.board.stash(crowded)), self.data)
+        self.stash = self.programs.run(
+            "stash",
+            (self.shards, lanes, ring, self.stash.count, chunk),
+            cache.stash_oldest,
+            self.stash,
+            self.lanes.ring,
+            *given,
+            donate=(0,),
+            out_shardings=self._shardings(self.stash),
         )
 
     def _make(self, name: str, shape: Any, function: Callable[[], Any]) -> Any:
@@ -446,8 +461,5 @@ def _compute_pages(config, has_earlier, weights, pages, tokens, start, fill, ear
     )
 
 
-def _decode_chunk(weights, pages, lanes, work, key, stop_ids, temperature, limit, leave, **static):
-    config = static.pop("config")
-    return decode.decode_chunk(
-        weights, config, pages, lanes, work, key, stop_ids, temperature, limit, leave, **static
-    )
+def _decode_chunk(weights, *given, config, filters, chunk):
+    return decode.decode_chunk(weights, config, *given, filters=filters, chunk=chunk)

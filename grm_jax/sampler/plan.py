@@ -29,7 +29,7 @@ class EngineConfig:
     """Prompt tokens computed at once."""
     chunk: int = 64
     """Most decode steps between two looks of the host, which begins samples in lanes that fell
-    free; the cache of drawn tokens grows in steps of as much."""
+    free; drawn tokens are kept in pieces of as many."""
     min_lanes: int = 16
     """When nothing waits any more, those still under way are packed into a quarter of the lanes,
     and again, but not below this: each size is a program to compile."""
@@ -60,19 +60,31 @@ class Plan:
 
     Attributes:
       shape: lanes, pages, ranks.
-      capacity: most drawn tokens a lane holds.
-      bytes: of pages and rings at their largest, a device.
+      limit: most tokens of a sample. chunk: most steps at once, tokens of a block of the stash.
+      ring: newest tokens of each lane, read at every step.
+      bytes: of pages, rings and the stash at their largest, a device.
     """
 
     shape: Shape
-    capacity: int
+    limit: int
+    chunk: int
+    ring: int
     bytes: int
+
+    def stash_sizes(self, lanes: int) -> tuple[int, ...]:
+        """Blocks of the stash of so many lanes: (0,) if the rings suffice, else as many as lanes,
+        twice that, ..., enough for every sample's longest."""
+        deepest = -(-(self.limit - self.ring) // self.chunk)
+        sizes = [min(1, deepest) * lanes]
+        while sizes[-1] < deepest * lanes:
+            sizes.append(min(2 * sizes[-1], deepest * lanes))
+        return tuple(sizes)
 
     def __str__(self) -> str:
         s = self.shape
         shared = f"each read by up to {s.ranks} of them" if s.ranks > 1 else "a copy a sample"
         return (
-            f"{s.lanes} samples at once, up to {self.capacity} tokens each; prompts in {s.pages} "
+            f"{s.lanes} samples at once, up to {self.limit} tokens each; prompts in {s.pages} "
             f"pages of {s.page} tokens, {shared}; {self.bytes / 2**20:,.0f} MiB of caches a device"
         )
 
@@ -148,10 +160,13 @@ def _plan(
     pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
     pages = step_up(max(deepest, min(pages, sum(depths))))
     shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
-    # A ring that grows is there twice for a moment, at its old and at its new size.
-    sizes = capacities(engine.chunk, max_new_tokens)
-    tokens = pages * engine.page + lanes * sum(sizes[-2:])
-    return Plan(shape, max_new_tokens, tokens * token_bytes(model, engine.int8_cache) // split)
+    chunk = min(engine.chunk, max_new_tokens)
+    plan = Plan(shape, max_new_tokens, chunk, min(max_new_tokens, 2 * chunk), 0)
+    # A stash that grows is there twice for a moment, at its old and at its new size.
+    stash = sum(plan.stash_sizes(lanes)[-2:])
+    tokens = pages * engine.page + lanes * plan.ring + stash * chunk
+    width = token_bytes(model, engine.int8_cache)
+    return dataclasses.replace(plan, bytes=tokens * width // split)
 
 
 def power_of_two(value: int) -> int:
@@ -163,11 +178,3 @@ def step_up(value: int) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
     power = power_of_two(value)
     return power * 3 // 4 if power >= 4 and value <= power * 3 // 4 else power
-
-
-def capacities(chunk: int, most: int) -> tuple[int, ...]:
-    """Sizes of the ring of drawn tokens: chunk, twice that, ..., `most`."""
-    sizes = [min(chunk, most)]
-    while sizes[-1] < most:
-        sizes.append(min(2 * sizes[-1], most))
-    return tuple(sizes)

@@ -6,7 +6,6 @@ import pytest
 
 from grm_jax.sampler.plan import (
     EngineConfig,
-    capacities,
     make_plan,
     power_of_two,
     step_up,
@@ -26,8 +25,18 @@ def test_one_prompt_that_fits(small):
     plan = make_plan(small, ENGINE, requests(1, 32, 9), 40, 1)
     s = plan.shape
     assert (s.lanes, s.pages, s.ranks, s.depth) == (32, 2, 32, 2)
-    # Two pages of 8, and the ring at its last two sizes.
-    assert plan.bytes == (2 * 8 + 32 * (32 + 40)) * token_bytes(small)
+    # Two pages of 8, rings of two chunks, a block of 16 for a sample's 33rd to 40th token.
+    assert plan.ring == 32 and plan.stash_sizes(32) == (32,)
+    assert plan.bytes == (2 * 8 + 32 * 32 + 32 * 16) * token_bytes(small)
+
+
+def test_the_stash_grows_to_what_the_longest_samples_need(small):
+    plan = make_plan(small, ENGINE, requests(1, 8), 100, 1)
+    assert plan.stash_sizes(8) == (8, 16, 32, 40)  # five blocks of 16 behind a ring of 32
+    assert plan.stash_sizes(2) == (2, 4, 8, 10)
+    assert plan.bytes == (8 + 8 * 32 + (32 + 40) * 16) * token_bytes(small)
+    short = make_plan(small, ENGINE, requests(1, 8), 5, 1)
+    assert (short.chunk, short.ring, short.stash_sizes(8)) == (5, 5, (0,))
 
 
 def test_a_queue_has_pages_to_spare(small):
@@ -95,5 +104,3 @@ def test_8_bit_caches_are_smaller(small):
 def test_sizes():
     assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 33)] == [1, 2, 4, 4, 8, 64]
     assert [step_up(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17)] == [1, 2, 3, 4, 6, 8, 12, 16, 24]
-    assert capacities(16, 100) == (16, 32, 64, 100)
-    assert capacities(16, 16) == (16,) and capacities(16, 5) == (5,)
