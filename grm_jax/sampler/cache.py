@@ -136,30 +136,16 @@ def stored(new: KeyValue, like: KeyValue) -> KeyValue:
     return made
 
 
-def newest(ring: Ring) -> tuple[Block, ...]:
-    """What each lane wrote last, as it is stored: keys and values [D, N, K, h] of each block."""
-    at = (ring.slot - 1) % ring.capacity
-
-    def read(layer: KeyValue) -> KeyValue:
-        return {
-            name: jax.lax.dynamic_index_in_dim(array, at, _slots(name), keepdims=False)
-            for name, array in layer.items()
-        }
-
-    return map_layers(read, ring.blocks)
-
-
-def write_newest(ring: Ring, new: Sequence[Block]) -> Ring:
-    """Put what each lane wrote last (`newest`) into its slot."""
-    at = (ring.slot - 1) % ring.capacity
+def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
+    """Store the keys and values [D, N, K, h] that the forward pass emitted, and move on."""
 
     def write(layer: KeyValue, one: KeyValue) -> KeyValue:
         return {
-            name: jax.lax.dynamic_update_index_in_dim(array, one[name], at, _slots(name))
-            for name, array in layer.items()
+            name: jax.lax.dynamic_update_index_in_dim(layer[name], value, ring.slot, _slots(name))
+            for name, value in stored(one, layer).items()
         }
 
-    return ring.replace(blocks=map_layers(write, ring.blocks, new))
+    return Ring(map_layers(write, ring.blocks, new), (ring.slot + 1) % ring.capacity)
 
 
 def _slots(name: str) -> int:

@@ -73,9 +73,6 @@ class Drawn:
     steps: jax.Array
 
 
-_Carry = tuple[Lanes, tuple[cache.Block, ...], Drawn]  # from step to step
-
-
 def empty_lanes(
     config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
 ) -> Lanes:
@@ -167,38 +164,35 @@ def decode_chunk(
     lanes = lanes.replace(hidden=jnp.where(fresh[..., None], first, lanes.hidden))
     began = jnp.sum(work.alive)
 
-    def unfinished(carry: _Carry) -> jax.Array:
-        drawn = carry[-1]
+    def unfinished(carry: tuple[Lanes, Drawn]) -> jax.Array:
+        drawn = carry[1]
         alive = jnp.sum(drawn.alive)
         return (drawn.steps < chunk) & (alive > 0) & (began - alive < leave)
 
-    def step(carry: _Carry) -> _Carry:
-        lanes, newest, drawn = carry
-        # A step's keys are written by the next one, before any is read: so in place. (The barrier
-        # keeps XLA from fusing the write into what reads, a copy.)
-        ring = jax.lax.optimization_barrier(cache.write_newest(lanes.ring, newest))
+    def step(carry: tuple[Lanes, Drawn]) -> tuple[Lanes, Drawn]:
+        lanes, drawn = carry
         uniform = jax.vmap(jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t))))(
             keys, drawn.counts
         )
         token, logprob = draw(logits(params, config, lanes.hidden), uniform, temperature, filters)
         token = jnp.where(drawn.alive, token, 0)
-        attend = lane_attend(config, work.layout, drawn.counts, pages, stash, ring)
+        attend = lane_attend(config, work.layout, drawn.counts, pages, stash, lanes.ring)
         hidden, new = forward(
             params,
             config,
             token,
             work.layout.length + drawn.counts,
             attend,
-            layer_inputs(pages, stash, ring),
+            layer_inputs(pages, stash, lanes.ring),
         )
-        newest = cache.map_layers(cache.stored, new, ring.blocks)
-        ring = ring.replace(slot=(ring.slot + 1) % ring.capacity)
-        return Lanes(ring, hidden), newest, _record(drawn, token, logprob, stop_ids, limit)
+        # Nothing is added to the new keys and values but that they come after the step's result:
+        # XLA sees that all has been read by then, and writes in place instead of in a copy.
+        nothing = 0 * hidden[..., :1, None]
+        new = jax.tree.map(lambda x: x + nothing.astype(x.dtype), new)
+        lanes = Lanes(cache.write_ring(lanes.ring, new), hidden)
+        return lanes, _record(drawn, token, logprob, stop_ids, limit)
 
-    lanes, newest, drawn = jax.lax.while_loop(
-        unfinished, step, (lanes, cache.newest(lanes.ring), drawn)
-    )
-    return lanes.replace(ring=cache.write_newest(lanes.ring, newest)), drawn
+    return jax.lax.while_loop(unfinished, step, (lanes, drawn))
 
 
 def _record(

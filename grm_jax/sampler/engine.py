@@ -269,6 +269,7 @@ class _Rollout:
             self.plan.shape,
             self.shards,
             share=self.engine.share,
+            crowd=self.plan.crowd,
             wanted=wanted,
             together=together,
         )

@@ -33,9 +33,9 @@ class EngineConfig:
     min_lanes: int = 16
     """When nothing waits any more, those still under way are packed into a quarter of the lanes,
     and again, but not below this: each size is a program to compile."""
-    spare: float = 1.0
-    """Room for prompts beyond those that fill the lanes, as a share: where the samples of a prompt
-    end at different times, its last ones hold its pages while others have begun."""
+    spare: float = 0.5
+    """Where samples wait for lanes: room for prompts beyond those that fill the lanes, as a share.
+    The last samples of a prompt hold its pages while others have begun."""
     share: bool = True
     """Prompts that begin alike share those pages."""
     refill: bool = True
@@ -60,12 +60,14 @@ class Plan:
 
     Attributes:
       shape: lanes, pages, ranks.
+      crowd: how many times as many samples as ranks a shared page may be meant for.
       limit: most tokens of a sample. chunk: most steps at once, tokens of a block of the stash.
       ring: newest tokens of each lane, read at every step.
       bytes: of pages, rings and the stash at their largest, a device.
     """
 
     shape: Shape
+    crowd: int
     limit: int
     chunk: int
     ring: int
@@ -151,17 +153,22 @@ def _plan(
         first = request.prompt[: engine.page] if common else (-index - 1,)
         readers[request.example_id, first] += samples[index]
     typical = sum(n * min(n, most) for n in readers.values()) / sum(samples)
-    ranks = min(lanes, power_of_two(math.ceil(typical)))
-    # Prompts whose samples are ending hold pages beside those whose samples begin.
+    ranks, crowd = min(lanes, power_of_two(math.ceil(typical))), 1
+    queue = engine.refill and sum(len(request.samples) for request in requests) > lanes
+    if queue and ranks > 1 and together is None:
+        # Half of a prompt's samples at once: as some end the others begin, so that its pages are
+        # read by nearly as many to the end. With all at once they would serve the last few alone.
+        ranks, crowd = ranks // 2, 2
+        samples = [min(count, ranks) for count in samples]
     prompts = math.ceil(lanes * sum(samples) / sum(s * s for s in samples))
-    if sum(len(request.samples) for request in requests) > lanes:
+    if queue:
         prompts = math.ceil((1 + engine.spare) * prompts) + 1
     deepest = max(depths)
     pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
     pages = step_up(max(deepest, min(pages, sum(depths))))
     shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
     chunk = min(engine.chunk, max_new_tokens)
-    plan = Plan(shape, max_new_tokens, chunk, min(max_new_tokens, 2 * chunk), 0)
+    plan = Plan(shape, crowd, max_new_tokens, chunk, min(max_new_tokens, 2 * chunk), 0)
     # A stash that grows is there twice for a moment, at its old and at its new size.
     stash = sum(plan.stash_sizes(lanes)[-2:])
     tokens = pages * engine.page + lanes * plan.ring + stash * chunk

@@ -102,6 +102,7 @@ class Scheduler:
     Args:
       requests: in the order in which they are to be served.
       share: whether prompts of one shard that begin alike share those pages.
+      crowd: a page is shared by prompts with up to so many times as many samples as it has ranks.
       wanted: asked before a sample begins, and not again; False drops it (adaptive k).
       together: most samples of an example that run at once; None: no limit. Adaptive k needs one,
         or all of them have begun before the first has ended.
@@ -118,6 +119,7 @@ class Scheduler:
         shards: int = 1,
         *,
         share: bool = True,
+        crowd: int = 1,
         wanted: Callable[[Request], bool] = lambda request: True,
         together: int | None = None,
     ):
@@ -128,6 +130,7 @@ class Scheduler:
         self.shared_tokens = 0
         self._queue = collections.deque(requests)
         self._share = share
+        self._crowd = crowd
         self._wanted = wanted
         self._lanes = [list(range(shape.lanes))[::-1] for _ in range(shards)]
         self._pages = [list(range(shape.pages))[::-1] for _ in range(shards)]
@@ -243,7 +246,8 @@ class Scheduler:
             waiting = sum(
                 self._at_once(len(p.waiting)) for p in self._active[shard] if page in p.pages
             )
-            if reserved + waiting + self._at_once(len(request.samples)) > self.shape.ranks:
+            meant = reserved + waiting + self._at_once(len(request.samples))
+            if meant > self._crowd * self.shape.ranks:
                 break
             found.append(page)
         return found

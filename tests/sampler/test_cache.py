@@ -44,8 +44,7 @@ def one_step(params, config, pages, layout, stash, ring, tokens, counts):
     attend = lane_attend(config, layout, counts, pages, stash, ring)
     inputs = layer_inputs(pages, stash, ring)
     hidden, new = gemma2.forward(params, config, tokens, layout.length + counts, attend, inputs)
-    ring = ring.replace(slot=(ring.slot + 1) % ring.capacity)
-    return heads.logits(params, config, hidden), cache.write_newest(ring, new)
+    return heads.logits(params, config, hidden), cache.write_ring(ring, new)
 
 
 def stored(params, config, prompts):

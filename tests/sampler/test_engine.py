@@ -222,6 +222,17 @@ def test_refill_keeps_lanes_busy(draw_samples, make_sampler, same_samples, model
     assert quick.stats.decode_tokens == sum(len(s.tokens) for s in found.values())
 
 
+def test_a_long_tail_moves_to_fewer_lanes(draw_samples, make_sampler, same_samples):
+    """With its stashed tokens: the last samples, of many blocks each, are the same ones."""
+    many = [Request(f"p{i}", (5 + i % 7, 9, 17), (0, 1)) for i in range(12)]
+    wide = make_sampler([3, 7, 11], EngineConfig(8, 8, 64, 2))
+    tight = make_sampler([3, 7, 11], EngineConfig(8, 8, 64, 2, min_lanes=1))
+    found = draw_samples(many, sampler=tight, max_new_tokens=60)
+    same_samples(found, draw_samples(many, sampler=wide, max_new_tokens=60))
+    assert tight.stats.lane_steps < wide.stats.lane_steps
+    assert {"compact", "stash", "grow stash"} <= {c.name for c in tight.programs.compilations}
+
+
 def test_what_is_not_wanted_is_not_drawn(prompts, usual, make_sampler, params, same_samples):
     """Adaptive k: an example's samples that have not begun are dropped."""
     sampler = make_sampler(engine=EngineConfig(2, 8, 32, 4))

@@ -40,9 +40,14 @@ def test_the_stash_grows_to_what_the_longest_samples_need(small):
 
 
 def test_a_queue_has_pages_to_spare(small):
-    """Lanes hold 4 prompts of 8 samples; as many again may be ending."""
-    shape = make_plan(small, ENGINE, requests(20, 8), 40, 1).shape
-    assert (shape.lanes, shape.pages, shape.ranks) == (32, 12, 8)  # 9, in steps of a third
+    """Half of each prompt's 8 samples at once: 8 prompts in the lanes, half as many that end."""
+    plan = make_plan(small, ENGINE, requests(20, 8), 40, 1)
+    shape = plan.shape
+    assert (shape.lanes, shape.pages, shape.ranks) == (32, 16, 4)  # 13, in steps of a third
+    assert plan.crowd == 2
+    batches = make_plan(small, EngineConfig(32, 8, chunk=16, refill=False), requests(20, 8), 40, 1)
+    assert (batches.shape.lanes, batches.shape.pages, batches.shape.ranks) == (32, 4, 8)
+    assert batches.crowd == 1
 
 
 def test_shards_share_the_lanes(small):
