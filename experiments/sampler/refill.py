@@ -4,10 +4,10 @@
 
 A random Gemma-2 of 17 million parameters on the CPU; what is compared runs in turn, figures are
 medians. Stop ids are a random 64th of the vocabulary, so lengths are near geometric with mean 64.
-Writes refill.json and refill.md.
+Writes refill.json, refill.md and refill.png.
 
-- refill: 64 prompts of 64 to 1,024 tokens, 8 samples each, 32 lanes.
-- warm-up: programs compiled by a second run over other prompts, lengths and seeds.
+- refill: 64 prompts of 64 to 1,024 tokens, 8 samples each, 32 lanes; each run has other prompts and
+  lengths, and what later runs compile is counted.
 - heads: items whose two orders of responses begin with the same 512 of 768 tokens, 16 samples
   each, with and without sharing those pages.
 - gate: k samples of one prompt that share it, against k copies of it.
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +29,10 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
+from bench import git_commit
+from grm_jax.benchmarks.results import versions
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
 from grm_jax.parallel.mesh import make_mesh
@@ -59,6 +64,9 @@ class Arguments:
 def main(args: Arguments) -> None:
     params = jax.jit(lambda key: init_params(param_table(MODEL), key))(jax.random.key(0))
     results: dict[str, Any] = {
+        "commit": git_commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
         "refill": refill(params, args.repeats),
         "heads": heads(params, args.repeats),
         "gate": gate(params, args.repeats),
@@ -66,6 +74,7 @@ def main(args: Arguments) -> None:
     }
     (HERE / "refill.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (HERE / "refill.md").write_text(table(results), encoding="utf-8")
+    plot(results)
     print(table(results))
 
 
@@ -108,7 +117,7 @@ def refill(params: Any, repeats: int) -> dict[str, Any]:
         return [Request(f"{seed}-{i}", p, tuple(range(8))) for i, p in enumerate(found)]
 
     samplers = {
-        name: sampler(stop_ids, max_rows=32, page=256, prefill_tokens=1024, chunk=32, refill=on)
+        name: sampler(stop_ids, max_rows=32, page=256, chunk=32, min_lanes=4, refill=on)
         for name, on in (("refill", True), ("batches", False))
     }
     compiled: dict[str, list[int]] = {name: [] for name in samplers}
@@ -168,7 +177,7 @@ def heads(params: Any, repeats: int) -> dict[str, Any]:
 def gate(params: Any, repeats: int) -> list[dict[str, Any]]:
     found = []
     for length in (32, 128, 512):
-        for k in (2, 4, 8, 32):
+        for k in (2, 8, 32):
             (prompt,) = prompts([length], length)
             page = min(512, length)
             settings = SamplingConfig(max_new_tokens=64)
@@ -256,6 +265,28 @@ def table(results: dict[str, Any]) -> str:
             f"| {100 * row['same_text']:.0f}% |"
         )
     return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any]) -> None:
+    """Left: continuous batching; right: what sharing a prompt gains over repeating it."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    r = results["refill"]
+    bars = left.bar(list(r["tokens_per_second"]), list(r["tokens_per_second"].values()), width=0.5)
+    busy = [f"lanes {100 * share:.0f}% busy" for share in r["occupancy"].values()]
+    left.bar_label(bars, busy)
+    left.set_ylabel("tokens/s")
+    left.margins(y=0.15)
+    for length in sorted({row["prompt"] for row in results["gate"]}):
+        rows = [row for row in results["gate"] if row["prompt"] == length]
+        ks, ratios = [row["k"] for row in rows], [row["ratio"] for row in rows]
+        right.plot(ks, ratios, "o-", label=f"prompt {length}")
+    right.axhline(1, color="gray", lw=0.8)
+    right.set_xscale("log", base=2)
+    right.set_xlabel("k")
+    right.set_ylabel("shared over repeated, tokens/s")
+    right.legend()
+    figure.savefig(HERE / "refill.png", dpi=150)
 
 
 if __name__ == "__main__":
