@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
@@ -84,13 +84,13 @@ class Judging(Protocol):
         model: Path,
         records: Sequence[Preference],
         options: JudgeOptions,
-        progress: Callable[[int], None],
+        progress: Callable[[int, Mapping[str, float]], None],
         *,
         meta: Path | None = None,
     ) -> list[SampleRow]:
         """A greedy row and rows 0..k-1 of every record, in any order; `meta` scores them.
 
-        progress: called with the number of samples that were finished.
+        progress: called with the number of samples that were finished, and figures to show.
         """
         ...
 

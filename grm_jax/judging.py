@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ from grm_jax.training.run import load_params, read_model_config
 from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
+
+# Called with how many samples were finished since the last call, and figures to show.
+ProgressUpdate = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +105,15 @@ class Judge:
         self,
         records: Sequence[Preference],
         options: JudgeOptions,
-        progress: Callable[[int], None] | None = None,
+        progress: ProgressUpdate | None = None,
         chunk: int = 4096,
     ) -> list[SampleRow]:
         """The greedy critique and the k samples of every record, meta scores included."""
+
+        def advance(count: int) -> None:
+            if progress is not None:
+                progress(count, self.sampler.stats.line())
+
         critic = Critic(
             self.sampler, self.tokenizer, self.templates, order=options.order, seed=options.seed
         )
@@ -120,7 +128,7 @@ class Judge:
         for part in chunks(records, chunk):
             found: list[tuple[int, Critique]] = []
             if options.greedy:
-                greedy = critic.critiques(self.params, part, [0], cold, key, progress=progress)
+                greedy = critic.critiques(self.params, part, [0], cold, key, progress=advance)
                 found += [(GREEDY, c) for group in greedy.values() for c in group]
             if options.k:
                 drawn = critic.critiques(
@@ -130,7 +138,7 @@ class Judge:
                     hot,
                     key,
                     adaptive=None if options.adaptive is None else AdaptiveK(options.adaptive),
-                    progress=progress,
+                    progress=advance,
                 )
                 found += [(c.index, c) for group in drawn.values() for c in group]
             scores = self._meta_scores(part, [c for _, c in found])
@@ -224,7 +232,7 @@ def sample_rows(
     model: Path,
     records: Sequence[Preference],
     options: JudgeOptions,
-    progress: Callable[[int], None],
+    progress: ProgressUpdate,
     *,
     meta: Path | None = None,
 ) -> list[SampleRow]:

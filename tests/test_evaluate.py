@@ -96,7 +96,7 @@ def test_a_model_is_one_call(data, tmp_path, monkeypatch, capsys):
 
     def sample_rows(model, records, options, progress, *, meta=None):
         calls.append((model, len(records), options.k, options.temperature, options.seed, meta))
-        progress(len(records))
+        progress(len(records), {})
         return judge_rows("random", records, k=options.k, seed=options.seed)
 
     judging = types.ModuleType("grm_jax.judging")

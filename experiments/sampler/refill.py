@@ -29,9 +29,9 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from bench import git_commit
 from matplotlib.figure import Figure
 
-from bench import git_commit
 from grm_jax.benchmarks.results import versions
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table

@@ -84,6 +84,15 @@ class SamplerStats:
     def seconds(self) -> float:
         return self.prefill_seconds + self.decode_seconds
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Of samples that have ended."""
+        return self.decode_tokens / max(self.seconds, 1e-9)
+
+    def line(self) -> dict[str, float]:
+        """For a progress line: tokens/s and how many of a hundred lanes are busy."""
+        return {"tokens/s": self.tokens_per_second, "lanes%": 100 * self.occupancy}
+
 
 class Sampler:
     """Samples from a Gemma-2.
@@ -110,7 +119,7 @@ class Sampler:
         stats, compiled = self.stats, self.programs.compilations
         return (
             f"{stats.samples:,} samples, {stats.decode_tokens:,} tokens, "
-            f"{stats.decode_tokens / max(stats.seconds, 1e-9):,.0f}/s; lanes "
+            f"{stats.tokens_per_second:,.0f}/s; lanes "
             f"{100 * stats.occupancy:.0f}% busy; {stats.prefill_tokens:,} prompt tokens computed, "
             f"{stats.shared_tokens:,} shared; caches {stats.cache_bytes / 2**20:,.0f} MiB; "
             f"{len(compiled)} programs compiled in {sum(c.seconds for c in compiled):.0f} s"
