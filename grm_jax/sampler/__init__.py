@@ -6,7 +6,8 @@
     plan.py      settings, and how much runs at once within a budget of bytes
     board.py     the host's arrays that tell the device who reads what
     decode.py    the jitted part: pages of prompts, a chunk of decode steps
-    cache.py     keys and values: shared pages, a ring of drawn tokens a lane, attention over both
+    cache.py     keys and values: shared pages of prompts; of each lane, a short ring and a stash
+    attend.py    attention over them
     draw.py      temperature, filters and the draw itself
     weights.py   parameters in the layout that decoding wants
     programs.py  compiled programs, counted and timed

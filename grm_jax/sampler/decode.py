@@ -31,7 +31,7 @@ class Lanes(flax.struct.PyTreeNode):
     """What stays on the device between chunks.
 
     Attributes:
-      ring: keys and values of the tokens drawn so far.
+      ring: keys and values of the newest tokens.
       hidden: [D, N, E] final state from which a lane's next token is drawn.
     """
 
