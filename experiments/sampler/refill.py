@@ -101,6 +101,7 @@ def in_turn(runs: dict[str, Callable[[int], int]], repeats: int) -> dict[str, fl
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             rate = timed(lambda run=run, repeat=repeat: run(repeat))
+            print(f"{name}: round {repeat} of {repeats}, {rate:.0f} tokens/s", flush=True)
             if repeat:
                 rates[name].append(rate)
     return {name: round(statistics.median(found), 1) for name, found in rates.items()}
