@@ -8,8 +8,8 @@ Writes refill.json, refill.md and refill.png.
 
 - refill: 64 prompts of 64 to 1,024 tokens, 8 samples each, 32 lanes; each run has other prompts and
   lengths, and what later runs compile is counted.
-- heads: items whose two orders of responses begin with the same 512 of 768 tokens, 16 samples
-  each, with and without sharing those pages.
+- heads: items whose orders of responses begin with the same 512 of 768 tokens, with and without
+  sharing those pages.
 - gate: k samples of one prompt that share it, against k copies of it.
 - int8: effect of 8-bit weights and caches on log-probabilities of the same tokens.
 """
@@ -22,6 +22,7 @@ import os
 import platform
 import statistics
 import time
+import unittest.mock
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from grm_jax.benchmarks.results import versions
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
 from grm_jax.parallel.mesh import make_mesh
+from grm_jax.sampler import plan
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
@@ -56,23 +58,26 @@ MODEL = ModelConfig(
 )
 
 
+PARTS = ("refill", "heads", "gate", "int8")
+
+
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     repeats: int = 5
+    parts: tuple[str, ...] = PARTS
+    """What is measured; of the others the last figures stay."""
 
 
 def main(args: Arguments) -> None:
     params = jax.jit(lambda key: init_params(param_table(MODEL), key))(jax.random.key(0))
-    results: dict[str, Any] = {
-        "commit": git_commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions(),
-        "refill": refill(params, args.repeats),
-        "heads": heads(params, args.repeats),
-        "gate": gate(params, args.repeats),
-        "int8": int8(params),
-    }
-    (HERE / "refill.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    file = HERE / "refill.json"
+    results: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    results |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "versions": versions()}
+    measure = {"refill": refill, "heads": heads, "gate": gate, "int8": int8}
+    for part in args.parts:
+        results[part] = measure[part](params, args.repeats)
+        results[f"commit of {part}"] = git_commit()
+        file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (HERE / "refill.md").write_text(table(results), encoding="utf-8")
     plot(results)
     print(table(results))
@@ -145,14 +150,21 @@ def refill(params: Any, repeats: int) -> dict[str, Any]:
     }
 
 
-def heads(params: Any, repeats: int) -> dict[str, Any]:
+def heads(params: Any, repeats: int) -> list[dict[str, Any]]:
+    """Sharing off against on, whatever the plan would choose."""
+    return [
+        heads_of(params, repeats, *sizes) for sizes in ((8, 4, 2), (8, 2, 4), (8, 2, 8), (4, 2, 16))
+    ]
+
+
+def heads_of(params: Any, repeats: int, items: int, orders: int, each: int) -> dict[str, Any]:
+    """Items with so many orders of their responses, and so many samples of each order."""
     settings = SamplingConfig(max_new_tokens=64)
-    head = prompts([512] * 4, 2)
-    tails = prompts([256] * 8, 3)
+    head, tails = prompts([512] * items, 2), prompts([256] * items * orders, 3)
     requests = [
-        Request(f"{i}", head[i] + tails[2 * i + j], tuple(range(16 * j, 16 * j + 16)))
-        for i in range(4)
-        for j in range(2)
+        Request(f"{i}", head[i] + tails[orders * i + j], tuple(range(each * j, each * (j + 1))))
+        for i in range(items)
+        for j in range(orders)
     ]
     samplers = {
         name: sampler([MODEL.vocab_size], max_rows=128, page=256, prefill_tokens=2048, share=on)
@@ -166,8 +178,12 @@ def heads(params: Any, repeats: int) -> dict[str, Any]:
 
         return once
 
-    rates = in_turn({name: run(name) for name in samplers}, repeats)
+    with unittest.mock.patch.object(plan, "CPU_READERS", 1024):
+        rates = in_turn({name: run(name) for name in samplers}, repeats)
     return {
+        "items": items,
+        "orders": orders,
+        "samples an order": each,
         "tokens_per_second": rates,
         "ratio": round(rates["shared"] / rates["apart"], 2),
         "prefill_tokens": {n: s.stats.prefill_tokens // (repeats + 1) for n, s in samplers.items()},
@@ -207,7 +223,7 @@ def gate(params: Any, repeats: int) -> list[dict[str, Any]]:
     return found
 
 
-def int8(params: Any) -> dict[str, Any]:
+def int8(params: Any, repeats: int) -> dict[str, Any]:
     """Greedy decoding of 16 prompts: how far log-probabilities move, how often the token does."""
     found = prompts([256] * 16, 5)
     requests = [Request(str(i), p, (0,)) for i, p in enumerate(found)]
@@ -235,7 +251,7 @@ def int8(params: Any) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    r, h = results["refill"], results["heads"]
+    r = results["refill"]
     lines = ["| 64 prompts x 8 | tokens/s | lanes busy | programs, first run | later |"]
     lines += ["| :--- | ---: | ---: | ---: | ---: |"]
     for name in ("refill", "batches"):
@@ -243,12 +259,15 @@ def table(results: dict[str, Any]) -> str:
         rate, busy = r["tokens_per_second"][name], r["occupancy"][name]
         lines.append(f"| {name} | {rate:.0f} | {100 * busy:.0f}% | {first} | {later} |")
     lines += ["", f"Refill is {r['ratio']}x; mean length {r['mean_length']} tokens.", ""]
-    lines += ["| beginnings of prompts | tokens/s | prompt tokens computed | cache, MiB |"]
-    lines += ["| :--- | ---: | ---: | ---: |"]
-    for name in ("shared", "apart"):
-        rate = h["tokens_per_second"][name]
+    lines += ["| items x orders x samples | beginnings shared, tokens/s | apart | ratio "]
+    lines[-1] += "| prompt tokens computed |"
+    lines += ["| :--- | ---: | ---: | ---: | ---: |"]
+    for row in results["heads"]:
+        rates, computed = row["tokens_per_second"], row["prefill_tokens"]
         lines.append(
-            f"| {name} | {rate:.0f} | {h['prefill_tokens'][name]} | {h['cache_mib'][name]} |"
+            f"| {row['items']} x {row['orders']} x {row['samples an order']} "
+            f"| {rates['shared']:.0f} | {rates['apart']:.0f} | {row['ratio']}x "
+            f"| {computed['shared']} against {computed['apart']} |"
         )
     lines += ["", "| prompt | k | shared, tokens/s | repeated | ratio |"]
     lines += ["| ---: | ---: | ---: | ---: | ---: |"]

@@ -161,6 +161,7 @@ class Sampler:
             shards,
             together,
             split=self.mesh.shape["tensor"],
+            on_cpu=self.mesh.devices.flat[0].platform == "cpu",
         )
         if plan.bytes > self.stats.cache_bytes:
             log.info("sampler          %s", plan)
@@ -277,7 +278,7 @@ class _Rollout:
             requests,
             self.plan.shape,
             self.shards,
-            share=self.engine.share,
+            share=self.plan.share,
             crowd=self.plan.crowd,
             wanted=wanted,
             together=together,

@@ -16,6 +16,11 @@ import jax.numpy as jnp
 from grm_jax.model.config import ModelConfig
 from grm_jax.sampler.schedule import Request, Shape
 
+# On a CPU, sharing what an example's prompts begin with pays where up to so many of its samples read
+# it; with more it does not: every page is then multiplied by as many rows. Measured by
+# `experiments/sampler/refill.py`. Accelerators wait for bytes instead.
+CPU_READERS = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
@@ -60,6 +65,7 @@ class Plan:
 
     Attributes:
       shape: lanes, pages, ranks.
+      share: whether prompts that begin alike share those pages.
       crowd: how many times as many samples as ranks a shared page may be meant for.
       limit: most tokens of a sample. chunk: most steps at once, tokens of a block of the stash.
       ring: newest tokens of each lane, read at every step.
@@ -67,6 +73,7 @@ class Plan:
     """
 
     shape: Shape
+    share: bool
     crowd: int
     limit: int
     chunk: int
@@ -75,19 +82,21 @@ class Plan:
 
     def stash_sizes(self, lanes: int) -> tuple[int, ...]:
         """Blocks of the stash of so many lanes: (0,) if the rings suffice, else as many as lanes,
-        twice that, ..., enough for every sample's longest."""
+        four times that, ..., enough for every sample's longest."""
         deepest = -(-(self.limit - self.ring) // self.chunk)
         sizes = [min(1, deepest) * lanes]
         while sizes[-1] < deepest * lanes:
-            sizes.append(min(2 * sizes[-1], deepest * lanes))
+            sizes.append(min(4 * sizes[-1], deepest * lanes))
         return tuple(sizes)
 
     def __str__(self) -> str:
         s = self.shape
         shared = f"each read by up to {s.ranks} of them" if s.ranks > 1 else "a copy a sample"
+        heads = "shared" if self.share else "apart"
         return (
             f"{s.lanes} samples at once, up to {self.limit} tokens each; prompts in {s.pages} "
-            f"pages of {s.page} tokens, {shared}; {self.bytes / 2**20:,.0f} MiB of caches a device"
+            f"pages of {s.page} tokens, {shared}, common beginnings {heads}; "
+            f"{self.bytes / 2**20:,.0f} MiB of caches a device"
         )
 
 
@@ -107,12 +116,14 @@ def make_plan(
     together: int | None = None,
     *,
     split: int = 1,
+    on_cpu: bool = False,
 ) -> Plan:
     """The largest plan that the requests can use and the budget allows.
 
     Args:
       together: most samples of an example that run at once.
       split: devices that share a shard's caches, each with some of the heads.
+      on_cpu: beginnings with more than `CPU_READERS` readers are not shared.
 
     Raises ValueError when not even one sample fits.
     """
@@ -123,6 +134,9 @@ def make_plan(
     lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
     while True:
         plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
+        if plan.share and on_cpu and plan.crowd * plan.shape.ranks > CPU_READERS:
+            engine = dataclasses.replace(engine, share=False)
+            plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
         if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
             return plan
         if lanes == 1:
@@ -163,17 +177,30 @@ def _plan(
     prompts = math.ceil(lanes * sum(samples) / sum(s * s for s in samples))
     if queue:
         prompts = math.ceil((1 + engine.spare) * prompts) + 1
-    deepest = max(depths)
-    pages = max(deepest, math.ceil(prompts * sum(depths) / len(depths)))
-    pages = step_up(max(deepest, min(pages, sum(depths))))
+    deepest, total = max(depths), _distinct_pages(engine, requests)
+    pages = max(deepest, math.ceil(prompts * total / len(requests)))
+    pages = step_up(max(deepest, min(pages, total)))
     shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
     chunk = min(engine.chunk, max_new_tokens)
-    plan = Plan(shape, crowd, max_new_tokens, chunk, min(max_new_tokens, 2 * chunk), 0)
+    ring = min(max_new_tokens, 2 * chunk)
+    plan = Plan(shape, engine.share, crowd, max_new_tokens, chunk, ring, bytes=0)
     # A stash that grows is there twice for a moment, at its old and at its new size.
     stash = sum(plan.stash_sizes(lanes)[-2:])
     tokens = pages * engine.page + lanes * plan.ring + stash * chunk
     width = token_bytes(model, engine.int8_cache)
     return dataclasses.replace(plan, bytes=tokens * width // split)
+
+
+def _distinct_pages(engine: EngineConfig, requests: Sequence[Request]) -> int:
+    """Pages of all prompts; those with which several prompts of an example begin count once."""
+    found: set[tuple] = set()
+    for index, request in enumerate(requests):
+        length, size = len(request.prompt), engine.page
+        for start in range(0, length, size):
+            shared = engine.share and start + size < length
+            piece = request.prompt[start : start + size] if shared else index
+            found.add((request.example_id, start, piece))
+    return len(found)
 
 
 def power_of_two(value: int) -> int:

@@ -32,8 +32,8 @@ def test_one_prompt_that_fits(small):
 
 def test_the_stash_grows_to_what_the_longest_samples_need(small):
     plan = make_plan(small, ENGINE, requests(1, 8), 100, 1)
-    assert plan.stash_sizes(8) == (8, 16, 32, 40)  # five blocks of 16 behind a ring of 32
-    assert plan.stash_sizes(2) == (2, 4, 8, 10)
+    assert plan.stash_sizes(8) == (8, 32, 40)  # five blocks of 16 behind a ring of 32
+    assert plan.stash_sizes(2) == (2, 8, 10)
     assert plan.bytes == (8 + 8 * 32 + (32 + 40) * 16) * token_bytes(small)
     short = make_plan(small, ENGINE, requests(1, 8), 5, 1)
     assert (short.chunk, short.ring, short.stash_sizes(8)) == (5, 5, (0,))
@@ -68,6 +68,29 @@ def test_common_beginnings_have_more_readers(small):
     # A template that begins all prompts is not what decides.
     examples = [Request(str(i), (1,) * 8 + (i,), (0, 1, 2)) for i in range(4)]
     assert make_plan(small, ENGINE, examples, 40, 1).shape.ranks == 4
+
+
+def test_beginnings_that_an_example_shares_count_once(small):
+    """Four orders of 4 samples: two pages that all begin with, and one each."""
+    orders = [Request("a", (1,) * 16 + (i,), tuple(range(4 * i, 4 * i + 4))) for i in range(4)]
+    assert make_plan(small, ENGINE, orders, 40, 1).shape.pages == 6
+    apart = EngineConfig(max_rows=32, page=8, chunk=16, share=False)
+    assert make_plan(small, apart, orders, 40, 1).shape.pages == 12
+
+
+def test_a_cpu_does_not_share_beginnings_with_many_readers(small):
+    """They would make the grid of ranks of every page as wide."""
+
+    def plan(each: int, on_cpu: bool):
+        orders = [
+            Request("a", (1,) * 16 + (i,), tuple(range(each * i, each * i + each))) for i in (0, 1)
+        ]
+        return make_plan(small, ENGINE, orders, 40, 1, on_cpu=on_cpu)
+
+    assert plan(16, True).shape.ranks == 16 and not plan(16, True).share
+    assert plan(16, False).shape.ranks == 32 and plan(16, False).share
+    assert plan(8, True).shape.ranks == 16 and plan(8, True).share
+    assert "common beginnings apart" in str(plan(16, True))
 
 
 def test_page_counts_are_rounded(small):
