@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from grm_jax.model.config import ModelConfig
 from grm_jax.sampler.schedule import Request, Shape
 
-# On a CPU, sharing what an example's prompts begin with pays where up to so many of its samples read
-# it; with more it does not: every page is then multiplied by as many rows. Measured by
-# `experiments/sampler/refill.py`. Accelerators wait for bytes instead.
+# A CPU gains by sharing what the prompts of an example begin with for up to so many readers. With
+# more it loses, as every page is then multiplied by as many rows; accelerators wait for bytes
+# instead. Measured by `experiments/sampler/refill.py`.
 CPU_READERS = 16
 
 
