@@ -17,7 +17,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.sampler.schedule import Request, Shape
 
 # A CPU gains by sharing what the prompts of an example begin with for up to so many readers. With
-# more it loses, as every page is then multiplied by as many rows; accelerators wait for bytes
+# more it gains nothing: every page is then multiplied by as many rows; accelerators wait for bytes
 # instead. Measured by `experiments/sampler/refill.py`.
 CPU_READERS = 16
 
