@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
@@ -29,7 +29,7 @@ from grm_jax.benchmarks.statistics import RESAMPLES
 from grm_jax.data.preferences import Preference
 
 if TYPE_CHECKING:
-    from grm_jax.judging import JudgeOptions
+    from grm_jax.judging import JudgeOptions, ProgressUpdate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Judging(Protocol):
         model: Path,
         records: Sequence[Preference],
         options: JudgeOptions,
-        progress: Callable[[int, Mapping[str, float]], None],
+        progress: ProgressUpdate,
         *,
         meta: Path | None = None,
     ) -> list[SampleRow]:

@@ -106,10 +106,15 @@ def trainer_logprobs(model, params, prompts):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
-def test_logprobs_are_the_trainers(prompts, draw_samples, trainer_logprobs, temperature):
-    """Of the same tokens at the same temperature, over a growth of the suffix."""
-    found = draw_samples(requests(prompts), temperature=temperature)
+@pytest.mark.parametrize("chunk", [6, 2], ids=["ring", "stash"])
+def test_logprobs_are_the_trainers(
+    prompts, draw_samples, make_sampler, base_engine, trainer_logprobs, temperature, chunk
+):
+    """Of the same tokens at the same temperature, however few of them the rings hold."""
+    sampler = make_sampler(engine=dataclasses.replace(base_engine, chunk=chunk))
+    found = draw_samples(requests(prompts), sampler=sampler, temperature=temperature)
     assert max(len(s.tokens) for s in found.values()) > 6
+    assert ("stash" in {c.name for c in sampler.programs.compilations}) == (chunk == 2)
     for sample in found.values():
         expected = trainer_logprobs(sample, temperature)
         np.testing.assert_allclose(sample.logprobs, expected, atol=1e-4)
@@ -273,7 +278,8 @@ def test_bfloat16(model, params, prompts, one_device, base_engine):
 @pytest.mark.parametrize("option", ["int8_weights", "int8_cache"])
 def test_8_bit_options_stay_near(option, prompts, draw_samples, make_sampler, trainer_logprobs):
     """Off by default; log-probabilities move by a few hundredths, not more."""
-    engine = dataclasses.replace(make_sampler().engine, **{option: True})
+    # With a chunk of 2, cached tokens and their scales move to the stash.
+    engine = dataclasses.replace(make_sampler().engine, chunk=2, **{option: True})
     found = draw_samples(requests(prompts), sampler=make_sampler(engine=engine))
     gaps = [
         np.abs(sample.logprobs - trainer_logprobs(sample, 1.0)).max() for sample in found.values()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -22,11 +24,23 @@ def alone(requests, draw_samples):
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 2, 2)], ids=str)
 def test_same_tokens_on_a_mesh(
-    shape, model, params, requests, alone, mesh_of, make_sampler, draw_samples, same_samples
+    shape,
+    model,
+    params,
+    requests,
+    alone,
+    mesh_of,
+    base_engine,
+    make_sampler,
+    draw_samples,
+    same_samples,
 ):
+    """In chunks of 6, and of 2, with which older tokens move to the stash."""
     mesh = mesh_of(*shape)
     weights = jax.device_put(params, param_shardings(param_table(model), mesh))
     split = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(weights))
     assert split == (shape[1] * shape[2] > 1)
-    found = draw_samples(requests, sampler=make_sampler(mesh=mesh), weights=weights)
-    same_samples(alone, found)
+    for chunk in (6, 2):
+        engine = dataclasses.replace(base_engine, chunk=chunk)
+        sampler = make_sampler(engine=engine, mesh=mesh)
+        same_samples(alone, draw_samples(requests, sampler=sampler, weights=weights))
