@@ -114,7 +114,7 @@ class Worker:
     def __init__(self, name: str, python: Path, args: Arguments, k: int, threads: int, sizes):
         cores = ",".join(map(str, range(threads)))
         prompt, new = sizes
-        command = ["taskset", "-c", cores, str(python), str(HERE / "workers" / f"{name}.py")]
+        command = ["taskset", "-c", cores, str(python), str(HERE / "workers" / f"run_{name}.py")]
         command += [str(args.model), "--k", str(k), "--prompt", str(prompt), "--new", str(new)]
         command += ["--threads", str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -318,7 +318,7 @@ def table(results: dict[str, Any]) -> str:
         lines += ["| :--- | ---: | ---: | ---: |"]
         for name, found in results["cost"].items():
             if name != "machine":
-                shares = [found.get(f"share, k {k}", 1.0) for k in (1, 32)]
+                shares = [found.get(f"share of the floor, k {k}", 1.0) for k in (1, 32)]
                 shown = " | ".join(f"{100 * share:.0f}%" for share in shares)
                 lines.append(f"| {name} | {found['ratio']} | {shown} |")
     return "\n".join(lines) + "\n"

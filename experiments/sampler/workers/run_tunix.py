@@ -37,7 +37,7 @@ class Ids:
         return ""
 
     def bos_id(self):
-        return 2
+        return 0  # none: the prompt's tokens are given whole
 
     def eos_id(self):
         return 1
