@@ -3,10 +3,14 @@
 Masks are functions of positions, never of cache slots or token ids, so padding on either side,
 packing and caching can not change a result.
 
+Here is the mathematics, in plain arrays; `attention_backends` chooses how it is computed.
+
 Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h head.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +53,33 @@ def visible(
     return mask
 
 
+class Places(NamedTuple):
+    """Where queries and keys stand: `visible`'s arguments but the window.
+
+    Attributes:
+      query_pos, key_pos: [B, T], [B, S] positions within the sequence.
+      query_segment, key_segment: [B, T], [B, S] packed-sequence ids from 0, or None.
+      key_valid: [B, S], False for padding, or None.
+    """
+
+    query_pos: jax.Array
+    key_pos: jax.Array
+    query_segment: jax.Array | None = None
+    key_segment: jax.Array | None = None
+    key_valid: jax.Array | None = None
+
+    def mask(self, window: int | None) -> jax.Array:
+        """[B, T, S]; see `visible`."""
+        return visible(
+            self.query_pos,
+            self.key_pos,
+            window=window,
+            query_segment=self.query_segment,
+            key_segment=self.key_segment,
+            key_valid=self.key_valid,
+        )
+
+
 def scores(q: jax.Array, k: jax.Array, mask: jax.Array, *, softcap: float) -> jax.Array:
     """Softcapped, masked attention scores in float32.
 
@@ -88,9 +119,14 @@ def soft_weights(raw: jax.Array, mask: jax.Array | None, *, softcap: float) -> j
     The softcap bounds the scores, so no maximum is subtracted, and weights over several sets of
     keys add up to one exact softmax. Raises ValueError for a softcap too large for that.
     """
+    check_softcap(softcap)
+    weights = jnp.exp(softcap * jnp.tanh(raw / softcap))
+    return weights if mask is None else jnp.where(mask, weights, 0.0)
+
+
+def check_softcap(softcap: float) -> None:
+    """Raise ValueError where exp() of a softcapped score could overflow float32."""
     if softcap > MAX_SOFTCAP:
         raise ValueError(
             f"attn_softcap={softcap} is above {MAX_SOFTCAP}: exp() of a score could overflow"
         )
-    weights = jnp.exp(softcap * jnp.tanh(raw / softcap))
-    return weights if mask is None else jnp.where(mask, weights, 0.0)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from grm_jax.model.attention_backends import Backend
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -33,6 +35,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     compute_dtype: str = "float32"
+    attention: Backend = "chunked"  # how it is computed; see model.attention_backends
     scan_unroll: int = 1  # blocks per scan iteration; the whole depth unrolled is faster when tiny
 
     def __post_init__(self) -> None:

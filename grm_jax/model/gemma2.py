@@ -24,7 +24,8 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model.attention import attention, visible
+from grm_jax.model.attention import Places
+from grm_jax.model.attention_backends import self_attention
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.linear import linear
 from grm_jax.model.params import LAYER_KINDS, Params
@@ -76,25 +77,24 @@ def self_attend(
     """Attention of a row over itself: training, log-probabilities, scoring.
 
     Args:
-      positions: [B, T] positions within each (packed) sequence.
+      positions: [B, T] positions within each (packed) sequence, which rise by one from slot to slot.
       valid: [B, T], False for padding.
       segments: [B, T] ids of packed sequences.
     """
-    masks = {
-        kind: visible(
-            positions,
-            positions,
+    places = Places(positions, positions, segments, segments, valid)
+    compute = {
+        kind: self_attention(
+            places,
             window=config.sliding_window if kind == "local" else None,
-            query_segment=segments,
-            key_segment=segments,
-            key_valid=valid,
+            softcap=config.attn_softcap,
+            backend=config.attention,
         )
         for kind in LAYER_KINDS
     }
 
     def attend(q, k, v, kind, layer_input):
         del layer_input
-        return attention(q, k, v, masks[kind], softcap=config.attn_softcap), None
+        return compute[kind](q, k, v), None
 
     return attend
 

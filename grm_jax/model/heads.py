@@ -1,7 +1,7 @@
 """The two heads: softcapped log-probabilities over the vocabulary, and a scalar.
 
 A float32 row of logits over 256k words is 1 MB: they are made for a chunk of tokens at a time and
-recomputed in the backward pass, so `[tokens, vocabulary]` never exists for a batch.
+again in the backward pass, so `[tokens, vocabulary]` never exists for a batch.
 
 Dimensions: M tokens (any leading shape, flattened), D embed, V vocabulary, B batch, C labels.
 """
@@ -9,12 +9,14 @@ Dimensions: M tokens (any leading shape, flattened), D embed, V vocabulary, B ba
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
+from grm_jax.parallel.mesh import constrain, token_shards
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -50,34 +52,102 @@ def token_logprobs(
       targets: [...] token ids.
       temperature: the one the tokens were sampled at; required, because the trainer's and the
         sampler's must agree.
-      chunk: tokens whose logits are held at once.
+      chunk: tokens whose logits a device holds at once.
 
     Returns:
-      float32 log-probabilities [...], and entropies [...] in nats or None.
+      float32 log-probabilities [...], and entropies [...] in nats or None. Both have gradients.
     """
-    shape = targets.shape
-    flat, ids = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    total = ids.shape[0]
-    embed = params["embed"].astype(hidden.dtype)  # cast (and gathered) once, not once a chunk
+    total = targets.size
+    # Each device cuts its own tokens into chunks: a chunk is spread over the mesh like a batch.
+    ways = token_shards()
+    ways = ways if total % ways == 0 else 1
+    rows = total // ways
+    steps = max(1, -(-rows // chunk))
+    size = -(-rows // steps)
+    x, ids = hidden.reshape(ways, rows, -1), targets.reshape(ways, rows)
+    extra = steps * size - rows
+    x, ids = jnp.pad(x, ((0, 0), (0, extra), (0, 0))), jnp.pad(ids, ((0, 0), (0, extra)))
+    x = x.reshape(ways, steps, size, x.shape[-1]).swapaxes(0, 1)
+    ids = ids.reshape(ways, steps, size).swapaxes(0, 1)
+    static = _Static(config.final_softcap, temperature, with_entropy)
+    found = _logprobs(static, constrain(x, (None, "tokens", None, None)), params["embed"], ids)
+    logprob, entropy = (
+        y.swapaxes(0, 1).reshape(ways, -1)[:, :rows].reshape(targets.shape) for y in found
+    )
+    return logprob, entropy if with_entropy else None
 
-    def one(h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        z = _logits(h, embed, config.final_softcap) / temperature
+
+class _Static(NamedTuple):
+    softcap: float
+    temperature: float
+    with_entropy: bool
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logprobs(
+    static: _Static, hidden: jax.Array, embed: jax.Array, ids: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies (or zeros) [n, W, c] of hidden [n, W, c, D], ids [n, W, c].
+
+    n chunks, one after the other, of W device's c tokens. The embedding is cast (and gathered) once
+    for all chunks; in the backward pass its gradient is summed in float32, by each device for its
+    own tokens, and over devices once.
+    """
+    return _logprobs_forward(static, hidden, embed, ids)[0]
+
+
+def _logprobs_forward(static: _Static, hidden: jax.Array, embed: jax.Array, ids: jax.Array):
+    words = _whole(embed, hidden.dtype)
+
+    def chunk(_, given):
+        h, t = given
+        z = _logits(h, words, static.softcap) / static.temperature
         norm = jax.nn.logsumexp(z, axis=-1)
-        picked = jnp.take_along_axis(z, t[:, None], axis=-1)[:, 0]
-        if not with_entropy:
-            return picked - norm, jnp.zeros_like(norm)
-        return picked - norm, norm - jnp.sum(jnp.exp(z - norm[:, None]) * z, axis=-1)
+        picked = jnp.sum(jnp.where(_is_target(z, t), z, 0.0), axis=-1)
+        entropy = jnp.zeros_like(norm)
+        if static.with_entropy:
+            entropy = norm - jnp.sum(jnp.exp(z - norm[..., None]) * z, axis=-1)
+        return None, (picked - norm, entropy, norm)
 
-    if total <= chunk:
-        logprob, entropy = one(flat, ids)
-    else:
-        pad = -total % chunk
-        flat = jnp.pad(flat, ((0, pad), (0, 0))).reshape(-1, chunk, flat.shape[-1])
-        ids = jnp.pad(ids, (0, pad)).reshape(-1, chunk)
-        step = jax.checkpoint(lambda _, x: (None, one(*x)))
-        _, (logprob, entropy) = jax.lax.scan(step, None, (flat, ids))
-        logprob, entropy = logprob.reshape(-1)[:total], entropy.reshape(-1)[:total]
-    return logprob.reshape(shape), entropy.reshape(shape) if with_entropy else None
+    _, (logprob, entropy, norm) = jax.lax.scan(chunk, None, (hidden, ids))
+    return (logprob, entropy), (hidden, embed, ids, norm, entropy)
+
+
+def _logprobs_backward(static: _Static, kept, given):
+    hidden, embed, ids, norm, entropy = kept
+    words = _whole(embed, hidden.dtype)
+    ways = hidden.shape[1]
+
+    def chunk(dwords: jax.Array, given):
+        h, t, norm, entropy, g, g_entropy = given
+        raw = jnp.einsum("wcd,vd->wcv", h, words, preferred_element_type=jnp.float32)
+        tanh = jnp.tanh(raw / static.softcap)
+        z = static.softcap * tanh / static.temperature - norm[..., None]
+        p = jnp.exp(z)
+        # d logprob / dz = [target] - p;  d entropy / dz = -p (log p + entropy)
+        dz = jnp.where(_is_target(z, t), g[..., None], 0.0) - g[..., None] * p
+        if static.with_entropy:
+            dz -= g_entropy[..., None] * p * (z + entropy[..., None])
+        draw = (dz * (1.0 - tanh * tanh) / static.temperature).astype(h.dtype)
+        dh = jnp.einsum("wcv,vd->wcd", draw, words, preferred_element_type=jnp.float32)
+        dwords += jnp.einsum("wcv,wcd->wvd", draw, h, preferred_element_type=jnp.float32)
+        return dwords, dh.astype(h.dtype)
+
+    zeros = constrain(jnp.zeros((ways, *embed.shape), jnp.float32), ("tokens", "vocab", None))
+    dwords, dhidden = jax.lax.scan(chunk, zeros, (hidden, ids, norm, entropy, *given))
+    return dhidden, jnp.sum(dwords, axis=0).astype(embed.dtype), None
+
+
+_logprobs.defvjp(_logprobs_forward, _logprobs_backward)
+
+
+def _whole(embed: jax.Array, dtype: Any) -> jax.Array:
+    """The embedding in the compute dtype, no longer split over the data axes."""
+    return constrain(embed.astype(dtype), ("vocab", None))
+
+
+def _is_target(z: jax.Array, ids: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1) == ids[..., None]
 
 
 @functools.partial(jax.jit, static_argnames="num")

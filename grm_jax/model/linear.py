@@ -63,12 +63,44 @@ class Int8:
         return out * self.scale.reshape(self.scale.shape[axes:])
 
 
-Weight = jax.Array | OutMajor | Int8
+@flax.struct.dataclass
+class LowRank:
+    """A frozen weight and a trained change of low rank: w + scale a b (see `model.lora`).
+
+    Attributes:
+      w: the frozen weight; no gradient reaches it.
+      a: [inputs of w..., r].
+      b: [r, outputs of w...].
+    All three may have a leading axis of layers, which a scan takes off.
+    """
+
+    w: jax.Array
+    a: jax.Array
+    b: jax.Array
+    scale: float = flax.struct.field(pytree_node=False)
+
+    def apply(self, x: jax.Array, axes: int) -> jax.Array:
+        """The product, without ever forming a b."""
+        w = jax.lax.stop_gradient(self.w).astype(x.dtype)
+        low = jnp.tensordot(x, self.a.astype(x.dtype), axes)
+        return jnp.tensordot(x, w, axes) + self.scale * jnp.tensordot(
+            low, self.b.astype(x.dtype), 1
+        )
+
+
+def dense(weight: LowRank) -> jax.Array:
+    """w + scale a b of stacked layers, computed in float32, in the dtype of w."""
+    a, b = (x.astype(jnp.float32) for x in (weight.a, weight.b))
+    change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a, b)
+    return (weight.w.astype(jnp.float32) + weight.scale * change).astype(weight.w.dtype)
+
+
+Weight = jax.Array | OutMajor | Int8 | LowRank
 
 
 def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:
     """Contract the last `axes` dimensions of x with the first ones of w."""
-    if isinstance(w, OutMajor | Int8):
+    if isinstance(w, OutMajor | Int8 | LowRank):
         return w.apply(x, axes).astype(x.dtype)
     return jnp.tensordot(x, w, axes)
 

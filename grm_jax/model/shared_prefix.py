@@ -16,10 +16,13 @@ K key/value heads, Q query heads per key/value head, h head.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model.attention import attention, soft_weights, visible
+from grm_jax.model.attention import Places
+from grm_jax.model.attention_backends import cross_sums, normalise, self_attention
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Attend, Remat, forward
 from grm_jax.model.params import LAYER_KINDS, Params
@@ -37,33 +40,31 @@ def group_attend(
     batch = lengths.shape[0]
     prompt_pos, positions = _positions(lengths, prompt, completion)
     in_prompt = prompt_pos < lengths[:, None]
-    masks = {}
+    beside = jnp.tile(positions, (1, group))  # [B, G * C]
+    alone = jnp.repeat(positions, group, axis=0)  # [B * G, C]
+    parts = {}
     for kind in LAYER_KINDS:
-        window = config.sliding_window if kind == "local" else None
-        masks[kind] = (
-            visible(prompt_pos, prompt_pos, window=window, key_valid=in_prompt),
-            # [B, 1, 1, 1, C, P] and [B, 1, 1, 1, C, C]: broadcast over K, Q, G.
-            visible(positions, prompt_pos, window=window, key_valid=in_prompt)[:, None, None, None],
-            visible(positions, positions, window=window)[:, None, None, None],
+        settings: dict[str, Any] = {
+            "window": config.sliding_window if kind == "local" else None,
+            "softcap": config.attn_softcap,
+            "backend": config.attention,
+        }
+        own = Places(prompt_pos, prompt_pos, key_valid=in_prompt)
+        parts[kind] = (
+            self_attention(own, **settings),
+            cross_sums(Places(beside, prompt_pos, key_valid=in_prompt), **settings),
+            cross_sums(Places(alone, alone), **settings),
         )
 
     def attend(q, k, v, kind, layer_input):
         del layer_input
-        own_prompt, to_prompt, to_self = masks[kind]
-        f32, cap = jnp.float32, config.attn_softcap
-        qp, kp, vp = q[:, :prompt], k[:, :prompt], v[:, :prompt]
-        first = attention(qp, kp, vp, own_prompt, softcap=cap)
-        rows = (batch, group, completion)
-        qc, kc, vc = (x[:, prompt:].reshape(*rows, *x.shape[2:]) for x in (q, k, v))
-        a = jnp.einsum("bgckqh,bpkh->bkqgcp", qc, kp, preferred_element_type=f32)
-        b = jnp.einsum("bgckqh,bgdkh->bkqgcd", qc, kc, preferred_element_type=f32)
-        a, b = soft_weights(a, to_prompt, softcap=cap), soft_weights(b, to_self, softcap=cap)
-        total = jnp.sum(a, axis=-1) + jnp.sum(b, axis=-1)  # [B, K, Q, G, C]
-        out = jnp.einsum("bkqgcp,bpkh->bgckqh", a.astype(v.dtype), vp, preferred_element_type=f32)
-        out += jnp.einsum("bkqgcd,bgdkh->bgckqh", b.astype(v.dtype), vc, preferred_element_type=f32)
-        out /= total.transpose(0, 3, 4, 1, 2)[..., None]
-        second = out.astype(q.dtype).reshape(batch, group * completion, *q.shape[2:])
-        return jnp.concatenate([first, second], axis=1), None
+        own_prompt, to_prompt, to_self = parts[kind]
+        qp, kp, vp = (x[:, :prompt] for x in (q, k, v))
+        rest = [x[:, prompt:] for x in (q, k, v)]
+        n1, t1 = to_prompt(rest[0], kp, vp)
+        n2, t2 = to_self(*(x.reshape(batch * group, completion, *x.shape[2:]) for x in rest))
+        out = normalise((n1 + n2.reshape(n1.shape), t1 + t2.reshape(t1.shape)))
+        return jnp.concatenate([own_prompt(qp, kp, vp), out.astype(q.dtype)], axis=1), None
 
     return attend
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ AXES = ("replica", "fsdp", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp"),
     "seq": (),
+    "tokens": ("replica", "fsdp"),  # all tokens of a batch, flattened
     "layers": (),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
@@ -100,6 +101,33 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def per_device(
+    function: Callable[..., jax.Array],
+    inputs: Sequence[Sequence[str | None]],
+    output: Sequence[str | None],
+) -> Callable[..., jax.Array]:
+    """`function` on each device's part of its arguments, split by their logical axes.
+
+    For code that the compiler can not split, such as kernels; nothing to do on one device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(partition_spec(axes) for axes in inputs),
+        out_specs=partition_spec(output),
+        check_vma=False,
+    )
+
+
+def token_shards() -> int:
+    """Into how many parts the tokens of a batch are split on the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["tokens"])
 
 
 def data_parallel(mesh: Mesh) -> int:

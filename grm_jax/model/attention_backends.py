@@ -1,0 +1,142 @@
+"""How attention is computed: one signature, four backends, and the choice between them.
+
+| backend   | where           | memory        | softcap | window | segments | gradients |
+|-----------|-----------------|---------------|---------|--------|----------|-----------|
+| reference | anywhere        | T x S         | yes     | yes    | yes      | yes       |
+| chunked   | anywhere        | linear        | yes     | yes    | yes      | yes       |
+| splash    | TPU             | linear, fused | yes     | yes    | yes      | yes       |
+| tokamax   | H100/H200, B200 | linear, fused | yes     | yes    | yes      | yes       |
+
+A backend that can not compute what is asked raises; nothing falls back in silence.
+
+Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h head.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from grm_jax.model.attention import Places, attention, soft_weights
+from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention
+
+log = logging.getLogger("grm_jax")
+
+BLOCK = 512  # queries, and keys, of a block of the chunked backend
+
+Backend = Literal["reference", "chunked", "splash", "tokamax"]
+# (queries [B, T, K, G, h], keys [B, S, K, h], values [B, S, K, h]) -> ...
+Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Sums = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def self_attention(
+    places: Places, *, window: int | None, softcap: float, backend: Backend
+) -> Attention:
+    """Attention of rows over themselves, [B, T, K, G, h] in the dtype of q.
+
+    Args:
+      places: queries and keys are the same slots, and positions rise by one within a segment.
+      window: sliding window, or None for a global layer.
+      softcap: of the scores; q comes scaled.
+    """
+    if backend in ("splash", "tokamax"):
+        from grm_jax.model import attention_kernels
+
+        kernel = getattr(attention_kernels, backend)
+        return kernel(places, window=window, softcap=softcap)
+    if backend == "reference" or _one_block(places):
+        mask = places.mask(window)
+        return lambda q, k, v: attention(q, k, v, mask, softcap=softcap)
+    if backend != "chunked":
+        raise ValueError(f"unknown attention backend {backend!r}; choose one of {_names()}")
+    static = Static(window, softcap, True, BLOCK, BLOCK)
+    return lambda q, k, v: chunked_attention(q, k, v, places, static)
+
+
+def cross_sums(places: Places, *, window: int | None, softcap: float, backend: Backend) -> Sums:
+    """Attention over one of several sets of keys: (numerator [B, T, K, G, h], total [B, T, K, G]).
+
+    Add the pairs of all sets up, then `normalise`. The kernels have no such sums: with them, it is
+    computed in chunks.
+    """
+    if backend == "reference" or _one_block(places):
+        mask = places.mask(window)[:, None, None]
+
+        def reference(q, k, v):
+            raw = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+            w = soft_weights(raw, mask, softcap=softcap)
+            out = jnp.einsum(
+                "bkgts,bskh->btkgh", w.astype(v.dtype), v, preferred_element_type=jnp.float32
+            )
+            return out, jnp.moveaxis(jnp.sum(w, axis=-1), 3, 1)
+
+        return reference
+    static = Static(window, softcap, False, BLOCK, BLOCK)
+    return lambda q, k, v: attention_sums(q, k, v, places, static)
+
+
+def normalise(sums: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """numerator / total; zeros for queries that saw no key (padding)."""
+    numerator, total = sums
+    return numerator / jnp.where(total > 0, total, 1.0)[..., None]
+
+
+def choose(requested: Backend | Literal["auto"], platform: str, device_kind: str) -> Backend:
+    """The backend for a device; says which and why, once. Raises ValueError where it can not run.
+
+    Args:
+      platform, device_kind: of a JAX device.
+    """
+    if requested == "auto":
+        backend, why = _best(platform, device_kind)
+        _say(backend, why)
+        return backend
+    if requested not in get_args(Backend):
+        raise ValueError(f"unknown attention backend {requested!r}; choose auto or {_names()}")
+    if requested == "splash" and platform != "tpu":
+        raise ValueError(f"attention=splash needs a TPU, not {device_kind}; choose auto or chunked")
+    if requested == "tokamax":
+        if not _hopper(platform, device_kind):
+            raise ValueError(
+                f"attention=tokamax: its gradients with a softcap need an H100, H200 or B200, not "
+                f"{device_kind}; choose auto or chunked"
+            )
+        if importlib.util.find_spec("tokamax") is None:
+            raise ValueError("attention=tokamax: tokamax is not installed; pip install tokamax")
+    return requested
+
+
+def _best(platform: str, device_kind: str) -> tuple[Backend, str]:
+    if platform == "tpu":
+        return "splash", "a TPU"
+    if _hopper(platform, device_kind):
+        if importlib.util.find_spec("tokamax") is not None:
+            return "tokamax", device_kind
+        return "chunked", f"{device_kind} could use tokamax, which is not installed"
+    return "chunked", f"exact and linear in memory on any device, here {device_kind}"
+
+
+def _hopper(platform: str, device_kind: str) -> bool:
+    names = ("H100", "H200", "H800", "GH200", "B100", "B200", "GB200")
+    return platform in ("gpu", "cuda") and any(name in device_kind for name in names)
+
+
+@functools.cache
+def _say(backend: str, why: str) -> None:
+    log.info("attention        %s (%s)", backend, why)
+
+
+def _one_block(places: Places) -> bool:
+    """Whether there is so little that chunks would be one block."""
+    return places.query_pos.shape[1] <= BLOCK and places.key_pos.shape[1] <= BLOCK
+
+
+def _names() -> str:
+    return ", ".join(get_args(Backend))
