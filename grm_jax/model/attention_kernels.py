@@ -2,7 +2,7 @@
 
 Both see slots, not positions. In a row whose positions rise by one within each segment (what
 self-attention is given), causal order and windows by slot within segments are the same as by
-position. Padding stands at the end of a row or in a segment of its own, where no real query sees it.
+position. Padding stands at the end of a row or in a segment of its own; no real query sees it.
 
 Dimensions: B batch, T tokens, K key/value heads, G query heads per key/value head, h head.
 """

@@ -20,12 +20,15 @@ Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from grm_jax.model.attention import Places, check_softcap
+
+
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Static(NamedTuple):
@@ -55,7 +58,7 @@ class Row(NamedTuple):
 
 def attention_sums(
     q: jax.Array, k: jax.Array, v: jax.Array, places: Places, static: Static
-) -> tuple[jax.Array, jax.Array]:
+) -> Pair:
     """(numerator [B, T, K, G, h], total [B, T, K, G]), float32; zeros for a query without keys.
 
     Args:
@@ -65,7 +68,7 @@ def attention_sums(
 
     Raises ValueError for a softcap that does not bound exp().
     """
-    numerator, total = _sums(*_whole_blocks(q, k, v, places, static))
+    numerator, total = cast(Pair, _sums(*_whole_blocks(q, k, v, places, static)))
     return numerator[:, : q.shape[1]], total[:, : q.shape[1]]
 
 
@@ -73,7 +76,8 @@ def chunked_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, places: Places, static: Static
 ) -> jax.Array:
     """numerator / total [B, T, K, G, h], in the dtype of q. Arguments of `attention_sums`."""
-    return _attention(*_whole_blocks(q, k, v, places, static))[:, : q.shape[1]]
+    out = cast(jax.Array, _attention(*_whole_blocks(q, k, v, places, static)))
+    return out[:, : q.shape[1]]
 
 
 def _whole_blocks(q, k, v, places: Places, static: Static):
@@ -122,9 +126,7 @@ def _reach(static: Static, i: jax.Array, blocks: int) -> tuple[jax.Array | int, 
     return low, jnp.minimum(last // static.keys + 1, blocks)
 
 
-def _weights(
-    static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row
-) -> tuple[jax.Array, jax.Array]:
+def _weights(static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row) -> Pair:
     """w and tanh(score / cap) of a block, [B, K, G, t, s]; w is 0 where masked.
 
     w is in the dtype of the products it enters (k's), tanh in float32. Totals and gradients take
@@ -141,23 +143,24 @@ def _weights(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(
-    static: Static, q: jax.Array, k: jax.Array, v: jax.Array, query: Row, key: Row
-) -> tuple[jax.Array, jax.Array]:
+def _sums(static: Static, q: jax.Array, k: jax.Array, v: jax.Array, query: Row, key: Row) -> Pair:
     """`attention_sums` of lengths that are multiples of the blocks."""
     blocks = k.shape[1] // static.keys
 
-    def one(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(i: jax.Array) -> Pair:
         qi, query_i = _take((q, query), i, static.queries)
 
-        def add(j: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def add(j: jax.Array, sums: Pair) -> Pair:
             kj, vj, key_j = _take((k, v, key), j, static.keys)
             w, _ = _weights(static, qi, kj, query_i, key_j)
             out = jnp.einsum("bkgts,bskh->btkgh", w, vj, preferred_element_type=jnp.float32)
             return sums[0] + out, sums[1] + jnp.sum(w, axis=-1, dtype=jnp.float32)
 
-        batch, size, *heads, head = qi.shape
-        zeros = (jnp.zeros(qi.shape, jnp.float32), jnp.zeros((batch, *heads, size), jnp.float32))
+        batch, size, kv, groups, _ = qi.shape
+        zeros = (
+            jnp.zeros(qi.shape, jnp.float32),
+            jnp.zeros((batch, kv, groups, size), jnp.float32),
+        )
         numerator, total = jax.lax.fori_loop(*_reach(static, i, blocks), add, zeros)
         return numerator, jnp.moveaxis(total, 3, 1)
 
@@ -184,7 +187,7 @@ def _attention(static: Static, q, k, v, query: Row, key: Row) -> jax.Array:
 
 
 def _attention_forward(static: Static, q, k, v, query: Row, key: Row):
-    numerator, total = _sums(static, q, k, v, query, key)
+    numerator, total = cast(Pair, _sums(static, q, k, v, query, key))
     inverse = 1.0 / jnp.where(total > 0, total, 1.0)  # padding may see nothing
     out = numerator * inverse[..., None]
     return out.astype(q.dtype), (q, k, v, query, key, out, inverse)
@@ -205,7 +208,7 @@ def _gradients(static: Static, inputs, dnumerator, dtotal, scale):
     blocks = k.shape[1] // static.keys
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
 
-    def one(sums: tuple[jax.Array, jax.Array], i: jax.Array):
+    def one(sums: Pair, i: jax.Array):
         given = (q, query, dnumerator.astype(v.dtype), dtotal, scale)
         qi, query_i, dn, *rest = _take(given, i, static.queries)
         dt, factor = (jnp.moveaxis(x, 1, 3)[..., None] for x in rest)
@@ -223,8 +226,8 @@ def _gradients(static: Static, inputs, dnumerator, dtotal, scale):
             return dq, _add(dk, dkj, j * static.keys), _add(dv, dvj, j * static.keys)
 
         start = (jnp.zeros(qi.shape, jnp.float32), *sums)
-        dq, *sums = jax.lax.fori_loop(*_reach(static, i, blocks), add, start)
-        return tuple(sums), dq.astype(q.dtype)
+        dq, dk, dv = jax.lax.fori_loop(*_reach(static, i, blocks), add, start)
+        return (dk, dv), dq.astype(q.dtype)
 
     (dk, dv), dq = jax.lax.scan(one, zeros, jnp.arange(q.shape[1] // static.queries))
     return _join(dq), dk.astype(k.dtype), dv.astype(v.dtype), None, None

@@ -77,7 +77,7 @@ def self_attend(
     """Attention of a row over itself: training, log-probabilities, scoring.
 
     Args:
-      positions: [B, T] positions within each (packed) sequence, which rise by one from slot to slot.
+      positions: [B, T] positions within each (packed) sequence, which rise by one a slot.
       valid: [B, T], False for padding.
       segments: [B, T] ids of packed sequences.
     """

@@ -9,7 +9,7 @@ Dimensions: M tokens (any leading shape, flattened), D embed, V vocabulary, B ba
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +71,9 @@ def token_logprobs(
     ids = ids.reshape(ways, steps, size).swapaxes(0, 1)
     static = _Static(config.final_softcap, temperature, with_entropy)
     found = _logprobs(static, constrain(x, (None, "tokens", None, None)), params["embed"], ids)
+    both = cast(tuple[jax.Array, jax.Array], found)
     logprob, entropy = (
-        y.swapaxes(0, 1).reshape(ways, -1)[:, :rows].reshape(targets.shape) for y in found
+        y.swapaxes(0, 1).reshape(ways, -1)[:, :rows].reshape(targets.shape) for y in both
     )
     return logprob, entropy if with_entropy else None
 
