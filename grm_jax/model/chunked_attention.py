@@ -27,7 +27,6 @@ import jax.numpy as jnp
 
 from grm_jax.model.attention import Places, check_softcap
 
-
 Pair = tuple[jax.Array, jax.Array]
 
 
