@@ -27,7 +27,7 @@ PAPER = MetaRM(
     fitting=Fitting(
         steps=900,
         batch_size=512,
-        micro_batches=16,
+        device_batch=4,
         optimizer=OptimizerConfig(learning_rate=1e-5, schedule="cosine", warmup_steps=30),
     ),
 )

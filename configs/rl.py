@@ -14,7 +14,7 @@ TINY = RL(
     tie="expected",
     train_groups=32,
     aggregation="token",
-    micro_batches=4,
+    device_batch=4,
     sampling=sampling("tiny"),
     optimizer=OptimizerConfig(learning_rate=2e-4, b2=0.99, warmup_steps=8),
 )
@@ -24,7 +24,7 @@ PAPER = RL(
     prompts=128,
     group=4,
     kl_coef=0.08,
-    micro_batches=32,
+    device_batch=1,
     sampling=sampling("27b"),
     optimizer=OptimizerConfig(learning_rate=4e-7, warmup_steps=10),
 )

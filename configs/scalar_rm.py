@@ -19,7 +19,7 @@ PAPER = ScalarRM(
     fitting=Fitting(
         steps=900,
         batch_size=256,
-        micro_batches=16,
+        device_batch=2,
         optimizer=OptimizerConfig(learning_rate=1e-5, schedule="cosine", warmup_steps=30),
     ),
 )

@@ -24,7 +24,7 @@ PAPER = SFT(
     fitting=Fitting(
         steps=900,
         batch_size=1024,
-        micro_batches=32,
+        device_batch=4,
         optimizer=OptimizerConfig(learning_rate=5e-6, schedule="cosine", warmup_steps=30),
     )
 )

@@ -10,8 +10,12 @@ A model directory:
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
+import logging
+import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,8 @@ from orbax.checkpoint import v1 as ocp
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
+
+log = logging.getLogger("grm_jax")
 
 MODEL_FILE = "model.json"
 ABOUT_FILE = "grm.json"  # what a judge needs besides: templates, shapes, how it is sampled
@@ -146,41 +152,178 @@ def _misfits(tree: Params, table: tuple[ParamSpec, ...]) -> str:
 
 
 class StageCheckpoints:
-    """Checkpoints of a running stage: train state and data position, atomically, the newest two.
+    """Checkpoints of a running stage: train state and data position, atomic, in the background.
+
+    Beside each checkpoint stands a list of its files with sizes and checksums, written when all of
+    them are: one without the list was cut off, one that does not fit it is damaged. Neither is
+    taken up.
 
     Args:
       directory: `checkpoints/` of the stage.
+      latest: how many of the newest are kept.
+      every: those of steps that are multiples of it are kept, too; 0: none.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, latest: int = 2, every: int = 0):
+        self.directory = Path(directory).absolute()
+        self._latest, self._every = latest, every
+        self._clean()
+        self._checkpointer = self._open()
+        self._writing: tuple[int, Any] | None = None
+        self._listing: concurrent.futures.Future[None] | None = None
+        self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-files")
+
+    def _open(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
         decisions = ocp.training.save_decision_policies
-        self._checkpointer = ocp.training.Checkpointer(
-            str(Path(directory).absolute()),
+        kept: list[Any] = [policies.LatestN(self._latest)]
+        if self._every:
+            kept.append(policies.EveryNSteps(self._every))
+        return ocp.training.Checkpointer(
+            str(self.directory),
             # orbax's own policies do not match its protocols' parameter types
-            preservation_policy=policies.LatestN(2),  # pyright: ignore[reportArgumentType]
+            preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
             save_decision_policy=decisions.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
 
     @property
-    def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
-        found = self._checkpointer.latest
-        return None if found is None else found.step
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, oldest first."""
+        return [found.step for found in self._checkpointer.checkpoints]
 
-    def save(self, step: int, state: Any, data: Any = None) -> None:
-        """Write in the background: `state` (arrays), the position of `data` (a grain iterator)."""
-        items = {"state": state} if data is None else {"state": state, "data": data}
-        self._checkpointer.save_checkpointables_async(step, items)
+    def save(self, step: int, state: Any, position: Any) -> None:
+        """Write `state` (arrays) and `position` (JSON), in the background.
 
-    def restore(self, abstract_state: Any, data: Any = None) -> Any:
-        """The newest state, laid out as `abstract_state`; `data` is moved to its position."""
-        items = (
-            {"state": abstract_state} if data is None else {"state": abstract_state, "data": data}
-        )
-        return self._checkpointer.load_checkpointables(self.latest, items)["state"]
+        Raises OSError when there is no room for it or it can not be written, before anything is;
+        and what went wrong with the one before, if something did.
+        """
+        self.wait()
+        self._require_room(state)
+        items = {"state": state, "position": {"json": json.dumps(position)}}
+        self._writing = (step, self._checkpointer.save_checkpointables_async(step, items))
+
+    def poll(self) -> None:
+        """Call between steps: as soon as a checkpoint is written, its files are listed."""
+        if self._writing is not None and not self._checkpointer.is_saving_in_progress():
+            self._list_files()
+
+    def wait(self) -> None:
+        """Until what is being written is whole. Raises OSError when it could not be written."""
+        if self._writing is not None:
+            self._list_files()
+        if self._listing is not None:
+            self._listing.result()
+            self._listing = None
+
+    def _list_files(self) -> None:
+        assert self._writing is not None
+        step, response = self._writing
+        self._writing = None
+        try:
+            response.result()
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"{self.directory}: checkpoint {step} was not written: {error}"
+            ) from error
+        if jax.process_index() == 0:
+            self._listing = self._background.submit(
+                write_file_list, self.directory / str(step), self._list(step)
+            )
+            for path in self.directory.glob("*.files.json"):
+                if not (self.directory / path.name.removesuffix(".files.json")).is_dir():
+                    path.unlink()
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any, Any] | None:
+        """(step, state, position) of the newest whole checkpoint, laid out as `abstract_state`;
+        None if there is none. Damaged ones are named in the log and moved aside.
+        """
+        self.wait()
+        for step in reversed(self.steps):
+            if wrong := damage(self.directory / str(step), self._list(step)):
+                self._set_aside(step, wrong)
+                continue
+            items = {"state": abstract_state, "position": {"json": ""}}
+            found = self._checkpointer.load_checkpointables(step, items)
+            return step, found["state"], json.loads(found["position"]["json"])
+        return None
 
     def close(self) -> None:
         """Wait for what is being written."""
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            self._checkpointer.close()
+
+    def _list(self, step: int) -> Path:
+        return self.directory / f"{step}.files.json"
+
+    def _clean(self) -> None:
+        """Remove what a killed process left: checkpoints without a list, lists without one."""
+        if jax.process_index() == 0 and self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if path.name.isdigit() and not self._list(int(path.name)).exists():
+                    log.info("checkpoint %s was cut off while it was written; removed", path)
+                    shutil.rmtree(path)
+                name = path.name.removesuffix(".files.json")
+                if path.name != name and not (self.directory / name).is_dir():
+                    path.unlink()
+        multihost_utils.sync_global_devices("checkpoints: cleaned")
+
+    def _set_aside(self, step: int, wrong: str) -> None:
+        path = self.directory / str(step)
+        target = self.directory.with_name(f"damaged-checkpoint-{step}")
+        log.warning("checkpoint %s is damaged (%s); moved to %s", path, wrong, target)
+        multihost_utils.sync_global_devices("checkpoints: seen")
+        if jax.process_index() == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            path.rename(target)
+            self._list(step).unlink(missing_ok=True)
+        multihost_utils.sync_global_devices("checkpoints: moved")
+        self._checkpointer.reload()
+
+    def _require_room(self, state: Any) -> None:
+        """Raise OSError unless this process's part of the state fits on the disk."""
+        leaves = jax.tree.leaves(state)
+        need = sum(s.data.nbytes for x in leaves for s in x.addressable_shards if s.replica_id == 0)
+        free = shutil.disk_usage(self.directory).free
+        if need > free:
+            raise OSError(
+                f"{self.directory}: a checkpoint needs {need / 2**30:.2f} GiB and the disk has "
+                f"{free / 2**30:.2f} GiB free; the checkpoints before it are untouched. Make room "
+                "and give the same command again"
+            )
+
+
+def write_file_list(directory: Path, path: Path) -> None:
+    """Sizes and checksums of all files under `directory`, written whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(_files(directory), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def damage(directory: Path, path: Path) -> str:
+    """What of `directory` is not as in the file list at `path`; empty if nothing."""
+    if not path.exists():
+        return f"no {path.name}"
+    expected, found = read_json(path), _files(directory)
+    return listed(
+        [
+            f"{name} is {'missing' if name not in found else 'changed'}"
+            for name, value in expected.items()
+            if found.get(name) != value
+        ]
+    )
+
+
+def _files(directory: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of each file, by its path."""
+    found = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        check = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                check = zlib.crc32(block, check)
+        found[str(path.relative_to(directory))] = [path.stat().st_size, check]
+    return found

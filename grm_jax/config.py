@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.model.gemma2 import Remat
+from grm_jax.model.lora import LoRAConfig
 from grm_jax.sampler.critic import OrderMode, TemplateConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig
@@ -40,8 +42,33 @@ class MeshConfig:
     """Data parallel with the parameters split."""
     tensor: int = 1
     """Heads, feed-forward and vocabulary split."""
+    sequence: int = 1
+    """A row's tokens split between attention layers (its heads within them), for long rows;
+    sequence * tensor must divide the key/value heads."""
     cpu_devices: int = 1
     """Virtual devices when running on a CPU; each uses about one core."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What happens to steps that would do harm."""
+
+    spike: float = 30.0
+    """A gradient norm of so many times its running mean is not taken; 0 takes all finite ones."""
+    patience: int = 10
+    """So many steps in a row that were not taken lead back to the last checkpoint."""
+    rollbacks: int = 3
+    """So many times; then the run ends with an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepConfig:
+    """Which checkpoints of a running stage are kept."""
+
+    latest: int = 2
+    """The newest so many."""
+    every: int = 0
+    """And those of steps that are multiples of this; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +113,26 @@ class Setup:
     """RL: prompts are padded to the next of these lengths."""
     logprob_chunk: int = 2048
     """Tokens whose logits over the vocabulary are held at once."""
-    remat: Literal["none", "block"] = "block"
-    """Recompute layers in the backward pass."""
+    remat: Remat = "block"
+    """What the backward pass computes again: nothing (none), every pair of layers (block), all but
+    their attention (block_save_attention), or all from inputs kept in host memory (offload)."""
+    attention: Literal["auto", "reference", "chunked", "splash", "tokamax"] = "auto"
+    """How attention is computed; auto: splash on TPUs, tokamax on Hopper and Blackwell GPUs where
+    it is installed, else chunked."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What trained parameters are stored in. bfloat16 halves their memory: moments stay float32,
+    updates are rounded stochastically."""
+    lora: LoRAConfig = LoRAConfig()
+    guard: GuardConfig = GuardConfig()
+    keep: KeepConfig = KeepConfig()
     log_every: int = 10
     """Steps between two rows of metrics (RL writes every step)."""
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
+    profile: str | None = None
+    """FIRST:LAST writes a trace of these steps into the stage's directory."""
+    distributed: Literal["auto", "on", "off"] = "auto"
+    """Join the other processes of a cluster: when one is found, always, or never."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +142,8 @@ class Fitting:
     steps: int = 900
     batch_size: int = 1024
     """Rows of a step (pairs, for the Bradley-Terry baseline)."""
-    micro_batches: int = 1
-    """Parts a batch is computed in, one after the other."""
+    device_batch: int = 0
+    """Rows (or pairs) that a device computes at a time, its others after them; 0: all."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -150,8 +191,11 @@ class RL:
     train_groups: int | None = None
     """Update on at most so many groups a step, and only on those with signal (dynamic sampling);
     None: on all groups, of which those without signal still feel the KL term, as in the paper."""
-    micro_batches: int = 8
-    """Parts a batch of rollouts is computed in; parts without any rollout cost nothing."""
+    device_batch: int = 1
+    """Groups that a device computes at a time, its others after them; 0: all. Parts without any
+    rollout cost nothing."""
+    offload_reference: bool = False
+    """Keep the reference policy in host memory while it is not needed."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=4e-7)
     save_rollouts: bool = True

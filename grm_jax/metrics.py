@@ -124,6 +124,51 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+class Tracer:
+    """Writes a trace of some steps for TensorBoard's profiler (or Perfetto).
+
+    Args:
+      steps: "first:last", or None for no trace.
+      directory: where it is written.
+
+    Raises ValueError for anything else.
+    """
+
+    def __init__(self, steps: str | None, directory: Path):
+        self._directory, self._on = directory, False
+        self._first = self._last = -1
+        if steps is not None:
+            first, _, last = steps.partition(":")
+            if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+                raise ValueError(f"--profile {steps}: give FIRST:LAST, two step numbers")
+            self._first, self._last = int(first), int(last)
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """The steps between which the trace begins and ends."""
+        if number == self._first:
+            jax.profiler.start_trace(str(self._directory))
+            self._on = True
+        with jax.profiler.StepTraceAnnotation("step", step_num=number):
+            yield
+        if number == self._last:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
+            log.info(
+                "trace            steps %d to %d in %s", self._first, self._last, self._directory
+            )
+
+
 class Timer:
     """Seconds spent in named phases of a step."""
 

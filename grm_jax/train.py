@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a recipe. Returns the exit code: 0 done, 1 a user's mistake, 130 stopped and saved."""
+    """Run a recipe. Returns the exit code: 0 done, or stopped by SIGTERM and saved; 1 a user's
+    mistake; 130 stopped by Ctrl-C and saved."""
     import tyro
 
     from grm_jax import config as configs
@@ -75,7 +76,7 @@ def run(recipe, args: Sequence[str]) -> int:
     except Stopped as stopped:
         command = " ".join(["python -m grm_jax.train", *args])
         log.info("%s. Go on with the same command:\n    %s", stopped, command)
-        return 130
+        return 0 if stopped.terminated else 130
     except (ValueError, OSError) as error:
         if os.environ.get("GRM_JAX_TRACEBACK"):
             raise

@@ -61,18 +61,17 @@ def test_every_recipe_loads_in_every_size(name, size):
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_batches_divide_into_their_parts(name, size):
+def test_batches_divide_over_devices(name, size):
     recipe = load(f"{name}:{size}")
     mesh = recipe.setup.mesh
     assert [mesh.replica, mesh.fsdp].count(-1) == 1
     for field in dataclasses.fields(recipe):
         stage = getattr(recipe, field.name)
+        rows = getattr(getattr(stage, "fitting", None), "batch_size", None)
         if isinstance(stage, configs.RL):
-            rows = (stage.train_groups or stage.prompts) * stage.group
-            assert rows % stage.micro_batches == 0
-        fitting = getattr(stage, "fitting", None)
-        if fitting is not None:
-            assert fitting.batch_size % fitting.micro_batches == 0
+            rows = stage.train_groups or stage.prompts
+        if rows is not None:
+            assert rows % (2 if size == "tiny" else 32) == 0
 
 
 def test_the_paper_figures_of_the_27b_recipes():

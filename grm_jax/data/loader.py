@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import grain
-import jax
 import numpy as np
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
+EVERY = slice(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,33 +122,38 @@ def batches(
     collators: dict[int, Callable[[Sequence[Any]], Any]],
     batch_size: int,
     seed: int,
+    rows: slice = EVERY,
 ) -> grain.DatasetIterator:
     """An endless, checkpointable iterator of batches, each from one group.
 
     Args:
       groups: items by bucket.
       collators: what makes a batch of each bucket.
-      batch_size: global; each process gets its share of it.
+      batch_size: global.
       seed: of the shuffles.
+      rows: this process's rows of each batch; only they are collated.
+
+    Every process goes through the same batches, so the position is the same in all of them, and a
+    run can go on with another number of processes.
     """
-    processes = jax.process_count()
-    if batch_size % processes:
-        raise ValueError(f"batch size {batch_size} does not divide by {processes} processes")
-    share = batch_size // processes
     datasets, weights = [], []
     for bucket, items in groups.items():
         mine = grain.MapDataset.source(_Items(items)).seed(seed + bucket).shuffle()
-        mine = mine[jax.process_index() :: processes]
         # Batched within an epoch, so that no batch holds an item twice, where there are enough.
-        if len(mine) < share:
+        if len(mine) < batch_size:
             mine = mine.repeat()
-        mine = mine.batch(share, drop_remainder=True, batch_fn=collators[bucket])
+        collate = functools.partial(_collate_rows_of, collators[bucket], rows)
+        mine = mine.batch(batch_size, drop_remainder=True, batch_fn=collate)
         datasets.append(mine if len(mine) > len(items) else mine.repeat())
         weights.append(float(len(items)))
     mixed = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, weights)
     # One thread: batches are small, and threads would compete with the computation.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(mixed.to_iter_dataset(options))
+
+
+def _collate_rows_of(collator: Callable[[Sequence[Any]], Any], rows: slice, items: Sequence[Any]):
+    return collator(items[rows])
 
 
 class _Items:
@@ -168,7 +173,12 @@ class _Items:
 
 
 def example_batches(
-    examples: Sequence[Example], buckets: Sequence[int], batch_size: int, seed: int, what: str
+    examples: Sequence[Example],
+    buckets: Sequence[int],
+    batch_size: int,
+    seed: int,
+    what: str,
+    rows: slice = EVERY,
 ) -> grain.DatasetIterator:
     """`batches` of language-model examples, padded to their bucket."""
     groups = group_by_length(examples, lambda e: e.length, buckets, what)
@@ -180,4 +190,4 @@ def example_batches(
         )
         for bucket, items in groups.items()
     }
-    return batches(groups, collators, batch_size, seed)
+    return batches(groups, collators, batch_size, seed, rows)

@@ -18,7 +18,7 @@ from grm_jax.model.attention import Places
 from grm_jax.parallel.mesh import per_device
 
 LANES = 128  # a TPU's row: splash wants lengths that are multiples of it
-HEADS = ("batch", None, "kv_heads")  # axes of q, k, v and of the output that may be split
+HEADS = ("batch", None, "attention_heads")  # axes of q, k, v and the output that may be split
 
 
 def splash(places: Places, *, window: int | None, softcap: float, interpret: bool = False):

@@ -66,6 +66,11 @@ class ModelConfig:
         """Factor of the queries: query_pre_attn_scalar ** -0.5 (not head_dim ** -0.5)."""
         return 1.0 / math.sqrt(self.query_pre_attn_scalar)
 
+    @property
+    def shape(self) -> ModelConfig:
+        """The model itself, whatever it is computed with: for comparisons."""
+        return self.replace(compute_dtype="", attention="reference", scan_unroll=1)
+
     def replace(self, **changes) -> ModelConfig:
         return dataclasses.replace(self, **changes)
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.model.attention import Places
 from grm_jax.model.attention_backends import self_attention
@@ -32,7 +33,7 @@ from grm_jax.model.params import LAYER_KINDS, Params
 from grm_jax.parallel.mesh import constrain
 
 Kind = Literal["local", "global"]
-Remat = Literal["none", "block"]
+Remat = Literal["none", "block", "block_save_attention", "offload"]
 
 
 class Attend(Protocol):
@@ -120,7 +121,10 @@ def _layer(
     v = linear(h, w["v"])
     # Query head n uses key/value head n // G.
     q = q.reshape(batch, length, c.num_kv_heads, c.queries_per_kv, c.head_dim)
+    # Rows are whole here: with a `sequence` axis, heads are split over it instead of tokens.
+    q, k, v = (constrain(x, ("batch", None, "attention_heads")) for x in (q, k, v))
     out, emitted = attend(q, k, v)
+    out = checkpoint_name(out, "attention")
     out = out.reshape(batch, length, c.num_heads, c.head_dim)
     out = linear(out, w["o"], 2)
     x = x + rms_norm(out, p["post_attn_norm"], c.norm_eps)
@@ -152,7 +156,9 @@ def forward(
       layer_inputs: None, and the blocks run as a scan; or one {"local": ..., "global": ...} a
         block, and they run unrolled: the sampler's caches are separate arrays per layer,
         because slicing them out of a stack would copy the whole cache every step.
-      remat: "block" recomputes each pair of layers in the backward pass.
+      remat: what the backward pass computes again: "none"; "block", each pair of layers from its
+        input; "block_save_attention", all of it but attention; "offload", as block, with the
+        inputs kept in host memory.
 
     Returns:
       hidden [B, T, D] in the compute dtype, and what `attend` emitted: {"local": ..., "global":
@@ -177,10 +183,7 @@ def forward(
             )
         return constrain(x, ("batch", "seq", None)), emitted
 
-    if remat == "block":
-        block = jax.checkpoint(block)
-    elif remat != "none":
-        raise ValueError(f"remat={remat!r} is not known; choose none or block")
+    block = _rematerialised(block, remat)
     if layer_inputs is None:
         x, emitted = jax.lax.scan(block, x, params["blocks"], unroll=config.scan_unroll)
     else:
@@ -196,6 +199,30 @@ def forward(
             x, new = block(x, block_params, inputs)
             emitted.append(new)
     return rms_norm(x, params["final_norm"], config.norm_eps), emitted
+
+
+def _rematerialised(block: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """The block with what `remat` says about its backward pass."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return block
+    if remat == "block":
+        return jax.checkpoint(block)
+    if remat == "block_save_attention":
+        return jax.checkpoint(block, policy=policies.save_only_these_names("attention"))
+    if remat == "offload":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["block_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+
+        def named(x, *rest):
+            return block(checkpoint_name(x, "block_input"), *rest)
+
+        return jax.checkpoint(named, policy=policy)
+    raise ValueError(f"remat={remat!r} is not known; choose one of {', '.join(get_args(Remat))}")
 
 
 def encode(

@@ -88,11 +88,13 @@ class LowRank:
         )
 
 
-def dense(weight: LowRank) -> jax.Array:
-    """w + scale a b of stacked layers, computed in float32, in the dtype of w."""
+def dense(weight: jax.Array | LowRank) -> jax.Array:
+    """A layer's weight as one array: w + scale a b, computed in float32, in the dtype of w."""
+    if not isinstance(weight, LowRank):
+        return weight
     a, b = (x.astype(jnp.float32) for x in (weight.a, weight.b))
-    change = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1))(a, b)
-    return (weight.w.astype(jnp.float32) + weight.scale * change).astype(weight.w.dtype)
+    change = weight.scale * jnp.tensordot(a, b, 1)
+    return (weight.w.astype(jnp.float32) + change).astype(weight.w.dtype)
 
 
 Weight = jax.Array | OutMajor | Int8 | LowRank

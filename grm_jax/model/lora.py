@@ -102,7 +102,7 @@ def attach(base: Params, adapters: Params, table: tuple[ParamSpec, ...], scale: 
 def merge(params: Params) -> Params:
     """Plain arrays: every `LowRank` as w + scale a b, in the dtype of w."""
     return jax.tree.map(
-        lambda w: dense(w) if isinstance(w, LowRank) else w,
+        lambda w: jax.vmap(dense)(w) if isinstance(w, LowRank) else w,
         params,
         is_leaf=lambda w: isinstance(w, LowRank),
     )

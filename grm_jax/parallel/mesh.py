@@ -1,6 +1,7 @@
 """The device mesh, and the one table from logical axes to mesh axes.
 
 Mesh axes: `replica` (data parallel, parameters replicated), `fsdp` (data parallel, parameters
+sharded), `sequence` (a row's tokens split between attention layers, heads within them; parameters
 sharded), `tensor` (heads, feed-forward and vocabulary split).
 """
 
@@ -15,39 +16,45 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("replica", "fsdp", "tensor")
+AXES = ("replica", "fsdp", "sequence", "tensor")
 
 # Logical axis -> mesh axes. An axis that is not here is an error, not a replicated dimension.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp"),
-    "seq": (),
-    "tokens": ("replica", "fsdp"),  # all tokens of a batch, flattened
+    "seq": ("sequence",),
+    "tokens": ("replica", "fsdp", "sequence"),  # all tokens of a batch, flattened
     "layers": (),
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "sequence"),
     "embed_replicated": (),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
+    "attention_heads": ("sequence", "tensor"),  # key/value heads where rows are whole
     "head": (),
     "mlp": ("tensor",),
 }
 
 
 def make_mesh(
-    replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Any] | None = None
+    replica: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[Any] | None = None,
+    *,
+    sequence: int = 1,
 ) -> Mesh:
     """A mesh over all (or the given) devices; one axis may be -1: what is left.
 
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
     found = list(jax.devices() if devices is None else devices)
-    sizes = [replica, fsdp, tensor]
+    sizes = [replica, fsdp, sequence, tensor]
     if sizes.count(-1) > 1:
         raise ValueError(
             f"at most one mesh axis may be -1, got {dict(zip(AXES, sizes, strict=True))}"
         )
     asked = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-    fix = "change --mesh.replica, --mesh.fsdp or --mesh.tensor (-1 is what is left)"
+    fix = "change --mesh.replica, .fsdp, .sequence or .tensor (-1 is what is left)"
     if -1 in sizes:
         known = -math.prod(sizes)
         if len(found) % known:
@@ -135,20 +142,87 @@ def data_parallel(mesh: Mesh) -> int:
     return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays [B, ...] (this process's part of the batch) as global arrays over the data axes.
+def decode_mesh(mesh: Mesh) -> Mesh:
+    """The same devices for decoding, where there is no sequence to split: heads are, further."""
+    replica, fsdp, sequence, tensor = mesh.devices.shape
+    devices = mesh.devices.reshape(replica, fsdp, 1, sequence * tensor)
+    return mesh if sequence == 1 else Mesh(devices, AXES, axis_types=mesh.axis_types)
 
-    Raises ValueError when B does not divide by the data-parallel size.
+
+def local_shards(mesh: Mesh) -> range:
+    """Which of the batch's `data_parallel` shards this process's devices hold.
+
+    Raises ValueError when they are not neighbours.
     """
-    data = sharding(mesh, ("batch",))
     ways = data_parallel(mesh)
+    held = sharding(mesh, ("batch",)).addressable_devices_indices_map((ways,)).values()
+    found = sorted({part[0].indices(ways)[0] for part in held if part is not None})
+    if found != list(range(found[0], found[-1] + 1)):
+        raise ValueError(
+            f"the mesh {dict(mesh.shape)} scatters this process's devices over the batch; let "
+            "tensor * sequence divide the devices of a process, or be a multiple of them"
+        )
+    return range(found[0], found[-1] + 1)
+
+
+def local_rows(mesh: Mesh, rows: int) -> slice:
+    """Which rows of a batch this process's devices hold.
+
+    Raises ValueError when the data-parallel devices can not share `rows` evenly.
+    """
+    ways, mine = data_parallel(mesh), local_shards(mesh)
+    if rows % ways:
+        raise ValueError(
+            f"a batch of {rows} rows can not be shared evenly by {ways} data-parallel devices; "
+            "change the batch size or the mesh"
+        )
+    return slice(mine.start * rows // ways, mine.stop * rows // ways)
+
+
+def own_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, parts: int = 1) -> dict[str, np.ndarray]:
+    """This process's rows of a batch that every process has whole, for `put_batch`.
+
+    Micro-batch m of the result holds rows of the m-th of `parts` equal stretches of the batch.
+    """
+    found = {}
     for name, value in batch.items():
-        rows = value.shape[0] * jax.process_count()
-        if rows % ways:
+        rows = value.shape[0]
+        if rows % parts:
+            raise ValueError(f"batch[{name!r}]: {rows} rows do not divide into {parts} parts")
+        mine = local_rows(mesh, rows // parts)
+        stretches = value.reshape(parts, rows // parts, *value.shape[1:])[:, mine]
+        found[name] = stretches.reshape(-1, *value.shape[1:])
+    return found
+
+
+def put_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, *, parts: int = 1
+) -> dict[str, jax.Array]:
+    """Host arrays, this process's rows of a batch [B, ...], as global arrays over the data axes.
+
+    What is a jax.Array already is passed on as it is.
+
+    Args:
+      parts: with more than one, arrays [parts, B / parts, ...], each part spread over all devices.
+
+    Raises ValueError when the rows do not divide evenly.
+    """
+    data = sharding(mesh, ("batch",) if parts == 1 else (None, "batch"))
+    ways, mine = data_parallel(mesh), len(local_shards(mesh))
+    put = {}
+    for name, value in batch.items():
+        if isinstance(value, jax.Array):  # it is there already
+            put[name] = value
+            continue
+        here, rest = value.shape[0], value.shape[1:]
+        if here % (parts * mine):
             raise ValueError(
-                f"batch[{name!r}] has {rows} rows, which {ways} data-parallel devices can not "
-                "share evenly; change the batch size or the mesh"
+                f"batch[{name!r}] has {here * ways // mine} rows, which do not divide into {parts} "
+                f"micro-batches that {ways} data-parallel devices can share evenly; change the "
+                "batch size, device_batch or the mesh"
             )
-    return {
-        name: jax.make_array_from_process_local_data(data, value) for name, value in batch.items()
-    }
+        lead = () if parts == 1 else (parts,)
+        local = value.reshape(*lead, here // parts, *rest)
+        whole = (*lead, here // parts // mine * ways, *rest)
+        put[name] = jax.make_array_from_process_local_data(data, local, whole)
+    return put

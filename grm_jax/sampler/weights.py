@@ -60,8 +60,9 @@ def decode_weights(
     def layer(stacked: Params, kind: str, index: int) -> Params:
         made = {}
         for name, values in stacked.items():
-            # Without the leading axis of layers.
-            w = keep(values[index], axes["blocks", kind, name][1:])
+            # Without the leading axis of layers; adapters are added to what they change.
+            w = linear.dense(jax.tree.map(lambda x: x[index], values))
+            w = keep(w, axes["blocks", kind, name][1:])
             if int8 and name in INPUTS:
                 w = linear.int8(w, INPUTS[name])
             elif turn and name in INPUTS:
@@ -70,7 +71,8 @@ def decode_weights(
             made[name] = w
         return made
 
-    given = (turn, int8, *sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)}))
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
+    given = (turn, int8, len(jax.tree.leaves(params)), *dtypes)
     made = programs.run("weights", given, convert, params)
     # The tied embedding is [vocabulary, embed] already: nothing to copy.
     if turn and not int8:

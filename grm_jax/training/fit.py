@@ -6,18 +6,16 @@ batches -> train step -> metrics, checkpoints -> model
 from __future__ import annotations
 
 import grain
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from grm_jax.checkpoint import StageCheckpoints
 from grm_jax.config import Fitting
-from grm_jax.metrics import MetricsWriter, Progress
-from grm_jax.model.params import Params, ParamSpec, abstract_params
-from grm_jax.training.optimizer import make_optimizer, schedule
-from grm_jax.training.run import Run, Stage, Stopped, stop_request
-from grm_jax.training.step import LossFn, TrainState, init_state, make_train_step, state_shardings
+from grm_jax.model.flops import train_flops
+from grm_jax.model.params import Params
+from grm_jax.training.loop import Loop, Work
+from grm_jax.training.losses import Loss
+from grm_jax.training.run import Stage
+from grm_jax.training.step import HostBatch, LossFn, make_train_step, micro_batches
+from grm_jax.training.trainable import Trainable
 
 
 def fit(
@@ -38,68 +36,36 @@ def fit(
       start: what `Run.params` takes: "base", a stage, or a path.
       num_labels: width of the scalar head.
 
-    Returns the trained parameters. Raises Stopped after saving when asked to stop.
+    Returns the trained model's parameters. Raises Stopped after saving when asked to stop.
     """
-    run, setup = stage.run, stage.run.setup
-    table = run.table(num_labels)
-    optimizer = make_optimizer(fitting.optimizer, fitting.steps, table)
-    rate = schedule(fitting.optimizer, fitting.steps)
-    checkpoints = stage.open_checkpoints()
-    state = begin(checkpoints, table, optimizer, run, start, num_labels, data)
-    step_fn = make_train_step(
-        loss_fn, optimizer, table, run.mesh, micro_batches=fitting.micro_batches
-    )
-    first = int(state.step)
-    metrics = MetricsWriter(stage.directory, first)
-    progress = Progress(stage.name, fitting.steps, done=first)
-    pending: list[dict[str, jax.Array]] = []
-    try:
-        with stop_request() as stop:
-            for step in range(first + 1, fitting.steps + 1):
-                state, values = step_fn(state, None, next(data))
-                pending.append(values)
-                if step % setup.log_every == 0 or step == fitting.steps:
-                    means = _mean(pending)
-                    pending = []
-                    learning_rate = float(np.asarray(rate(step - 1)))
-                    metrics.write(step, {**means, "learning_rate": learning_rate})
-                    progress.update(step - progress.done, means)
-                if stop.asked or (step % setup.checkpoint_every == 0 and step < fitting.steps):
-                    checkpoints.save(step, state, data)
-                if stop.asked:
-                    raise Stopped(f"{stage.name} saved at step {step}")
-    finally:
-        checkpoints.close()
-        metrics.close()
-    return state.params
+    run = stage.run
+    trainable = Trainable(run, start, num_labels)
+
+    def loss(params: Params, frozen, batch) -> Loss:
+        return loss_fn(trainable.assemble(params, frozen), None, batch)
+
+    with Loop(
+        stage, fitting.steps, fitting.optimizer, trainable, data, log_every=run.setup.log_every
+    ) as loop:
+        train_step = make_train_step(
+            loss, loop.optimizer, trainable.table, run.mesh,
+            micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),
+            spike=run.setup.guard.spike,
+        )  # fmt: skip
+        for _ in loop:
+            with loop.timer.phase("data"):
+                batch = next(data)
+            loop.take(train_step, trainable.frozen, batch, _work(stage, batch))
+        return trainable.whole(loop.state.params)
 
 
-def begin(
-    checkpoints: StageCheckpoints,
-    table: tuple[ParamSpec, ...],
-    optimizer: optax.GradientTransformation,
-    run: Run,
-    start: str,
-    num_labels: int,
-    data: grain.DatasetIterator,
-) -> TrainState:
-    """The newest checkpoint's state, or a fresh one from `start`; moves `data` to its position."""
-    if checkpoints.latest is None:
-        return init_state(table, optimizer, run.mesh, params=run.params(start, num_labels))
+def _work(stage: Stage, batch: HostBatch) -> Work:
+    """Tokens and FLOPs of this process's rows, times the number of processes."""
+    import jax
 
-    def fresh(params: Params) -> TrainState:
-        step = jnp.zeros((), jnp.int32)
-        return TrainState(step=step, params=params, opt_state=optimizer.init(params))
-
-    target = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        jax.eval_shape(fresh, abstract_params(table)),
-        state_shardings(table, optimizer, run.mesh),
-    )
-    return checkpoints.restore(target, data)
-
-
-def _mean(rows: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Mean of each metric over the steps since the last row."""
-    host = jax.device_get(rows)
-    return {name: float(np.mean([row[name] for row in host])) for name in host[0]}
+    lengths = np.asarray(batch["lengths"]).reshape(-1)
+    heads = batch["mask"].sum(axis=1) if "mask" in batch else np.zeros_like(lengths)
+    rows = zip(lengths.tolist(), heads.tolist(), strict=True)
+    processes = jax.process_count()
+    flops = train_flops(stage.run.model, rows)
+    return Work(float(lengths.sum()) * processes, flops * processes)

@@ -25,6 +25,7 @@ from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.trajectories import Trajectory, read_trajectories, write_trajectories
 from grm_jax.metrics import Progress
 from grm_jax.model.params import Params
+from grm_jax.parallel.mesh import local_rows
 from grm_jax.sampler.critic import chunks
 from grm_jax.sampler.scoring import row_scores, score_examples
 from grm_jax.training.examples import meta_example
@@ -59,8 +60,14 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         )
         return bce_loss(scores, batch["labels"], batch["mask"][:, 0])
 
+    batch_size = config.fitting.batch_size
     data = example_batches(
-        examples, run.setup.length_buckets, config.fitting.batch_size, run.setup.seed, "critiques"
+        examples,
+        run.setup.length_buckets,
+        batch_size,
+        run.setup.seed,
+        "critiques",
+        local_rows(run.mesh, batch_size),
     )
     params = fit(stage, config.fitting, data, loss_fn, config.start, num_labels=1)
     if heldout:

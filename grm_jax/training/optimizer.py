@@ -81,12 +81,20 @@ def make_optimizer(
     else:
         raise ValueError(f"unknown optimiser {config.name!r}; choose adamw, muon or adafactor")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(_to_float32(), clip, update)
+    return _in_float32(optax.chain(clip, update))
 
 
-def _to_float32() -> optax.GradientTransformation:
-    """Cast gradients before their norm and moments are taken."""
-    return optax.stateless(lambda updates, params: optax.tree.cast(updates, jnp.float32))
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on float32 gradients and parameters: moments would follow the parameters' dtype."""
+
+    def init(params):
+        return inner.init(optax.tree.cast(params, jnp.float32))
+
+    def update(updates, state, params=None):
+        wide = None if params is None else optax.tree.cast(params, jnp.float32)
+        return inner.update(optax.tree.cast(updates, jnp.float32), state, wide)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _muon_dimensions(spec: ParamSpec) -> optax.contrib.MuonDimensionNumbers | None:

@@ -77,7 +77,8 @@ def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> No
             out.flush()
             progress.update(len(part))
             if stop.asked:
-                raise Stopped(f"rft saved after {progress.done} of {len(records)} records")
+                message = f"rft saved after {progress.done} of {len(records)} records"
+                raise Stopped(message, terminated=stop.terminated)
     partial.rename(file)
 
 

@@ -14,8 +14,10 @@ that was not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,15 +28,25 @@ from grm_jax.config import RL, ConfigError
 from grm_jax.critique import rule_reward
 from grm_jax.data.loader import batches, collate_groups, group_by_length, round_up
 from grm_jax.data.preferences import Preference
-from grm_jax.metrics import MetricsWriter, Progress, StepLog, Timer
+from grm_jax.metrics import StepLog
+from grm_jax.model.flops import train_flops
+from grm_jax.model.params import Params
+from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
 from grm_jax.sampler.critic import Critique
 from grm_jax.training.examples import group_logprobs
-from grm_jax.training.fit import begin
+from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, group_advantages, grpo_loss
-from grm_jax.training.optimizer import make_optimizer, schedule
 from grm_jax.training.rft import to_trajectory
-from grm_jax.training.run import Run, Stage, Stopped, stop_request
-from grm_jax.training.step import LossFn, make_train_step
+from grm_jax.training.run import Run, Stage
+from grm_jax.training.step import (
+    Batch,
+    HostBatch,
+    LossFn,
+    make_train_step,
+    micro_batches,
+    param_shardings,
+)
+from grm_jax.training.trainable import Trainable
 
 log = logging.getLogger("grm_jax")
 
@@ -50,107 +62,157 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     stage = Stage(run, "rl", config, init)
     if stage.done:
         return
-    setup, start = run.setup, init or "rft"
+    start = init or "rft"
     stage.begin(start)
-    # The reference policy: the start model, never updated.
-    reference = run.params(start)
-    table = run.table()
-    optimizer = make_optimizer(config.optimizer, config.steps, table)
-    rate = schedule(config.optimizer, config.steps)
+    trainable = Trainable(run, start)
+    # The reference policy: the start model, never updated; with adapters, the weights beside them.
+    reference = Reference(run, config, trainable.frozen or start)
+    rows = config.prompts if config.train_groups is None else config.train_groups
+    parts = micro_batches(min(rows, config.prompts), config.device_batch, run.mesh)
+    critic, data = run.critic("one"), record_batches(run, config)
+    shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
+    loop = Loop(stage, config.steps, config.optimizer, trainable, data, log_every=1, shown=shown)
+    rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
+    policy_loss = rl_loss(run, config)
     train_step = make_train_step(
-        rl_loss(run, config), optimizer, table, run.mesh, micro_batches=config.micro_batches
-    )
-    critic = run.critic("one")
-    data = record_batches(run, config)
-    checkpoints = stage.open_checkpoints()
-    state = begin(checkpoints, table, optimizer, run, start, 0, data)
-    first = int(state.step)
-    metrics = MetricsWriter(stage.directory, first)
-    rollout_log = StepLog(stage.directory / "rollouts.jsonl", first)
-    progress = Progress("rl", config.steps, done=first)
-    timer = Timer()
-    try:
-        with stop_request() as stop:
-            for step in range(first + 1, config.steps + 1):
-                records: list[Preference] = next(data)
-                with timer.phase("rollout"):
-                    rollouts = critic.critiques(
-                        state.params,
-                        records,
-                        range(config.group),
-                        config.sampling,
-                        jax.random.fold_in(run.stage_key("rl"), step),
-                        salt=f"step {step}",
-                    )
-                with timer.phase("reward"):
-                    groups = [rollouts[record.id] for record in records]
-                    rewards = np.asarray(
-                        [
-                            [rule_reward(c.scores, record.labels, tie=config.tie) for c in group]
-                            for record, group in zip(records, groups, strict=True)
-                        ],
-                        np.float32,
-                    )
-                    batch = rollout_batch(groups, rewards, config, setup.prompt_buckets)
-                with timer.phase("update"):
-                    state, values = train_step(state, reference, batch)
-                    values = {name: float(value) for name, value in values.items()}
-                values |= describe(groups, rewards) | timer.take()
-                spent = sum(v for name, v in values.items() if name.startswith("seconds/"))
-                values["tokens_per_second"] = values.pop("tokens") / spent
-                values["learning_rate"] = float(np.asarray(rate(step - 1)))
-                metrics.write(step, values)
-                if config.save_rollouts:
-                    rollout_log.write(_rows(step, records, groups, rewards))
-                shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
-                progress.update(1, {name: values[name] for name in shown})
-                if stop.asked or (step % setup.checkpoint_every == 0 and step < config.steps):
-                    checkpoints.save(step, state, data)
-                if stop.asked:
-                    raise Stopped(f"rl saved at step {step}")
-    finally:
-        checkpoints.close()
-        metrics.close()
-        rollout_log.close()
-    stage.finish(state.params)
+        lambda params, frozen, batch: policy_loss(trainable.assemble(params, frozen), None, batch),
+        loop.optimizer, trainable.table, run.mesh, micro_batches=parts,
+        spike=run.setup.guard.spike,
+    )  # fmt: skip
+    with contextlib.closing(rollout_log), loop:
+        for step in loop:
+            records: list[Preference] = next(data)
+            with loop.timer.phase("rollout"):
+                rollouts = critic.critiques(
+                    trainable.assemble(loop.state.params, trainable.frozen),
+                    records,
+                    range(config.group),
+                    config.sampling,
+                    jax.random.fold_in(run.stage_key("rl"), step),
+                    salt=f"step {step}",
+                )
+            with loop.timer.phase("reward"):
+                groups = [rollouts[record.id] for record in records]
+                rewards = group_rewards(records, groups, config)
+                batch = rollout_batch(groups, rewards, config, run.setup.prompt_buckets)
+            with loop.timer.phase("reference"):
+                local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
+                local["reference"] = reference.logprobs(local, parts)
+            known = describe(groups, rewards)
+            tokens, seconds = known.pop("tokens"), loop.timer.seconds["rollout"]
+            known["rollout_tokens_per_second"] = tokens / seconds
+            loop.take(train_step, trainable.frozen, local, _work(run, batch), known)
+            if config.save_rollouts:
+                rollout_log.write(_rows(step, records, groups, rewards))
+    stage.finish(trainable.whole(loop.state.params))
+
+
+def group_rewards(
+    records: list[Preference], groups: list[list[Critique]], config: RL
+) -> np.ndarray:
+    """Eq. (11) of every rollout, [P, G] float32."""
+    found = [
+        [rule_reward(critique.scores, record.labels, tie=config.tie) for critique in group]
+        for record, group in zip(records, groups, strict=True)
+    ]
+    return np.asarray(found, np.float32)
+
+
+class Reference:
+    """The frozen policy that the KL penalty keeps the trained one near.
+
+    Args:
+      run, config: `config.offload_reference` keeps its weights in host memory between steps.
+      weights: its parameters, or what `Run.params` takes. Not loaded where nothing asks for them.
+    """
+
+    def __init__(self, run: Run, config: RL, weights: Params | str):
+        self._mesh, self._offload = run.mesh, config.offload_reference
+        self._on_device = param_shardings(run.table(), run.mesh)
+        self._params: Params | None = None
+        if config.kl_coef:
+            self._params = (
+                run.params(weights, dtype=run.model.compute_dtype)
+                if isinstance(weights, str)
+                else weights
+            )
+        if self._offload and isinstance(weights, str):
+            on_host = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), self._on_device)
+            self._params = jax.device_put(self._params, on_host)
+
+        def compute(params: Params, batch: Batch) -> jax.Array:
+            found, _ = group_logprobs(
+                params,
+                run.model,
+                batch,
+                temperature=config.sampling.temperature,
+                remat="none",
+                chunk=run.setup.logprob_chunk,
+            )
+            return found
+
+        self._compute = jax.jit(lambda params, batch: _by_part(compute, params, batch))
+
+    def logprobs(self, batch: HostBatch, parts: int) -> jax.Array | np.ndarray:
+        """[B, G, C] of a batch's completions, as `parts` micro-batches [parts, B / parts, G, C] if
+        there are several; zeros when there is no penalty.
+        """
+        if self._params is None:
+            return np.zeros_like(batch["mask"])
+        params = self._params
+        if self._offload:
+            params = jax.device_put(params, self._on_device)
+        with use_mesh(self._mesh):
+            put = put_batch(batch, self._mesh, parts=parts)
+            found = self._compute(params, put if parts > 1 else _one_part(put))
+        return found if parts > 1 else found[0]
+
+
+def _one_part(batch: Batch) -> Batch:
+    return jax.tree.map(lambda x: x[None], batch)
+
+
+def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch):
+    """`compute` of each micro-batch, one after the other; zeros for those without any rollout."""
+
+    def one(part: Batch) -> jax.Array:
+        empty = jnp.zeros(part["mask"].shape, jnp.float32)
+        return jax.lax.cond(
+            jnp.any(part["mask"] > 0), lambda p: compute(params, p), lambda p: empty, part
+        )
+
+    return jax.lax.map(one, batch)
 
 
 def rl_loss(run: Run, config: RL) -> LossFn:
-    """GRPO's loss of a `rollout_batch`; the frozen input is the reference policy.
+    """GRPO's loss of a `rollout_batch` with the reference's log-probabilities.
 
     The rollouts of a group share their prompt, which is computed once for all of them.
     """
     model, setup = run.model, run.setup
-    temperature = config.sampling.temperature
 
-    def compute(params, reference, batch) -> Loss:
+    def compute(params, batch) -> Loss:
         logprobs, entropy = group_logprobs(
             params,
             model,
             batch,
-            temperature=temperature,
+            temperature=config.sampling.temperature,
             remat=setup.remat,
             chunk=setup.logprob_chunk,
             with_entropy=True,
         )
         assert entropy is not None
-        ref, _ = group_logprobs(
-            reference,
-            model,
-            batch,
-            temperature=temperature,
-            remat="none",
-            chunk=setup.logprob_chunk,
-        )
         # Groups of rollouts as rows of them.
-        logprobs, entropy, ref, old, mask = (
+        logprobs, entropy, reference, old, mask = (
             x.reshape(-1, x.shape[-1])
-            for x in (logprobs, entropy, ref, batch["old"], batch["mask"])
+            for x in (logprobs, entropy, batch["reference"], batch["old"], batch["mask"])
         )
+        if not config.kl_coef:
+            reference = jax.lax.stop_gradient(logprobs)  # no penalty, and none to report
         loss = grpo_loss(
             logprobs,
             old,
-            jax.lax.stop_gradient(ref),
+            reference,
             batch["advantages"].reshape(-1),
             mask,
             clip_low=config.clip_low,
@@ -163,17 +225,18 @@ def rl_loss(run: Run, config: RL) -> LossFn:
         aux = {"entropy": (jnp.sum(entropy * mask), tokens), "logprob_gap": (gap, tokens)}
         return loss._replace(aux=jax.lax.stop_gradient(loss.aux | aux))
 
-    def loss_fn(params, reference, batch) -> Loss:
+    def loss_fn(params, frozen, batch) -> Loss:
+        del frozen
         # A micro-batch without rollouts (dropped groups) costs nothing, forward or backward.
-        shape = jax.eval_shape(compute, params, reference, batch)
+        shape = jax.eval_shape(compute, params, batch)
 
-        def nothing(params, reference, batch) -> Loss:
+        def nothing(params, batch) -> Loss:
             # Depends on params so that both branches have gradients.
-            del reference, batch
+            del batch
             zero = 0.0 * jnp.sum(params["final_norm"])
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero, shape)
 
-        return jax.lax.cond(jnp.any(batch["mask"] > 0), compute, nothing, params, reference, batch)
+        return jax.lax.cond(jnp.any(batch["mask"] > 0), compute, nothing, params, batch)
 
     return loss_fn
 
@@ -199,6 +262,7 @@ def record_batches(run: Run, config: RL):
         raise ConfigError(
             f"rl.prompts={config.prompts} but there are only {len(run.records)} preferences"
         )
+    # Every process has all records of a step, and samples them together with the others.
     return batches(groups, dict.fromkeys(groups, list), config.prompts, run.setup.seed)
 
 
@@ -241,6 +305,17 @@ def rollout_batch(
         # Whole groups: a rollout of exactly average reward in a group with signal still counts.
         batch["mask"] *= signal[chosen, None, None]
     return batch
+
+
+def _work(run: Run, batch: dict[str, np.ndarray]) -> Work:
+    """Tokens and FLOPs of an update: prompts once, and the completions of groups with a mask."""
+    drawn = batch["mask"].sum(axis=2)  # [B, G]
+    rows = [
+        (prompt + sum(own), sum(own))
+        for prompt, own in zip(batch["lengths"].tolist(), drawn.tolist(), strict=True)
+        if sum(own)
+    ]
+    return Work(sum(length for length, _ in rows), train_flops(run.model, rows))
 
 
 def describe(groups: list[list[Critique]], rewards: np.ndarray) -> dict[str, float]:

@@ -31,9 +31,10 @@ from grm_jax.config import SYNTHETIC, ConfigError, Setup, differences, to_json
 from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.model import huggingface
+from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
-from grm_jax.parallel.mesh import make_mesh
+from grm_jax.parallel.mesh import decode_mesh, make_mesh
 from grm_jax.sampler.critic import Critic, OrderMode
 from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
@@ -45,8 +46,20 @@ log = logging.getLogger("grm_jax")
 STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm": 5, "evaluate": 6}
 
 
+# What a run may be taken up again with another value of: where and how it runs, not what it does.
+FREE = ("run_dir", "log_every", "checkpoint_every", "keep", "mesh", "profile", "distributed")
+
+
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state."""
+    """The run was asked to stop and has saved its state.
+
+    Attributes:
+      terminated: by SIGTERM (a preemption), not by Ctrl-C.
+    """
+
+    def __init__(self, message: str, *, terminated: bool = False):
+        super().__init__(message)
+        self.terminated = terminated
 
 
 class MissingStage(ConfigError):
@@ -63,7 +76,9 @@ class Run:
     def __init__(self, setup: Setup):
         self.setup = setup
         self.directory = Path(setup.run_dir)
-        self.mesh = make_mesh(setup.mesh.replica, setup.mesh.fsdp, setup.mesh.tensor)
+        self.mesh = make_mesh(
+            setup.mesh.replica, setup.mesh.fsdp, setup.mesh.tensor, sequence=setup.mesh.sequence
+        )
         self.key = jax.random.key(setup.seed)
 
     @property
@@ -104,8 +119,12 @@ class Run:
     def model(self) -> ModelConfig:
         """The model's shape: the base checkpoint's, or the declared size with this vocabulary."""
         if self.setup.base:
-            return read_model_config(self.setup.base)
-        return model_config(self.setup.size).replace(vocab_size=self.tokenizer.vocab_size)
+            found = read_model_config(self.setup.base)
+        else:
+            found = model_config(self.setup.size).replace(vocab_size=self.tokenizer.vocab_size)
+        device = self.mesh.devices.flat[0]
+        backend = choose(self.setup.attention, device.platform, device.device_kind)
+        return found.replace(attention=backend)
 
     def table(self, num_labels: int = 0) -> tuple[ParamSpec, ...]:
         return param_table(self.model, num_labels=num_labels)
@@ -124,7 +143,9 @@ class Run:
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        return Sampler(self.model, self.tokenizer.stop_ids, self.setup.engine, self.mesh)
+        return Sampler(
+            self.model, self.tokenizer.stop_ids, self.setup.engine, decode_mesh(self.mesh)
+        )
 
     def critic(self, order: OrderMode) -> Critic:
         return Critic(
@@ -151,26 +172,24 @@ class Run:
             )
         return path
 
-    def params(self, source: str, num_labels: int = 0) -> Params:
-        """Float32 parameters of "base", of a stage, or of a checkpoint path, on the mesh.
+    def params(self, source: str, num_labels: int = 0, *, dtype: Any = jnp.float32) -> Params:
+        """Parameters of "base", of a stage, or of a checkpoint path, on the mesh.
 
         A scalar head that the source does not have starts at zero.
         """
         where = param_shardings(self.table(num_labels), self.mesh)
         if source == "base" and self.setup.base is None:
             where.pop("score", None)
-            init = jax.jit(lambda key: init_params(self.table(), key), out_shardings=where)
+            init = jax.jit(lambda key: init_params(self.table(), key, dtype), out_shardings=where)
             params = init(self.stage_key("init"))
         else:
             path = self.setup.base if source == "base" else self._locate(source)
             assert path is not None
-            config, params = load_params(path, shardings=where)
-            if config.replace(compute_dtype="", scan_unroll=1) != self.model.replace(
-                compute_dtype="", scan_unroll=1
-            ):
+            config, params = load_params(path, shardings=where, dtype=dtype)
+            if config.shape != self.model.shape:
                 raise ConfigError(f"{path}: its shape is not the run's: {config} / {self.model}")
         if num_labels and "score" not in params:
-            params["score"] = jnp.zeros((self.model.embed_dim, num_labels), jnp.float32)
+            params["score"] = jnp.zeros((self.model.embed_dim, num_labels), dtype)
         return params
 
     def require(self, source: str) -> None:
@@ -195,7 +214,7 @@ class Stage:
         self.model_path = self.directory / "model"
         # What does not change a result may differ when a run is taken up again.
         setup = dataclasses.asdict(run.setup)
-        for free in ("run_dir", "log_every", "checkpoint_every"):
+        for free in FREE:
             del setup[free]
         self._config = to_json({"setup": setup, "stage": used, "init": init})
         self._config_file = self.directory / "config.json"
@@ -222,7 +241,8 @@ class Stage:
         return checkpoint.is_model_dir(self.model_path)
 
     def open_checkpoints(self) -> checkpoint.StageCheckpoints:
-        return checkpoint.StageCheckpoints(self.directory / "checkpoints")
+        keep = self.run.setup.keep
+        return checkpoint.StageCheckpoints(self.directory / "checkpoints", keep.latest, keep.every)
 
     def finish(self, params: Params) -> None:
         """Write the model (whole or not at all) and drop the checkpoints."""
@@ -247,20 +267,22 @@ def read_model_config(path: str | Path) -> ModelConfig:
     return huggingface.read_config(path).replace(compute_dtype=dtype)
 
 
-def load_params(path: str | Path, *, shardings: Params) -> tuple[ModelConfig, Params]:
-    """Float32 parameters of a checkpoint folder; with its scalar head, if it has one, only where
+def load_params(
+    path: str | Path, *, shardings: Params, dtype: Any = jnp.float32
+) -> tuple[ModelConfig, Params]:
+    """Parameters of a checkpoint folder; with its scalar head, if it has one, only where
     `shardings` names one. Raises ConfigError for a scalar model where a language model is needed.
     """
     scalar = "score" in shardings
     if not checkpoint.is_model_dir(path):
         labels = None if scalar else 0
-        return huggingface.load(path, dtype=jnp.float32, shardings=shardings, num_labels=labels)
+        return huggingface.load(path, dtype=dtype, shardings=shardings, num_labels=labels)
     if checkpoint.read_model_file(path)[1] and not scalar:
         raise ConfigError(
             f"{path}: a scalar model (a meta RM or a baseline), which can not write critiques; "
             "give a language model"
         )
-    return checkpoint.load_model(path, dtype=jnp.float32, shardings=shardings)
+    return checkpoint.load_model(path, dtype=dtype, shardings=shardings)
 
 
 def write_about(directory: Path, setup: Setup, stage: str) -> None:
@@ -281,12 +303,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self.terminated = False
 
     def __call__(self, signum: int, frame: Any) -> None:
         del frame
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.terminated = True, signum == signal.SIGTERM
         log.info("%s: stopping after this step", signal.Signals(signum).name)
 
 

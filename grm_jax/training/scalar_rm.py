@@ -20,6 +20,7 @@ from grm_jax.config import ScalarRM
 from grm_jax.data.loader import Batch, Example, batches, collate_rows, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
+from grm_jax.parallel.mesh import local_rows
 from grm_jax.sampler.scoring import row_scores, score_examples
 from grm_jax.training.examples import reply_example
 from grm_jax.training.fit import fit
@@ -46,7 +47,8 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     collators = {
         bucket: (lambda items, length=bucket: collate_pairs(items, length)) for bucket in groups
     }
-    data = batches(groups, collators, config.fitting.batch_size, run.setup.seed)
+    size = config.fitting.batch_size
+    data = batches(groups, collators, size, run.setup.seed, local_rows(run.mesh, size))
 
     def loss_fn(params, frozen, batch) -> Loss:
         del frozen

@@ -10,6 +10,7 @@ import logging
 from grm_jax.config import SFT, ConfigError, Fitting
 from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.trajectories import read_trajectories
+from grm_jax.parallel.mesh import local_rows
 from grm_jax.training.examples import completion_logprobs, trajectory_example
 from grm_jax.training.fit import fit
 from grm_jax.training.losses import Loss, sft_loss
@@ -53,6 +54,11 @@ def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str
         return sft_loss(logprobs, batch["mask"])
 
     data = example_batches(
-        examples, setup.length_buckets, fitting.batch_size, setup.seed, f"{stage.name} examples"
+        examples,
+        setup.length_buckets,
+        fitting.batch_size,
+        setup.seed,
+        f"{stage.name} examples",
+        local_rows(run.mesh, fitting.batch_size),
     )
     stage.finish(fit(stage, fitting, data, loss_fn, start))

@@ -2,13 +2,14 @@
 
 A batch is a dict of arrays with leading dimension [B]. `make_train_step` splits it into
 micro-batches [M, B/M], adds up gradients of loss sums and denominators, divides once and applies
-one update.
+one update. A step whose loss or gradient is not finite, or whose gradient norm is a spike, changes
+nothing but the count of such steps (`training.loop` decides what comes of many in a row).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,13 +19,55 @@ import optax
 from jax.sharding import Mesh
 
 from grm_jax.model.params import Params, ParamSpec, abstract_params, build_tree, init_params
-from grm_jax.parallel.mesh import put_batch, replicated, sharding, use_mesh
+from grm_jax.parallel.mesh import data_parallel, put_batch, replicated, sharding, use_mesh
 from grm_jax.training.losses import Aux, Loss
 
 Batch = dict[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
 # (params, frozen inputs that are not trained (reference policy, ...) or None, micro-batch) -> Loss
 LossFn = Callable[[Params, Any, Batch], Loss]
+TrainStep = Callable[["TrainState", Any, HostBatch], tuple["TrainState", dict[str, jax.Array]]]
+
+GUARD_WARMUP = 20  # steps before anything is a spike
+GUARD_DECAY = 0.95
+
+
+@flax.struct.dataclass
+class Guard:
+    """What tells a spike: float32 and int32 scalars.
+
+    Attributes:
+      norm: running mean of the gradient norm.
+      good: steps that were taken.
+      skipped: steps skipped since the last one that was taken.
+    """
+
+    norm: jax.Array
+    good: jax.Array
+    skipped: jax.Array
+
+    @classmethod
+    def fresh(cls) -> Guard:
+        # Arrays of their own: the state is donated.
+        zeros = (jnp.zeros((), dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32))
+        return cls(*zeros)
+
+    def judge(self, loss: jax.Array, norm: jax.Array, spike: float) -> tuple[jax.Array, Guard]:
+        """Whether to take the step, and the guard after it.
+
+        A spike is a gradient norm of `spike` times the running mean (0: never one). What is skipped
+        still enters the mean, cut to the bound, so that a lasting change is accepted in time.
+        """
+        known = self.good >= GUARD_WARMUP
+        bound = jnp.where(known, spike * self.norm, jnp.inf) if spike else jnp.inf
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & (norm <= bound)
+        seen = jnp.minimum(jnp.where(jnp.isfinite(norm), norm, self.norm), bound)
+        decay = jnp.where(known, GUARD_DECAY, self.good / (self.good + 1.0))
+        return good, Guard(
+            norm=decay * self.norm + (1.0 - decay) * seen,
+            good=self.good + good,
+            skipped=jnp.where(good, 0, self.skipped + 1),
+        )
 
 
 @flax.struct.dataclass
@@ -34,6 +77,7 @@ class TrainState:
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    guard: Guard
 
 
 def param_shardings(table: tuple[ParamSpec, ...], mesh: Mesh) -> Params:
@@ -58,7 +102,8 @@ def state_shardings(
         return sharding(mesh, spec.axes)
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
-    return TrainState(step=replicated(mesh), params=where, opt_state=opt_state)  # pyright: ignore[reportArgumentType]
+    guard = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(Guard.fresh))
+    return TrainState(step=replicated(mesh), params=where, opt_state=opt_state, guard=guard)  # pyright: ignore[reportArgumentType]
 
 
 def init_state(
@@ -81,7 +126,8 @@ def init_state(
         raise ValueError("init_state needs a key or params")
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(start)
     step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    return TrainState(step=step, params=start, opt_state=opt_state)
+    guard = jax.device_put(Guard.fresh(), shardings.guard)
+    return TrainState(step=step, params=start, opt_state=opt_state, guard=guard)
 
 
 def make_train_step(
@@ -91,14 +137,18 @@ def make_train_step(
     mesh: Mesh,
     *,
     micro_batches: int = 1,
-) -> Callable[[TrainState, Any, HostBatch], tuple[TrainState, dict[str, jax.Array]]]:
+    spike: float = 0.0,
+) -> TrainStep:
     """A jitted (state, frozen, host batch) -> (state, metrics). The state is donated.
 
     Args:
       loss_fn: pure; see `LossFn`.
+      table: of the trained parameters.
       micro_batches: M; must divide the batch size, or a step raises ValueError.
+      spike: see `Guard.judge`.
 
-    Returns metrics: every entry of the loss's aux as a mean over the batch, and `grad_norm`.
+    Returns metrics: every entry of the loss's aux as a mean over the batch, `grad_norm`, `skipped`
+    (1 for a step that was not taken) and `skipped_in_a_row`.
     """
     shardings = state_shardings(table, optimizer, mesh)
 
@@ -114,11 +164,7 @@ def make_train_step(
         if micro_batches == 1:
             grads, loss = gradient(state.params, frozen, batch)
         else:
-            split = jax.tree.map(
-                lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]),
-                batch,
-            )
-            first = jax.tree.map(lambda x: x[0], split)
+            first = jax.tree.map(lambda x: x[0], batch)
             zeros = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, jnp.float32),
                 jax.eval_shape(gradient, state.params, frozen, first),
@@ -127,26 +173,73 @@ def make_train_step(
             def add(carry, micro):
                 return jax.tree.map(jnp.add, carry, gradient(state.params, frozen, micro)), None
 
-            (grads, loss), _ = jax.lax.scan(add, zeros, split)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-8), grads)
+            (grads, loss), _ = jax.lax.scan(add, zeros, batch)
+        count = jnp.maximum(loss.count, 1e-8)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
+        norm = optax.tree.norm(grads)
+        good, guard = state.guard.judge(loss.total / count, norm, spike)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = cast(Params, optax.apply_updates(state.params, updates))
-        metrics = {**means(loss.aux), "grad_norm": optax.tree.norm(grads)}
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        params = apply_updates(state.params, updates, state.step)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state), (state.params, state.opt_state),
+        )  # fmt: skip
+        metrics = {
+            **means(loss.aux),
+            "grad_norm": norm,
+            "skipped": 1.0 - good,
+            "skipped_in_a_row": guard.skipped,
+        }
+        return TrainState(state.step + 1, params, opt_state, guard), metrics
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
     def run(state: TrainState, frozen: Any, batch: HostBatch):
-        rows = next(iter(batch.values())).shape[0]
-        if rows % micro_batches:
-            raise ValueError(
-                f"a batch of {rows} rows does not divide into micro_batches={micro_batches}; "
-                "change one of them"
-            )
         with use_mesh(mesh):
-            return jitted(state, frozen, put_batch(batch, mesh))
+            return jitted(state, frozen, put_batch(batch, mesh, parts=micro_batches))
 
     return run
+
+
+def micro_batches(rows: int, device_batch: int, mesh: Mesh) -> int:
+    """Into how few equal parts a batch is cut so that a device computes at most `device_batch` rows
+    at a time (0: all of them). Raises ValueError where the devices can not share the rows evenly.
+    """
+    ways = data_parallel(mesh)
+    if rows % ways:
+        raise ValueError(
+            f"a batch of {rows} rows can not be shared evenly by {ways} data-parallel devices; "
+            "change the batch size or the mesh"
+        )
+    each = rows // ways
+    if not device_batch:
+        return 1
+    fits = (parts for parts in range(1, each + 1) if each % parts == 0)
+    return next(parts for parts in fits if each // parts <= device_batch)
+
+
+def apply_updates(params: Params, updates: Any, step: jax.Array) -> Params:
+    """params + updates. Into bfloat16 parameters by stochastic rounding: an update far smaller than
+    a parameter's last bit still moves it in expectation, which rounding to nearest would lose.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    key = jax.random.fold_in(jax.random.key(0), step)
+    moved = [
+        (p + u).astype(p.dtype)
+        if p.dtype != jnp.bfloat16
+        else round_randomly(p.astype(jnp.float32) + u, jax.random.fold_in(key, index))
+        for index, (p, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
+    ]
+    return jax.tree.unflatten(tree, moved)
+
+
+def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 to one of the two nearest bfloat16, the nearer the likelier: right on average."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    cut = (bits + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(cut, jnp.float32).astype(jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
 def means(aux: Aux) -> dict[str, jax.Array]:

@@ -1,0 +1,71 @@
+"""What a stage trains, and how it becomes the parameters of a forward pass.
+
+Full training: the parameters themselves, in `setup.param_dtype`. With LoRA: adapters (and a scalar
+head), beside frozen weights that are kept in the compute dtype and passed to every step as they
+are, never copied into the train state, its moments or its checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+from grm_jax.model.lora import adapter_table, attach, merge
+from grm_jax.model.params import Params, init_params
+from grm_jax.training.run import Run
+from grm_jax.training.step import param_shardings
+
+
+class Trainable:
+    """The trained parameters of a stage.
+
+    Args:
+      run: whose setup says whether there are adapters.
+      start: what `Run.params` takes: "base", a stage, or a path.
+      num_labels: width of the scalar head.
+
+    Attributes:
+      table: of the trained parameters.
+      dtype: theirs.
+      frozen: what they are trained beside; None when everything is trained.
+    """
+
+    def __init__(self, run: Run, start: str, num_labels: int = 0):
+        self._run, self._start, self._labels = run, start, num_labels
+        self._whole = run.table(num_labels)
+        lora = run.setup.lora
+        self._adapters = lora.rank > 0
+        # Adapters are few: always float32.
+        self.dtype = "float32" if self._adapters else run.setup.param_dtype
+        self.table = adapter_table(self._whole, lora) if self._adapters else self._whole
+
+    @functools.cached_property
+    def frozen(self) -> Params | None:
+        if not self._adapters:
+            return None
+        return self._run.params(self._start, dtype=self._run.model.compute_dtype)
+
+    def begin(self) -> Params:
+        """The trained parameters before the first step."""
+        if not self._adapters:
+            return self._run.params(self._start, self._labels, dtype=self.dtype)
+        key = jax.random.fold_in(self._run.stage_key("init"), 1)
+        where = param_shardings(self.table, self._run.mesh)
+        return jax.jit(lambda key: init_params(self.table, key), out_shardings=where)(key)
+
+    def assemble(self, trained: Params, frozen: Params | None) -> Params:
+        """The parameters of a forward pass; pure."""
+        if frozen is None:
+            return trained
+        return attach(frozen, trained, self._whole, self._run.setup.lora.scale)
+
+    def whole(self, trained: Params) -> Params:
+        """The model that is written: adapters added to the weights, plain arrays."""
+        if self.frozen is None:
+            return trained
+        where = param_shardings(self._whole, self._run.mesh)
+        combine = jax.jit(
+            lambda trained, frozen: merge(self.assemble(trained, frozen)), out_shardings=where
+        )
+        return combine(trained, self.frozen)
