@@ -169,8 +169,7 @@ class StageCheckpoints:
         self._latest, self._every = latest, every
         self._clean()
         self._checkpointer = self._open()
-        self._writing: tuple[int, Any] | None = None
-        self._listing: concurrent.futures.Future[None] | None = None
+        self._writing: concurrent.futures.Future[None] | None = None
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-files")
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -201,38 +200,27 @@ class StageCheckpoints:
         self.wait()
         self._require_room(state)
         items = {"state": state, "position": {"json": json.dumps(position)}}
-        self._writing = (step, self._checkpointer.save_checkpointables_async(step, items))
+        response = self._checkpointer.save_checkpointables_async(step, items)
+        self._writing = self._background.submit(self._finish, step, response)
 
-    def poll(self) -> None:
-        """Call between steps: as soon as a checkpoint is written, its files are listed."""
-        if self._writing is not None and not self._checkpointer.is_saving_in_progress():
-            self._list_files()
-
-    def wait(self) -> None:
-        """Until what is being written is whole. Raises OSError when it could not be written."""
-        if self._writing is not None:
-            self._list_files()
-        if self._listing is not None:
-            self._listing.result()
-            self._listing = None
-
-    def _list_files(self) -> None:
-        assert self._writing is not None
-        step, response = self._writing
-        self._writing = None
+    def _finish(self, step: int, response: Any) -> None:
+        """In the background: when the checkpoint is written, list its files."""
         try:
             response.result()
         except (OSError, ValueError) as error:
-            raise OSError(
-                f"{self.directory}: checkpoint {step} was not written: {error}"
-            ) from error
+            message = f"{self.directory}: checkpoint {step} was not written: {error}"
+            raise OSError(message) from error
         if jax.process_index() == 0:
-            self._listing = self._background.submit(
-                write_file_list, self.directory / str(step), self._list(step)
-            )
+            write_file_list(self.directory / str(step), self._list(step))
             for path in self.directory.glob("*.files.json"):
                 if not (self.directory / path.name.removesuffix(".files.json")).is_dir():
                     path.unlink()
+
+    def wait(self) -> None:
+        """Until what is being written is whole. Raises OSError when it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, Any] | None:
         """(step, state, position) of the newest whole checkpoint, laid out as `abstract_state`;

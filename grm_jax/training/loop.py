@@ -129,17 +129,17 @@ class Loop:
                 self._now += 1
                 with tracer.step(self._now):
                     yield self._now
-                self.checkpoints.poll()
                 last = self._now == self.steps
-                saving = stop.asked or (self._now % setup.checkpoint_every == 0 and not last)
-                if saving or last:
+                due = self._now % setup.checkpoint_every == 0 and not last
+                if due or last or stop.asked:
                     self._read()  # was this step taken?
+                stopping = stop.asked
                 if self._lost:
                     self._roll_back()
-                elif saving:
+                elif due or stopping:
                     with self.timer.phase("checkpoint"):
                         self.checkpoints.save(self._now, self.state, self.data.get_state())
-                if stop.asked:
+                if stopping:
                     message = f"{self.stage.name} saved at step {self._now}"
                     raise Stopped(message, terminated=stop.terminated)
 
@@ -159,7 +159,7 @@ class Loop:
         with self.timer.phase("update"):
             self.state, values = train_step(self.state, frozen, batch)
             self._read()
-        self._sent = _Sent(self._now, values, dict(known or {}), work)
+        self._sent = _Sent(self._now, values, {**(known or {}), **self.timer.take()}, work)
 
     def _read(self) -> None:
         """Take in the metrics of the step that was sent; write a row when it is time."""
@@ -191,8 +191,11 @@ class Loop:
         if self._peak is not None:
             rates["model_flops_utilisation"] = flops / seconds / self._peak
         rate = {"learning_rate": float(np.asarray(self._rate(step - 1)))}
-        self._metrics.write(step, {**means, **rate, **rates, **self.timer.take()})
-        shown = {name: means[name] for name in self._shown or means if name != "skipped"}
+        self._metrics.write(step, {**means, **rate, **rates})
+        names = self._shown or (
+            name for name in means if not name.startswith(("skipped", "seconds"))
+        )
+        shown = {name: means[name] for name in names}
         self._progress.update(count, shown | rates)
 
     def _abstract(self) -> TrainState:

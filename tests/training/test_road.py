@@ -203,7 +203,7 @@ def test_done_stages_are_not_run_again(road):
 
 
 def interrupt(monkeypatch, what: str, at: int, how: Callable[[], None]) -> None:
-    """Call `how` when the stage has written the metrics of step `at`, once."""
+    """Call `how` when the metrics of step `at` are written, which is during the next, once."""
     write = MetricsWriter.write
 
     def hooked(self, step, values):
@@ -219,7 +219,7 @@ def interrupt(monkeypatch, what: str, at: int, how: Callable[[], None]) -> None:
 def test_a_stopped_stage_goes_on_as_if_it_had_not_been(name, road, before, monkeypatch):
     """SIGTERM between two checkpoints: it saves where it is."""
     run_dir = before(name)
-    interrupt(monkeypatch, name, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    interrupt(monkeypatch, name, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match=f"{name} saved at step 3"):
         run_stage(name, run_dir)
     assert (run_dir / name / "checkpoints").exists()
@@ -291,7 +291,7 @@ def test_a_killed_process_is_taken_up(name, road, before):
     command = [sys.executable, __file__, name, str(run_dir)]
     log = run_dir / name / "metrics.jsonl"
     process = subprocess.Popen([*command, str(EVERY + 1)], env=environment)
-    checkpoint = run_dir / name / "checkpoints" / str(EVERY)
+    checkpoint = run_dir / name / "checkpoints" / f"{EVERY}.files.json"
     while process.poll() is None and not (
         log.exists() and log.read_bytes().count(b"\n") > EVERY and checkpoint.exists()
     ):

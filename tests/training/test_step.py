@@ -21,7 +21,7 @@ from grm_jax.training.examples import completion_logprobs, group_logprobs
 from grm_jax.training.losses import bce_loss, sft_loss
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.rl import rl_loss
-from grm_jax.training.step import init_state, make_train_step, param_shardings
+from grm_jax.training.step import init_state, make_train_step
 
 ROWS = 8
 CONFIG = RL(kl_coef=0.3, sampling=SamplingConfig(temperature=0.8))
@@ -263,7 +263,9 @@ def test_errors(model, params, table, batch, one_device, mesh_of):
     with pytest.raises(ValueError, match="8 rows, which do not divide into 3 micro-batches"):
         stepped(language_model_loss(model), table, one_device, params, None, batch, micro_batches=3)
     odd = {name: value[:3] for name, value in batch.items()}
-    with pytest.raises(ValueError, match="has 3 rows, which do not .* that 4 data-parallel devices"):
+    with pytest.raises(
+        ValueError, match="has 3 rows, which do not .* that 4 data-parallel devices"
+    ):
         stepped(language_model_loss(model), table, mesh_of(2, 2, 1), params, None, odd)
     with pytest.raises(ValueError, match="init_state needs a key or params"):
         init_state(table, optax.sgd(1.0), one_device)
