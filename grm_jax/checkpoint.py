@@ -21,12 +21,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
+from grm_jax.parallel.multihost import barrier, first
 
 log = logging.getLogger("grm_jax")
 
@@ -73,8 +73,8 @@ def save_model(
     num_labels = 0 if score is None else int(score.shape[-1])
     if wrong := _misfits(params, param_table(config, num_labels=num_labels)):
         raise CheckpointError(f"parameters do not fit the config: {wrong}")
-    multihost_utils.sync_global_devices("save_model: checked")
-    writing = jax.process_index() == 0
+    barrier("save_model: checked")
+    writing = first()
     if writing:
         root.mkdir(parents=True, exist_ok=True)
         if tokenizer_dir is not None:
@@ -89,7 +89,7 @@ def save_model(
         text = json.dumps(about, indent=2) + "\n"
         (root / MODEL_FILE).write_text(text, encoding="utf-8")
     # No process may go on to read what the first has not written yet.
-    multihost_utils.sync_global_devices("save_model: written")
+    barrier("save_model: written")
 
 
 def load_model(
@@ -210,7 +210,7 @@ class StageCheckpoints:
         except (OSError, ValueError) as error:
             message = f"{self.directory}: checkpoint {step} was not written: {error}"
             raise OSError(message) from error
-        if jax.process_index() == 0:
+        if first():
             write_file_list(self.directory / str(step), self._list(step))
             for path in self.directory.glob("*.files.json"):
                 if not (self.directory / path.name.removesuffix(".files.json")).is_dir():
@@ -249,7 +249,7 @@ class StageCheckpoints:
 
     def _clean(self) -> None:
         """Remove what a killed process left: checkpoints without a list, lists without one."""
-        if jax.process_index() == 0 and self.directory.is_dir():
+        if first() and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if path.name.isdigit() and not self._list(int(path.name)).exists():
                     log.info("checkpoint %s was cut off while it was written; removed", path)
@@ -257,18 +257,18 @@ class StageCheckpoints:
                 name = path.name.removesuffix(".files.json")
                 if path.name != name and not (self.directory / name).is_dir():
                     path.unlink()
-        multihost_utils.sync_global_devices("checkpoints: cleaned")
+        barrier("checkpoints: cleaned")
 
     def _set_aside(self, step: int, wrong: str) -> None:
         path = self.directory / str(step)
         target = self.directory.with_name(f"damaged-checkpoint-{step}")
         log.warning("checkpoint %s is damaged (%s); moved to %s", path, wrong, target)
-        multihost_utils.sync_global_devices("checkpoints: seen")
-        if jax.process_index() == 0:
+        barrier("checkpoints: seen")
+        if first():
             shutil.rmtree(target, ignore_errors=True)
             path.rename(target)
             self._list(step).unlink(missing_ok=True)
-        multihost_utils.sync_global_devices("checkpoints: moved")
+        barrier("checkpoints: moved")
         self._checkpointer.reload()
 
     def _require_room(self, state: Any) -> None:

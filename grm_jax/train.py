@@ -52,6 +52,13 @@ def run(recipe, args: Sequence[str]) -> int:
     from grm_jax import config as configs
 
     setup_devices(recipe.setup.mesh.cpu_devices)
+    from grm_jax.parallel import multihost
+
+    try:
+        multihost.initialize(recipe.setup.distributed)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: joining the other processes: {error}", file=sys.stderr)
+        return 1
     from grm_jax.metrics import log, setup_logging
     from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft, spct
     from grm_jax.training.run import Run, Stopped

@@ -31,6 +31,7 @@ from grm_jax.model.hf_config import (
     special_ids,
 )
 from grm_jax.model.params import Params, ParamSpec, get_leaf, param_table
+from grm_jax.parallel.multihost import barrier, first
 
 _DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
@@ -92,8 +93,8 @@ def save(
     files = _plan_files(_tensors(table, params, dtype), max_shard_bytes)
 
     # Nobody may find files that another process has just begun to write, or leave before the last.
-    multihost_utils.sync_global_devices("save: checked")
-    writing = jax.process_index() == 0
+    barrier("save: checked")
+    writing = first()
     if writing:
         root.mkdir(parents=True, exist_ok=True)
     for name, tensors in files.items():
@@ -105,7 +106,7 @@ def save(
                 pass
     if writing:
         _write_small_files(root, config, num_labels, files, tokenizer_dir, ids)
-    multihost_utils.sync_global_devices("save: written")
+    barrier("save: written")
 
 
 def _write_small_files(

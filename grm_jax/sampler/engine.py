@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel, replicated, sharding
+from grm_jax.parallel.multihost import put_same
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
@@ -218,7 +219,7 @@ class _Rollout:
         mesh = self.programs.mesh
         self.data, self.everywhere = sharding(mesh, ("batch",)), replicated(mesh)
         self.heads = sharding(mesh, ("batch", None, "kv_heads"))
-        self.key, self.stop_ids, self.temperature, self.limit = jax.device_put(
+        self.key, self.stop_ids, self.temperature, self.limit = put_same(
             (
                 key,
                 sampler.stop_ids,
@@ -349,7 +350,7 @@ class _Rollout:
                 targets[shard, row] = page.index
                 self.board.place(page)
                 self.stats.prefill_tokens += len(page.tokens)
-        given = jax.device_put((tokens, start, fill, earlier, targets), self.data)
+        given = put_same((tokens, start, fill, earlier, targets), self.data)
         function = functools.partial(_compute_pages, self.model, place > 0)
         self.pages = self.programs.run(
             "prefill",
@@ -378,7 +379,7 @@ class _Rollout:
             leave = max(1, min(total, running) // 16)
         else:
             leave = running - total // 4 if shrinks else running
-        work = jax.device_put(self.board.work(), self.data)
+        work = put_same(self.board.work(), self.data)
         filters, chunk = self.sampling.filters, self.plan.chunk
         function = functools.partial(_decode_chunk, config=self.model, filters=filters, chunk=chunk)
         caches = lanes, self.plan.ring, self.stash.count
@@ -396,9 +397,10 @@ class _Rollout:
             self.stop_ids,
             self.temperature,
             self.limit,
-            jax.device_put(np.int32(leave), self.everywhere),
+            put_same(np.int32(leave), self.everywhere),
             donate=(3,),
-            out_shardings=(self._shardings(self.lanes), None),
+            # Every process reads all that is drawn, and so makes the same plans.
+            out_shardings=(self._shardings(self.lanes), self.everywhere),
         )
         drawn = jax.device_get(drawn)
         self.stats.lane_steps += int(drawn.steps) * total
@@ -414,7 +416,7 @@ class _Rollout:
         if fewer == lanes:
             return
         before = self.shards, lanes, self.stash.count
-        given = self.lanes, self.stash, *jax.device_put(self.board.compact(fewer), self.data)
+        given = self.lanes, self.stash, *put_same(self.board.compact(fewer), self.data)
         where = self._shardings(jax.eval_shape(decode.take_lanes, *given))
         shape = (*before, fewer, self.board.owner.shape[1], self.plan.ring, self.plan.chunk)
         self.lanes, self.stash = self.programs.run(
@@ -440,7 +442,7 @@ class _Rollout:
             )
             self.board.grow_stash(count)
         held = self.board.counts - self.board.stashed
-        given = jax.device_put((held, self.board.stash(crowded)), self.data)
+        given = put_same((held, self.board.stash(crowded)), self.data)
         self.stash = self.programs.run(
             "stash",
             (self.shards, lanes, ring, self.stash.count, chunk),

@@ -17,7 +17,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Remat, encode
 from grm_jax.model.heads import scalar
 from grm_jax.model.params import Params
-from grm_jax.parallel.mesh import put_batch, use_mesh
+from grm_jax.parallel.mesh import own_rows, put_batch, replicated, use_mesh
 
 
 def row_scores(
@@ -31,7 +31,10 @@ def row_scores(
     return scalar(params, encode(params, config, tokens, lengths, remat=remat), lengths)[:, 0]
 
 
-_jitted = jax.jit(row_scores, static_argnames="config")
+@functools.cache
+def _program(config: ModelConfig, mesh: Mesh):
+    # Every process gets all scores.
+    return jax.jit(functools.partial(row_scores, config=config), out_shardings=replicated(mesh))
 
 
 def score_examples(
@@ -49,7 +52,7 @@ def score_examples(
       batch_size: rows computed at once.
     """
     scores = np.zeros(len(examples), np.float32)
-    score = functools.partial(_jitted, config=config)
+    score = _program(config, mesh)
     groups = group_by_length(
         range(len(examples)), lambda i: examples[i].length, buckets, "rows to score"
     )
@@ -60,7 +63,7 @@ def score_examples(
             rows = [examples[i] for i in part] + [examples[part[-1]]] * (batch_size - len(part))
             batch: Batch = collate_rows(rows, length=bucket)
             with use_mesh(mesh):
-                put = put_batch(batch, mesh)
+                put = put_batch(own_rows(batch, mesh), mesh)
                 values = score(params, tokens=put["tokens"], lengths=put["lengths"])
             scores[part] = np.asarray(jax.device_get(values))[: len(part)]
     return scores

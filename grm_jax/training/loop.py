@@ -24,6 +24,7 @@ import numpy as np
 from grm_jax.metrics import MetricsWriter, Progress, Timer, Tracer
 from grm_jax.model.params import Params, abstract_params
 from grm_jax.parallel.devices import mesh_flops
+from grm_jax.parallel.multihost import any_of
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
 from grm_jax.training.run import Stage, Stopped, stop_request
 from grm_jax.training.step import (
@@ -131,9 +132,11 @@ class Loop:
                     yield self._now
                 last = self._now == self.steps
                 due = self._now % setup.checkpoint_every == 0 and not last
-                if due or last or stop.asked:
+                asked = any_of(stop.asked)
+                if due or last or asked:
                     self._read()  # was this step taken?
-                stopping = stop.asked
+                # Asked for since, when nobody else can miss it.
+                stopping = asked or (stop.asked and jax.process_count() == 1)
                 if self._lost:
                     self._roll_back()
                 elif due or stopping:

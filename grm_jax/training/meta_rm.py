@@ -26,6 +26,7 @@ from grm_jax.data.trajectories import Trajectory, read_trajectories, write_traje
 from grm_jax.metrics import Progress
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
+from grm_jax.parallel.multihost import barrier, first
 from grm_jax.sampler.critic import chunks
 from grm_jax.sampler.scoring import row_scores, score_examples
 from grm_jax.training.examples import meta_example
@@ -74,7 +75,8 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         figures = validate(run, params, heldout, config.fitting.batch_size)
         # JSON has no NaN: an AUC of critiques that are all right, or all wrong, is null.
         known = {name: v if math.isfinite(v) else None for name, v in figures.items()}
-        (stage.directory / "heldout.json").write_text(json.dumps(known, indent=2) + "\n")
+        if first():
+            (stage.directory / "heldout.json").write_text(json.dumps(known, indent=2) + "\n")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("meta_rm held out %s", shown)
     else:
@@ -106,7 +108,9 @@ def collect(stage: Stage, config: MetaRM, grm: str) -> list[Trajectory]:
         file = stage.directory / "samples.jsonl"
         if not file.exists():
             sampled = sample_grm(run, config, grm)
-            write_trajectories(file, sampled)
+            if first():
+                write_trajectories(file, sampled)
+            barrier("meta_rm: sampled")
         rows += _trajectories(file)
     # An unreadable critique never reaches a vote, so there is nothing to learn about it.
     return [row for row in rows if row.scores is not None]

@@ -21,6 +21,7 @@ from grm_jax.critique import is_correct, keep_hinted, keep_rft, shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.metrics import Progress
+from grm_jax.parallel.multihost import any_of, barrier, first
 from grm_jax.sampler.critic import Critique, chunks
 from grm_jax.training.examples import trajectory_example
 from grm_jax.training.run import Run, Stage, Stopped, stop_request
@@ -56,12 +57,18 @@ def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> No
     run = stage.run
     records = run.records[: config.records]
     partial = file.with_name(file.name + ".partial")
+    if first():
+        partial.touch()
+    barrier("rft: begun")
     done = _resume(partial, config, len(records))
+    barrier("rft: resumed")
     params = run.params(start)
     critic = run.critic("one")
     key = run.stage_key("rft")
     progress = Progress("rft sampling", len(records), done=done)
-    with partial.open("a", encoding="utf-8") as out, stop_request() as stop:
+    # All processes sample together; the first writes.
+    target = partial if first() else Path(os.devnull)
+    with target.open("a", encoding="utf-8") as out, stop_request() as stop:
         for part in chunks(records[done:], config.chunk):
             plain = critic.critiques(params, part, range(config.samples), config.sampling, key)
             hinted = {}
@@ -76,10 +83,12 @@ def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> No
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
             progress.update(len(part))
-            if stop.asked:
+            if any_of(stop.asked):
                 message = f"rft saved after {progress.done} of {len(records)} records"
                 raise Stopped(message, terminated=stop.terminated)
-    partial.rename(file)
+    if first():
+        partial.rename(file)
+    barrier("rft: sampled")
 
 
 def _judge(
@@ -122,15 +131,15 @@ def to_trajectory(
 
 def _resume(partial: Path, config: RFT, total: int) -> int:
     """Records whose trajectories are whole in the partial file, which is cut back to them."""
-    if not partial.exists():
-        return 0
     rows_each = config.samples + config.hinted
     # Bytes, since a cut-off line, which has no newline, may end within a character.
     lines = [line + b"\n" for line in partial.read_bytes().split(b"\n")[:-1]]
     done = len(lines) // rows_each
     # Whole chunks only, so that batches are those of the uninterrupted run.
     done = done if done == total else done // config.chunk * config.chunk
-    os.truncate(partial, sum(map(len, lines[: done * rows_each])))
+    barrier("rft: read")
+    if first():
+        os.truncate(partial, sum(map(len, lines[: done * rows_each])))
     return done
 
 

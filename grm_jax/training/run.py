@@ -35,6 +35,7 @@ from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
+from grm_jax.parallel.multihost import barrier, first
 from grm_jax.sampler.critic import Critic, OrderMode
 from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
@@ -97,9 +98,10 @@ class Run:
                 raise ConfigError(
                     f"{root} holds another world ({'; '.join(changed)}); give another --run-dir"
                 )
-        elif jax.process_index() == 0:
+        elif first():
             log.info("world            writing %s", root)
             write_world(root, self.setup.world)
+        barrier("world")
         return root
 
     @functools.cached_property
@@ -232,9 +234,11 @@ class Stage:
         """Check that the models it needs are there, and note the recipe as used."""
         for source in needs:
             self.run.require(source)
-        if jax.process_index() == 0 and not self._config_file.exists():
+        barrier("stage: checked")
+        if first() and not self._config_file.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._config_file.write_text(self._config, encoding="utf-8")
+        barrier("stage: begun")
 
     @property
     def done(self) -> bool:
@@ -247,14 +251,15 @@ class Stage:
     def finish(self, params: Params) -> None:
         """Write the model (whole or not at all) and drop the checkpoints."""
         partial = self.directory / "model.partial"
-        if jax.process_index() == 0 and partial.exists():
+        if first() and partial.exists():
             shutil.rmtree(partial)
         checkpoint.save_model(partial, self.run.model, params)
-        if jax.process_index() == 0:
+        if first():
             self.run.tokenizer.save(partial)
             write_about(partial, self.run.setup, self.name)
             partial.rename(self.model_path)
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+        barrier("stage: finished")
         log.info("%-16s done: %s", self.name, self.model_path)
 
 

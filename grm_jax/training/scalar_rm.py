@@ -21,6 +21,7 @@ from grm_jax.data.loader import Batch, Example, batches, collate_rows, group_by_
 from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
+from grm_jax.parallel.multihost import first
 from grm_jax.sampler.scoring import row_scores, score_examples
 from grm_jax.training.examples import reply_example
 from grm_jax.training.fit import fit
@@ -61,7 +62,9 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
 
     params = fit(stage, config.fitting, data, loss_fn, start, num_labels=1)
     threshold = calibrate(run, params, config.fitting.batch_size)
-    (stage.directory / "calibration.json").write_text(json.dumps({"threshold": threshold}) + "\n")
+    if first():
+        text = json.dumps({"threshold": threshold}) + "\n"
+        (stage.directory / "calibration.json").write_text(text, encoding="utf-8")
     stage.finish(params)
 
 

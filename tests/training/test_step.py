@@ -263,9 +263,7 @@ def test_errors(model, params, table, batch, one_device, mesh_of):
     with pytest.raises(ValueError, match="8 rows, which do not divide into 3 micro-batches"):
         stepped(language_model_loss(model), table, one_device, params, None, batch, micro_batches=3)
     odd = {name: value[:3] for name, value in batch.items()}
-    with pytest.raises(
-        ValueError, match="has 3 rows, which do not .* that 4 data-parallel devices"
-    ):
+    with pytest.raises(ValueError, match="has 3 rows, which do not divide into 1 micro-batches"):
         stepped(language_model_loss(model), table, mesh_of(2, 2, 1), params, None, odd)
     with pytest.raises(ValueError, match="init_state needs a key or params"):
         init_state(table, optax.sgd(1.0), one_device)
