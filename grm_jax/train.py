@@ -31,18 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def split_config(args: list[str]) -> tuple[str, list[str]]:
-    """Take `--config NAME` out of the arguments."""
+    """Take `--config NAME` out of the arguments. Raises ConfigError when it is not there."""
     from grm_jax.config import CONFIG_DIR, ConfigError
 
+    spec, rest = split_option(args, "--config")
+    if spec is None:
+        known = ", ".join(sorted(p.name for p in CONFIG_DIR.glob("[!_]*.py")))
+        raise ConfigError(
+            f"name a recipe: --config NAME.py, with NAME.py one of {known} (NAME.py:27b for a size)"
+        )
+    return spec, rest
+
+
+def split_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Take `NAME VALUE` or `NAME=VALUE` out of the arguments; None if it is not there."""
     for index, arg in enumerate(args):
-        if arg.startswith("--config="):
-            return arg.removeprefix("--config="), args[:index] + args[index + 1 :]
-        if arg == "--config" and index + 1 < len(args):
+        if arg.startswith(f"{name}="):
+            return arg.removeprefix(f"{name}="), args[:index] + args[index + 1 :]
+        if arg == name and index + 1 < len(args):
             return args[index + 1], args[:index] + args[index + 2 :]
-    known = ", ".join(sorted(p.name for p in CONFIG_DIR.glob("[!_]*.py")))
-    raise ConfigError(
-        f"name a recipe: --config NAME.py, with NAME.py one of {known} (NAME.py:27b for a size)"
-    )
+    return None, args
 
 
 def run(recipe, args: Sequence[str]) -> int:

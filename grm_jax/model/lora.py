@@ -83,7 +83,7 @@ def attach(base: Params, adapters: Params, table: tuple[ParamSpec, ...], scale: 
     """The forward pass's parameters: `LowRank` where there is an adapter, else the frozen weight.
 
     Args:
-      base: frozen parameters; no gradient reaches them.
+      base: frozen parameters: differentiate by the adapters alone.
       adapters: a tree as in `adapter_table`.
       table: the model's, with its scalar head if the adapters hold one.
     """
@@ -91,7 +91,7 @@ def attach(base: Params, adapters: Params, table: tuple[ParamSpec, ...], scale: 
     def leaf(spec: ParamSpec) -> Any:
         found = _find(adapters, spec.path)
         if found is None:
-            return jax.lax.stop_gradient(get_leaf(base, spec.path))
+            return get_leaf(base, spec.path)
         if not isinstance(found, dict):
             return found
         return LowRank(get_leaf(base, spec.path), found["a"], found["b"], scale)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
@@ -46,7 +47,7 @@ def initialize(mode: Mode) -> None:
             "num_processes": int(os.environ[VARIABLES[1]]),
             "process_id": int(os.environ[VARIABLES[2]]),
         }
-    if jax.config.jax_platforms == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu":
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(**given)
 
@@ -109,7 +110,7 @@ def put_same(tree: Any, where: Sharding) -> Any:
         return jax.device_put(tree, where)
 
     def put(value: Any) -> jax.Array:
-        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             data = put(np.asarray(jax.random.key_data(value)))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
         host = np.asarray(value)

@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel, replicated, sharding
-from grm_jax.parallel.multihost import put_same
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
@@ -167,7 +166,7 @@ class Sampler:
         if plan.bytes > self.stats.cache_bytes:
             log.info("sampler          %s", plan)
             self.stats.cache_bytes = plan.bytes
-        rollout = _Rollout(self, params, plan, shards, sampling, key)
+        rollout = Rollout(self, params, plan, shards, sampling, key)
         for batch in self._batches(requests, plan, shards):
             yield from rollout.run(batch, wanted, together)
 
@@ -201,7 +200,7 @@ class Sampler:
             )
 
 
-class _Rollout:
+class Rollout:
     """One call of `Sampler.sample`: weights and caches on the device, and the loop over chunks."""
 
     def __init__(
@@ -219,7 +218,7 @@ class _Rollout:
         mesh = self.programs.mesh
         self.data, self.everywhere = sharding(mesh, ("batch",)), replicated(mesh)
         self.heads = sharding(mesh, ("batch", None, "kv_heads"))
-        self.key, self.stop_ids, self.temperature, self.limit = put_same(
+        self.key, self.stop_ids, self.temperature, self.limit = sampler.programs.put(
             (
                 key,
                 sampler.stop_ids,
@@ -249,7 +248,7 @@ class _Rollout:
             ),
         )
 
-    def _reset_lanes(self) -> None:
+    def reset_lanes(self) -> None:
         plan, int8 = self.plan, self.engine.int8_cache
         sizes = self.model, self.shards, plan.shape.lanes
         self.lanes = self._make(
@@ -274,7 +273,7 @@ class _Rollout:
         together: int | None,
     ) -> Iterator[Sample]:
         """Sample the requests to their end."""
-        self._reset_lanes()
+        self.reset_lanes()
         scheduler = Scheduler(
             requests,
             self.plan.shape,
@@ -350,12 +349,15 @@ class _Rollout:
                 targets[shard, row] = page.index
                 self.board.place(page)
                 self.stats.prefill_tokens += len(page.tokens)
-        given = put_same((tokens, start, fill, earlier, targets), self.data)
-        function = functools.partial(_compute_pages, self.model, place > 0)
+        self.prefill(tokens, start, fill, earlier, targets, first=place == 0)
+
+    def prefill(self, tokens, start, fill, earlier, targets, *, first: bool) -> None:
+        """Compute and store pages; see `decode.compute_pages`. `first`: nothing stands before."""
+        given = self.programs.put((tokens, start, fill, earlier, targets), self.data)
         self.pages = self.programs.run(
             "prefill",
-            (self.shards, rows, shape, place > 0),
-            function,
+            (self.shards, tokens.shape[1], self.plan.shape, not first),
+            functools.partial(_compute_pages, self.model, not first),
             self.weights,
             self.pages,
             *given,
@@ -379,10 +381,16 @@ class _Rollout:
             leave = max(1, min(total, running) // 16)
         else:
             leave = running - total // 4 if shrinks else running
-        work = put_same(self.board.work(), self.data)
+        drawn = jax.device_get(self.steps(self.board.work(), leave))
+        self.stats.lane_steps += int(drawn.steps) * total
+        return self.board.collect(drawn)
+
+    def steps(self, work: decode.Work, leave: int) -> decode.Drawn:
+        """A chunk of steps of all lanes; see `decode.decode_chunk`."""
+        work = self.programs.put(work, self.data)
         filters, chunk = self.sampling.filters, self.plan.chunk
         function = functools.partial(_decode_chunk, config=self.model, filters=filters, chunk=chunk)
-        caches = lanes, self.plan.ring, self.stash.count
+        caches = self.lanes.hidden.shape[1], self.plan.ring, self.stash.count
         self.lanes, drawn = self.programs.run(
             "decode",
             # The plan's own lanes decide the layout of the weights.
@@ -397,14 +405,12 @@ class _Rollout:
             self.stop_ids,
             self.temperature,
             self.limit,
-            put_same(np.int32(leave), self.everywhere),
+            self.programs.put(np.int32(leave), self.everywhere),
             donate=(3,),
             # Every process reads all that is drawn, and so makes the same plans.
             out_shardings=(self._shardings(self.lanes), self.everywhere),
         )
-        drawn = jax.device_get(drawn)
-        self.stats.lane_steps += int(drawn.steps) * total
-        return self.board.collect(drawn)
+        return drawn
 
     def _compact(self) -> None:
         """Nothing waits: fewer lanes once those that run fit into a quarter."""
@@ -416,7 +422,7 @@ class _Rollout:
         if fewer == lanes:
             return
         before = self.shards, lanes, self.stash.count
-        given = self.lanes, self.stash, *put_same(self.board.compact(fewer), self.data)
+        given = self.lanes, self.stash, *self.programs.put(self.board.compact(fewer), self.data)
         where = self._shardings(jax.eval_shape(decode.take_lanes, *given))
         shape = (*before, fewer, self.board.owner.shape[1], self.plan.ring, self.plan.chunk)
         self.lanes, self.stash = self.programs.run(
@@ -442,7 +448,7 @@ class _Rollout:
             )
             self.board.grow_stash(count)
         held = self.board.counts - self.board.stashed
-        given = put_same((held, self.board.stash(crowded)), self.data)
+        given = self.programs.put((held, self.board.stash(crowded)), self.data)
         self.stash = self.programs.run(
             "stash",
             (self.shards, lanes, ring, self.stash.count, chunk),

@@ -9,9 +9,10 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from grm_jax.parallel.mesh import use_mesh
+from grm_jax.parallel.multihost import put_same
 
 log = logging.getLogger("grm_jax")
 
@@ -36,6 +37,10 @@ class Programs:
         self.mesh = mesh
         self.compilations: list[Compilation] = []
         self._programs: dict[tuple[str, Hashable], Callable[..., Any]] = {}
+
+    def put(self, tree: Any, where: Sharding) -> Any:
+        """Host values, the same in every process, as arrays laid out by `where`."""
+        return put_same(tree, where)
 
     def run(
         self,

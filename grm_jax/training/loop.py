@@ -18,22 +18,19 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.metrics import MetricsWriter, Progress, Timer, Tracer
-from grm_jax.model.params import Params, abstract_params
 from grm_jax.parallel.devices import mesh_flops
 from grm_jax.parallel.multihost import any_of
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
 from grm_jax.training.run import Stage, Stopped, stop_request
 from grm_jax.training.step import (
-    Guard,
     HostBatch,
     TrainState,
     TrainStep,
+    abstract_state,
     init_state,
-    state_shardings,
 )
 from grm_jax.training.trainable import Trainable
 
@@ -202,18 +199,8 @@ class Loop:
         self._progress.update(count, shown | rates)
 
     def _abstract(self) -> TrainState:
-        """The state's shapes, dtypes and shardings."""
-        table = self.trainable.table
-
-        def fresh(params: Params) -> TrainState:
-            zero = jnp.zeros((), jnp.int32)
-            return TrainState(zero, params, self.optimizer.init(params), Guard.fresh())
-
-        return jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            jax.eval_shape(fresh, abstract_params(table, self.trainable.dtype)),
-            state_shardings(table, self.optimizer, self.stage.run.mesh),
-        )
+        trainable, mesh = self.trainable, self.stage.run.mesh
+        return abstract_state(trainable.table, self.optimizer, mesh, trainable.dtype)
 
     def _restore(self) -> TrainState | None:
         found = self.checkpoints.restore(self._abstract())

@@ -19,7 +19,7 @@ import json
 import logging
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,18 @@ class Run:
 
     Args:
       setup: see `config.Setup`.
+      devices: what to run on; None: all there are.
     """
 
-    def __init__(self, setup: Setup):
+    def __init__(self, setup: Setup, devices: Sequence[Any] | None = None):
         self.setup = setup
         self.directory = Path(setup.run_dir)
         self.mesh = make_mesh(
-            setup.mesh.replica, setup.mesh.fsdp, setup.mesh.tensor, sequence=setup.mesh.sequence
+            setup.mesh.replica,
+            setup.mesh.fsdp,
+            setup.mesh.tensor,
+            devices,
+            sequence=setup.mesh.sequence,
         )
         self.key = jax.random.key(setup.seed)
 

@@ -26,7 +26,6 @@ Batch = dict[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
 # (params, frozen inputs that are not trained (reference policy, ...) or None, micro-batch) -> Loss
 LossFn = Callable[[Params, Any, Batch], Loss]
-TrainStep = Callable[["TrainState", Any, HostBatch], tuple["TrainState", dict[str, jax.Array]]]
 
 GUARD_WARMUP = 20  # steps before anything is a spike
 GUARD_DECAY = 0.95
@@ -104,6 +103,21 @@ def state_shardings(
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
     guard = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(Guard.fresh))
     return TrainState(step=replicated(mesh), params=where, opt_state=opt_state, guard=guard)  # pyright: ignore[reportArgumentType]
+
+
+def abstract_state(
+    table: tuple[ParamSpec, ...], optimizer: optax.GradientTransformation, mesh: Mesh, dtype: Any
+) -> TrainState:
+    """Shapes, dtypes and shardings of a train state whose parameters are stored in `dtype`."""
+
+    def fresh(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), Guard.fresh())
+
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        jax.eval_shape(fresh, abstract_params(table, dtype)),
+        state_shardings(table, optimizer, mesh),
+    )
 
 
 def init_state(
@@ -194,11 +208,25 @@ def make_train_step(
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
-    def run(state: TrainState, frozen: Any, batch: HostBatch):
-        with use_mesh(mesh):
-            return jitted(state, frozen, put_batch(batch, mesh, parts=micro_batches))
+    return TrainStep(jitted, mesh, micro_batches)
 
-    return run
+
+class TrainStep:
+    """What `make_train_step` returns: call it with (state, frozen, this process's batch)."""
+
+    def __init__(self, jitted: Any, mesh: Mesh, micro_batches: int):
+        self._jitted, self._mesh, self._parts = jitted, mesh, micro_batches
+
+    def __call__(
+        self, state: TrainState, frozen: Any, batch: HostBatch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        with use_mesh(self._mesh):
+            return self._jitted(state, frozen, put_batch(batch, self._mesh, parts=self._parts))
+
+    def lower(self, state: Any, frozen: Any, batch: Any) -> Any:
+        """The step for abstract arguments, the batch already in its micro-batches."""
+        with use_mesh(self._mesh):
+            return self._jitted.lower(state, frozen, batch)
 
 
 def micro_batches(rows: int, device_batch: int, mesh: Mesh) -> int:

@@ -28,6 +28,7 @@ class Trainable:
     Attributes:
       table: of the trained parameters.
       dtype: theirs.
+      adapters: whether it is adapters.
       frozen: what they are trained beside; None when everything is trained.
     """
 
@@ -35,20 +36,20 @@ class Trainable:
         self._run, self._start, self._labels = run, start, num_labels
         self._whole = run.table(num_labels)
         lora = run.setup.lora
-        self._adapters = lora.rank > 0
+        self.adapters = lora.rank > 0
         # Adapters are few: always float32.
-        self.dtype = "float32" if self._adapters else run.setup.param_dtype
-        self.table = adapter_table(self._whole, lora) if self._adapters else self._whole
+        self.dtype = "float32" if self.adapters else run.setup.param_dtype
+        self.table = adapter_table(self._whole, lora) if self.adapters else self._whole
 
     @functools.cached_property
     def frozen(self) -> Params | None:
-        if not self._adapters:
+        if not self.adapters:
             return None
         return self._run.params(self._start, dtype=self._run.model.compute_dtype)
 
     def begin(self) -> Params:
         """The trained parameters before the first step."""
-        if not self._adapters:
+        if not self.adapters:
             return self._run.params(self._start, self._labels, dtype=self.dtype)
         key = jax.random.fold_in(self._run.stage_key("init"), 1)
         where = param_shardings(self.table, self._run.mesh)

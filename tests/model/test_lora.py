@@ -54,7 +54,7 @@ def test_attached_is_merged(small, make_params, adapters):
     np.testing.assert_array_equal(merged["score"], adapters["score"])
 
 
-def test_only_adapters_have_gradients(small, make_params, adapters):
+def test_gradients_reach_the_adapters_and_not_what_they_change(small, make_params, adapters):
     base, table = make_params(small, 0, num_labels=1), param_table(small, num_labels=1)
 
     def total(base, adapters):
@@ -62,7 +62,7 @@ def test_only_adapters_have_gradients(small, make_params, adapters):
         return jnp.sum(hidden(small, params)) + jnp.sum(params["score"])
 
     frozen, trained = jax.grad(total, argnums=(0, 1))(base, adapters)
-    assert all(not np.asarray(x).any() for x in jax.tree.leaves(frozen))
+    assert not any(np.asarray(frozen["blocks"][kind]["q"]).any() for kind in ("local", "global"))
     assert all(np.asarray(x).any() for x in jax.tree.leaves(trained))
 
 

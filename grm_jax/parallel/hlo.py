@@ -1,0 +1,74 @@
+"""What a compiled program sends between devices, read from its text."""
+
+from __future__ import annotations
+
+import math
+import re
+
+KINDS: tuple[str, ...] = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_CALL = re.compile(r"(?:body|to_apply|calls|branch_computations|called_computations)=\{?([^,)}]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+def collective_bytes(text: str) -> dict[str, float]:
+    """Bytes of the results of each kind of collective in an HLO module's text, a device and call.
+
+    What stands in a loop counts as often as the loop runs (where the compiler knows).
+    """
+    bodies = _computations(text)
+    entry = next(name for name, (first, _) in bodies.items() if first)
+    totals = dict.fromkeys(KINDS, 0.0)
+    _count(bodies, entry, 1.0, totals)
+    return totals
+
+
+def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
+    """(is the entry, its lines) of each computation, by name."""
+    found: dict[str, tuple[bool, list[str]]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        match = _COMPUTATION.match(line)
+        if match:
+            lines = []
+            found[match.group(1)] = (line.startswith("ENTRY"), lines)
+        else:
+            lines.append(line)
+    return found
+
+
+def _count(bodies, name: str, times: float, totals: dict[str, float]) -> None:
+    for line in bodies[name][1]:
+        kind = next((k for k in KINDS if f" {k}(" in line or f" {k}-start(" in line), None)
+        if kind is not None:
+            totals[kind] += times * _result_bytes(line, kind)
+            continue
+        if "=" not in line:
+            continue
+        trips = _TRIPS.search(line)
+        repeat = float(trips.group(1)) if trips and " while(" in line else 1.0
+        for called in _CALL.findall(line):
+            for one in called.split(","):
+                inner = one.strip().lstrip("%")
+                if inner in bodies:
+                    _count(bodies, inner, times * repeat, totals)
+
+
+def _result_bytes(line: str, kind: str) -> float:
+    """Bytes of a collective's result: the last array of a -start's tuple, else all of them."""
+    result = line.split(" = ", 1)[1].split(f" {kind}", 1)[0]
+    sizes = [
+        _BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+        for dtype, dims in _ARRAY.findall(result)
+    ]
+    if f" {kind}-start(" in line and len(sizes) > 1:
+        return float(sum(sizes[len(sizes) // 2 :]))
+    return float(sum(sizes))

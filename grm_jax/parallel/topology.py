@@ -1,0 +1,74 @@
+"""Devices that are not there: a TPU slice to compile for, on a machine without one.
+
+Needs `libtpu` (pip install "grm_jax[tpu]"), whose compiler runs anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from typing import Any
+
+from grm_jax.parallel.devices import find_device
+
+# Names of slices, as Cloud TPU writes them, and how libtpu does.
+CHIPS = ("v4", "v5e", "v5p", "v6e")
+_FORM = re.compile(r"(v\d+[a-z]*):(\d+(?:x\d+)+)")
+
+
+class TopologyError(ValueError):
+    """A topology that can not be planned for; the message says what can."""
+
+
+def prepare() -> None:
+    """Make JAX run on the CPU and libtpu not look for chips; before anything else of JAX."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def tpu_devices(name: str) -> list[Any]:
+    """The devices of a slice such as `v5e:8x8` or `v5p:4x4x4`.
+
+    Raises TopologyError for a name that is none, or when libtpu is not installed.
+    """
+    if _FORM.fullmatch(name) is None or name.partition(":")[0] not in CHIPS:
+        raise TopologyError(
+            f"--topology {name}: give a TPU slice, one of {', '.join(CHIPS)} and its shape, as in "
+            "v5e:8x8 or v5p:4x4x4; or a GPU and how many, as in h100:8"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError(
+            "planning for a TPU needs its compiler, which runs on any machine: "
+            'pip install "grm_jax[tpu]"'
+        )
+    import jax
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise TopologyError(f"--topology {name}: libtpu does not know it: {error}") from error
+    return list(found.devices)
+
+
+def gpu(name: str) -> tuple[str, int]:
+    """("H100", 8) of `h100:8`. Raises TopologyError for a GPU that is not in the table."""
+    kind, _, count = name.partition(":")
+    upper = kind.upper()
+    if not count.isdigit() or int(count) < 1 or find_device(upper) is None:
+        raise TopologyError(
+            f"--topology {name}: give a GPU of grm_jax/parallel/devices.py and how many, as in "
+            "h100:8 or a100:4"
+        )
+    return upper, int(count)
+
+
+def stand_ins(count: int) -> list[Any]:
+    """So many virtual CPU devices, in place of GPUs: shapes are the same on them."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", count)
+    return list(jax.devices("cpu"))

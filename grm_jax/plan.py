@@ -1,0 +1,149 @@
+"""Plan: `python -m grm_jax.plan --config rl.py:27b --topology v5e:8x8 [options of the recipe]`.
+
+Says, before anything is rented, whether a recipe fits: compiles its programs for a TPU slice on a
+machine without one, and prints each device's bytes by kind, FLOPs, traffic between devices, and
+what to change where it does not fit. For GPUs (`--topology h100:8`) it computes the same from the
+parameter table, without compiling. Exit code 0: it fits; 2: it does not; 1: a mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plan a recipe. Returns the exit code."""
+    from grm_jax.parallel import topology
+
+    args = list(sys.argv[1:] if argv is None else argv)
+    topology.prepare()
+    from grm_jax import config as configs
+    from grm_jax.train import split_option
+
+    try:
+        spec, args = split_option(args, "--config")
+        name, args = split_option(args, "--topology")
+        if spec is None or name is None:
+            raise configs.ConfigError(
+                "give --config NAME.py:SIZE and --topology, as in --config rl.py:27b --topology "
+                "v5e:8x8 (or h100:8)"
+            )
+        recipe = configs.load(spec)
+    except configs.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    import tyro
+
+    prog = f"python -m grm_jax.plan --config {spec} --topology {name}"
+    recipe = tyro.cli(type(recipe), default=recipe, args=args, prog=prog)
+    try:
+        return plan(recipe, name)
+    except ValueError as error:
+        if os.environ.get("GRM_JAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def plan(recipe, name: str) -> int:
+    """Print the plan of each stage of a recipe; 0 if all fit, else 2."""
+    from grm_jax import config as configs
+    from grm_jax.parallel import topology
+    from grm_jax.parallel.devices import find_device
+    from grm_jax.training import planning
+
+    is_tpu = name.startswith("v")
+    if is_tpu:
+        devices = topology.tpu_devices(name)
+        kind = devices[0].device_kind
+    else:
+        kind, count = topology.gpu(name)
+        devices = topology.stand_ins(count)
+    count = len(devices)
+    run = planning.PlannedRun(recipe.setup, devices, compiles=is_tpu)
+    device = find_device(kind)
+    assert device is not None, kind
+    stages = {
+        field: getattr(recipe, field)
+        for field in ("sft", "rft", "rl", "meta_rm", "scalar_rm")
+        if hasattr(recipe, field)
+    }
+    print(f"{recipe.setup.size} on {count} x {kind}, mesh {dict(run.mesh.shape)}")
+    fits = True
+    for stage_name, stage in stages.items():
+        try:
+            phases = planning.plan_stage(run, stage)
+        except planning.OutOfMemory as error:
+            print(f"{stage_name}: does not fit: {error}")
+            phases, fits = [], False
+        if phases:
+            print(table(stage_name, phases, device, count, compiled=is_tpu))
+            fits &= all(phase.total <= device.memory for phase in phases)
+    if not fits:
+        print("It does not fit. What helps:\n" + "\n".join(advice(recipe, configs)))
+    else:
+        print("It fits.")
+    return 0 if fits else 2
+
+
+def table(stage: str, phases, device, count: int, *, compiled: bool) -> str:
+    """A Markdown table of the phases' bytes a device, and lines on FLOPs and traffic."""
+    kinds = list(dict.fromkeys(kind for phase in phases for kind in phase.bytes))
+    gib = 2**30
+    lines = [
+        f"\n{stage}, GiB a device" + ("" if compiled else " (from the parameter table)"),
+        "| " + " | ".join(["", *(phase.name for phase in phases)]) + " |",
+        "| :--- |" + " ---: |" * len(phases),
+    ]
+    for kind in kinds:
+        sizes = [phase.bytes.get(kind) for phase in phases]
+        cells = ["-" if size is None else f"{size / gib:.2f}" for size in sizes]
+        lines.append("| " + " | ".join([kind, *cells]) + " |")
+    totals = [f"{phase.total / gib:.2f}" for phase in phases]
+    lines.append("| " + " | ".join([f"total, of {device.memory / gib:.1f}", *totals]) + " |")
+    for phase in phases:
+        if phase.flops:
+            seconds = phase.flops / count / device.flops
+            lines.append(
+                f"{phase.name}: {phase.flops / count:.3g} model FLOPs a device and step, "
+                f"{seconds / 0.4:.3g} s at 40% of its peak"
+            )
+        sent = {kind: size for kind, size in phase.traffic.items() if size}
+        if sent:
+            shown = ", ".join(f"{kind} {size / gib:.2f}" for kind, size in sent.items())
+            what = "a step" if phase.name == "update" else "a chunk of decode steps"
+            lines.append(f"{phase.name}: collectives, GiB a device in {what}: {shown}")
+        if phase.seconds:
+            lines.append(f"{phase.name}: compiled in {phase.seconds:.0f} s")
+    return "\n".join(lines)
+
+
+def advice(recipe, configs) -> list[str]:
+    """What saves memory and is not done yet, cheapest first."""
+    setup = recipe.setup
+    found = []
+    if setup.remat == "none":
+        found.append("    --remat block                recompute layers in the backward pass")
+    for name in ("sft", "rft", "rl", "meta_rm", "scalar_rm"):
+        stage = getattr(recipe, name, None)
+        where = getattr(stage, "fitting", stage)
+        option = f"--{name.replace('_', '-')}" + (".fitting" if where is not stage else "")
+        if stage is not None and getattr(where, "device_batch", 1) != 1:
+            found.append(f"    {option}.device-batch 1    fewer rows at a time")
+        offloads = isinstance(stage, configs.RL) and not stage.offload_reference
+        if offloads and not setup.lora.rank:
+            found.append("    --rl.offload-reference       the reference policy in host memory")
+    if setup.engine.cache_bytes is None or setup.engine.max_rows > 32:
+        found.append("    --engine.max-rows 64         fewer samples at once, for the rollout")
+    if setup.param_dtype == "float32" and not setup.lora.rank:
+        found.append("    --param-dtype bfloat16       half the parameters' memory")
+    if not setup.lora.rank:
+        found.append("    --lora.rank 16               adapters: no moments of the whole model")
+    found.append("    more devices, or more of them in --mesh.fsdp or --mesh.tensor")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
