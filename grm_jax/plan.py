@@ -132,8 +132,7 @@ def advice(recipe, configs) -> list[str]:
         option = f"--{name.replace('_', '-')}" + (".fitting" if where is not stage else "")
         if stage is not None and getattr(where, "device_batch", 1) != 1:
             found.append(f"    {option}.device-batch 1    fewer rows at a time")
-        offloads = isinstance(stage, configs.RL) and not stage.offload_reference
-        if offloads and not setup.lora.rank:
+        if isinstance(stage, configs.RL) and not (stage.offload_reference or setup.lora.rank):
             found.append("    --rl.offload-reference       the reference policy in host memory")
     if setup.engine.cache_bytes is None or setup.engine.max_rows > 32:
         found.append("    --engine.max-rows 64         fewer samples at once, for the rollout")

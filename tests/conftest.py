@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
@@ -95,3 +96,12 @@ def mesh_of():
         return make_mesh(replica, fsdp, tensor, jax.devices()[:count])
 
     return make
+
+
+@pytest.fixture
+def cpus() -> list[Any]:
+    """Four CPU devices."""
+    found = jax.devices("cpu")
+    if len(found) < 4:
+        pytest.skip("needs 4 CPU devices")
+    return found[:4]

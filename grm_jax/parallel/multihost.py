@@ -47,8 +47,7 @@ def initialize(mode: Mode) -> None:
             "num_processes": int(os.environ[VARIABLES[1]]),
             "process_id": int(os.environ[VARIABLES[2]]),
         }
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # where there are CPUs alone
     jax.distributed.initialize(**given)
 
 

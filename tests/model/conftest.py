@@ -196,15 +196,6 @@ def our_logits():
     return run
 
 
-@pytest.fixture
-def cpus() -> list[Any]:
-    """Four CPU devices."""
-    found = jax.devices("cpu")
-    if len(found) < 4:
-        pytest.skip("needs 4 CPU devices")
-    return found[:4]
-
-
 @dataclasses.dataclass(frozen=True)
 class Files:
     """A tiny checkpoint made without torch, and a way to spoil it."""

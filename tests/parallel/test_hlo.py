@@ -1,0 +1,48 @@
+"""Traffic between devices, read from compiled programs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from grm_jax.parallel.hlo import collective_bytes
+from grm_jax.parallel.mesh import sharding, use_mesh
+
+PRETEND = """HloModule m
+
+%inner (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %ag = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%x), dimensions={0}
+  %done = f32[8,4]{1,0} all-gather-done(%ag)
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {
+  %w = (s32[], f32[8,4]) while(%t), body=%inner, backend_config={"known_trip_count":{"n":"13"}}
+  ROOT %r = bf16[16]{0} all-reduce(%y), to_apply=%add
+}
+"""
+
+
+def test_loops_count_as_often_as_they_run():
+    found = collective_bytes(PRETEND)
+    assert found["all-gather"] == 13 * 8 * 4 * 4
+    assert found["all-reduce"] == 16 * 2
+    assert found["reduce-scatter"] == 0
+
+
+def test_a_real_program(mesh_of):
+    """A product over a split dimension: its result is summed over four devices, five times."""
+    mesh = mesh_of(1, 4, 1)
+    rows = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=sharding(mesh, (None, "embed")))
+    matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=sharding(mesh, ("embed", None)))
+
+    def repeat(x, w):
+        def body(x, _):
+            y = jax.lax.with_sharding_constraint(x @ w, sharding(mesh, (None, None)))
+            return jax.lax.with_sharding_constraint(y, sharding(mesh, (None, "embed"))), None
+
+        return jax.lax.scan(body, x, None, length=5)[0]
+
+    with use_mesh(mesh):
+        text = jax.jit(repeat).lower(rows, matrix).compile().as_text()
+    assert sum(collective_bytes(text).values()) == pytest.approx(5 * 8 * 64 * 4)
