@@ -23,7 +23,10 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
+
 import tyro
+from host import Worker
 from matplotlib.figure import Figure
 
 from grm_jax.benchmarks.results import versions
@@ -108,41 +111,11 @@ def git_commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
-class Worker:
-    """A process that has loaded its sampler and times one run a line."""
-
-    def __init__(self, name: str, python: Path, args: Arguments, k: int, threads: int, sizes):
-        cores = ",".join(map(str, range(threads)))
-        prompt, new = sizes
-        command = ["taskset", "-c", cores, str(python), str(HERE / "workers" / f"run_{name}.py")]
-        command += [str(args.model), "--k", str(k), "--prompt", str(prompt), "--new", str(new)]
-        command += ["--threads", str(threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        if name == "grm":
-            environment["PYTHONPATH"] = str(HERE.parent.parent)
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env=environment,
-        )  # fmt: skip
-        self.ready = self._read()
-
-    def run(self, seed: int) -> dict[str, float]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{seed}\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(map(str, self.process.args))} died; run it by hand")  # pyright: ignore[reportCallIssue, reportArgumentType]
-        return json.loads(line)
+def start(name: str, python: Path, args: Arguments, k: int, threads: int, sizes) -> Worker:
+    prompt, new = sizes
+    given = [str(args.model), "--k", str(k), "--prompt", str(prompt), "--new", str(new)]
+    given += ["--threads", str(threads)]
+    return Worker(python, HERE / "workers" / f"run_{name}.py", given, threads)
 
 
 def compare(
@@ -150,7 +123,7 @@ def compare(
 ) -> dict[str, Any]:
     """Runs in turn; of each sampler, medians."""
     workers = {
-        name: Worker(name, python, args, k, threads, (prompt, new))
+        name: start(name, python, args, k, threads, (prompt, new))
         for name, python in present.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -164,7 +137,7 @@ def compare(
     found = {}
     for name, worker in workers.items():
         worker.close()
-        assert last[name]["tokens"] == k * new
+        assert last[name]["figure"] == k * new
         middle = statistics.median(seconds[name])
         found[name] = {
             "sampler": worker.ready["ready"],

@@ -1,0 +1,123 @@
+"""A gradient step beside torch and tunix on the CPU: tokens/s and peak memory.
+
+    python experiments/sampler/make_model.py MODEL
+    python experiments/training/bench.py MODEL --torch PYTHON --tunix PYTHON
+
+PYTHON is the interpreter of a virtual environment that has the peer (transformers with torch,
+google-tunix); a peer that is not given is left out. All train all parameters of the same random
+Gemma-2 on the same 8 x 512 tokens, in float32 with AdamW and clipped gradients, a step in turn;
+figures are medians. tunix has no GRPO step that can be called alone: it is in the SFT rows. Writes
+results.json and table.md beside this file; what is not measured again stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
+
+import tyro
+from host import Worker
+
+from grm_jax.benchmarks.results import versions
+
+HERE = Path(__file__).resolve().parent
+TOKENS = 8 * 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    model: tyro.conf.Positional[Path]
+    torch: Path | None = None
+    tunix: Path | None = None
+    losses: tuple[str, ...] = ("sft", "grpo")
+    remat: tuple[bool, ...] = (False, True)
+    threads: int = 1
+    repeats: int = 5
+    output: Path = HERE / "results.json"
+
+
+def main(args: Arguments) -> None:
+    results: dict[str, Any] = {}
+    if args.output.exists():
+        results = json.loads(args.output.read_text(encoding="utf-8"))
+    commit = ["git", "rev-parse", "--short", "HEAD"]
+    results |= {
+        "commit": subprocess.run(commit, capture_output=True, text=True, cwd=HERE).stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions(),
+    }
+    for loss in args.losses:
+        for remat in args.remat:
+            key = f"{loss}, {'remat' if remat else 'no remat'}, {args.threads} threads"
+            results[key] = results.get(key, {}) | compare(args, loss, remat)
+            args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    text = table(results)
+    (HERE / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def compare(args: Arguments, loss: str, remat: bool) -> dict[str, Any]:
+    """Steps in turn; of each, medians."""
+    python = {"grm": Path(sys.executable), "torch": args.torch}
+    if loss == "sft":
+        python["tunix"] = args.tunix
+    given = [str(args.model), "--loss", loss, "--threads", str(args.threads)]
+    given += ["--remat"] if remat else []
+    workers = {
+        name: Worker(path, HERE / "workers" / f"run_{name}.py", given, args.threads)
+        for name, path in python.items()
+        if path is not None
+    }
+    answers: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+    for repeat in range(args.repeats):
+        for name, worker in workers.items():
+            answer = worker.run(repeat)
+            answers[name].append(answer)
+            print(
+                f"{name}: {loss}, remat {remat}, {TOKENS / answer['seconds']:.1f} tokens/s, "
+                f"loss {answer['figure']:.4f}, {answer['peak_gib']:.1f} GiB",
+                flush=True,
+            )
+    found = {}
+    for name, worker in workers.items():
+        worker.close()
+        seconds = [answer["seconds"] for answer in answers[name]]
+        found[name] = {
+            "trainer": worker.ready["ready"],
+            "seconds": [round(s, 3) for s in seconds],
+            "losses": [answer["figure"] for answer in answers[name]],
+            "tokens_per_second": round(TOKENS / statistics.median(seconds), 1),
+            "peak_gib": round(max(answer["peak_gib"] for answer in answers[name]), 2),
+        }
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = []
+    for key, found in results.items():
+        if not key.startswith(("sft", "grpo")):
+            continue
+        own = found["grm"]["tokens_per_second"]
+        lines += [f"{key}:", "", "| trainer | tokens/s | grm_jax is | peak memory, GiB |"]
+        lines += ["| :--- | ---: | ---: | ---: |"]
+        for entry in sorted(found.values(), key=lambda e: -e["tokens_per_second"]):
+            rate = entry["tokens_per_second"]
+            lines.append(
+                f"| {entry['trainer']} | {rate:.1f} | {own / rate:.2f}x | {entry['peak_gib']:.1f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
