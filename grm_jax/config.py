@@ -142,6 +142,8 @@ class Fitting:
     steps: int = 900
     batch_size: int = 1024
     """Rows of a step (pairs, for the Bradley-Terry baseline)."""
+    pack: int = 0
+    """Tokens of a row that holds as many examples as fit; 0: an example a row. Not for pairs."""
     device_batch: int = 0
     """Rows (or pairs) that a device computes at a time, its others after them; 0: all."""
     optimizer: OptimizerConfig = OptimizerConfig()

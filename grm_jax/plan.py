@@ -49,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan(recipe, name: str) -> int:
     """Print the plan of each stage of a recipe; 0 if all fit, else 2."""
-    from grm_jax import config as configs
     from grm_jax.parallel import topology
     from grm_jax.parallel.devices import find_device
     from grm_jax.training import planning
@@ -82,7 +81,7 @@ def plan(recipe, name: str) -> int:
             print(table(stage_name, phases, device, count, compiled=is_tpu))
             fits &= all(phase.total <= device.memory for phase in phases)
     if not fits:
-        print("It does not fit. What helps:\n" + "\n".join(advice(recipe, configs)))
+        print("It does not fit. What helps:\n" + "\n".join(advice(recipe)))
     else:
         print("It fits.")
     return 0 if fits else 2
@@ -120,7 +119,7 @@ def table(stage: str, phases, device, count: int, *, compiled: bool) -> str:
     return "\n".join(lines)
 
 
-def advice(recipe, configs) -> list[str]:
+def advice(recipe) -> list[str]:
     """What saves memory and is not done yet, cheapest first."""
     setup = recipe.setup
     found = []
@@ -132,8 +131,9 @@ def advice(recipe, configs) -> list[str]:
         option = f"--{name.replace('_', '-')}" + (".fitting" if where is not stage else "")
         if stage is not None and getattr(where, "device_batch", 1) != 1:
             found.append(f"    {option}.device-batch 1    fewer rows at a time")
-        if isinstance(stage, configs.RL) and not (stage.offload_reference or setup.lora.rank):
-            found.append("    --rl.offload-reference       the reference policy in host memory")
+    rl = getattr(recipe, "rl", None)
+    if rl is not None and not rl.offload_reference and not setup.lora.rank:
+        found.append("    --rl.offload-reference       the reference policy in host memory")
     if setup.engine.cache_bytes is None or setup.engine.max_rows > 32:
         found.append("    --engine.max-rows 64         fewer samples at once, for the rollout")
     if setup.param_dtype == "float32" and not setup.lora.rank:

@@ -34,13 +34,14 @@ def restored(directory: Path):
     checkpoints = StageCheckpoints(directory)
     found = checkpoints.restore(abstract())
     checkpoints.close()
-    return found
+    return (None, None, None) if found is None else found
 
 
 def test_the_newest_is_restored_with_its_position(tmp_path):
-    assert restored(tmp_path / "none") is None
+    assert restored(tmp_path / "none")[0] is None
     saved(tmp_path / "c", 3, 5)
     step, found, position = restored(tmp_path / "c")
+    assert found is not None
     assert step == 5 and int(found["step"]) == 5
     np.testing.assert_array_equal(found["w"], state(5)["w"])
     assert position == {"next_index": 5, "nested": [1, {"a": None}]}
@@ -75,6 +76,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(harm, tmp_path, 
             (directory / "8.files.json").write_text(json.dumps(listed))
     with caplog.at_level("WARNING", logger="grm_jax"):
         step, found, _ = restored(directory)
+    assert found is not None
     assert step == 4 and int(found["step"]) == 4
     assert f"checkpoint {directory / '8'} is damaged" in caplog.text
     assert (tmp_path / "damaged-checkpoint-8").is_dir(), "nothing is thrown away"

@@ -179,8 +179,24 @@ def example_batches(
     seed: int,
     what: str,
     rows: slice = EVERY,
+    *,
+    pack: int = 0,
 ) -> grain.DatasetIterator:
-    """`batches` of language-model examples, padded to their bucket."""
+    """`batches` of language-model examples, padded to their bucket; or, with `pack`, of rows of so
+    many tokens that hold several of them (see `data.packing`).
+    """
+    if pack:
+        from grm_jax.data import packing
+
+        packed = packing.pack(examples, pack, seed, what)
+        learned = max(sum(len(e.completion) for e in row) for row in packed)
+        collator = functools.partial(
+            packing.collate_packed,
+            length=pack,
+            completion=round_up(learned, 8),
+            segments=max(map(len, packed)),
+        )
+        return batches({pack: packed}, {pack: collator}, batch_size, seed, rows)
     groups = group_by_length(examples, lambda e: e.length, buckets, what)
     collators = {
         bucket: functools.partial(

@@ -239,3 +239,22 @@ def encode(
     valid = index[None, :] < lengths[:, None]
     attend = self_attend(config, positions, valid=valid)
     return forward(params, config, tokens, positions, attend, remat=remat)[0]
+
+
+def encode_packed(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    *,
+    remat: Remat = "none",
+) -> jax.Array:
+    """Hidden states of rows that hold several sequences: all [B, T] -> [B, T, D].
+
+    Args:
+      positions: from 0 in each sequence.
+      segments: which sequence of its row a token belongs to; padding has one of its own.
+    """
+    attend = self_attend(config, positions, segments=segments)
+    return forward(params, config, tokens, positions, attend, remat=remat)[0]

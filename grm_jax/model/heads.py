@@ -161,11 +161,15 @@ def take_rows(hidden: jax.Array, start: jax.Array, num: int) -> jax.Array:
     return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
 
 
-def scalar(params: Params, hidden: jax.Array, lengths: jax.Array) -> jax.Array:
-    """The scalar head at each row's last token: hidden [B, T, D], lengths [B] -> float32 [B, C].
+def scalar(params: Params, hidden: jax.Array, ends: jax.Array) -> jax.Array:
+    """The scalar head at the last token of each sequence: float32 [B, S, C].
 
     As `Gemma2ForSequenceClassification`: a linear map of the final-norm state of the last
     token that is not padding, without a softcap.
+
+    Args:
+      hidden: [B, T, D].
+      ends: [B, S] slots of the last tokens of a row's S sequences.
     """
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return jnp.einsum("bd,dc->bc", last.astype(jnp.float32), params["score"].astype(jnp.float32))
+    last = jnp.take_along_axis(hidden, ends[..., None], axis=1).astype(jnp.float32)
+    return jnp.einsum("bsd,dc->bsc", last, params["score"].astype(jnp.float32))

@@ -28,7 +28,8 @@ def row_scores(
     remat: Remat = "none",
 ) -> jax.Array:
     """The scalar head's score [B] of right-padded rows: tokens [B, T], lengths [B]."""
-    return scalar(params, encode(params, config, tokens, lengths, remat=remat), lengths)[:, 0]
+    hidden = encode(params, config, tokens, lengths, remat=remat)
+    return scalar(params, hidden, lengths[:, None] - 1)[:, 0, 0]
 
 
 @functools.cache

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from grm_jax.critique import Template, render
 from grm_jax.critique.prompt import Turn
 from grm_jax.data.loader import Example
 from grm_jax.data.trajectories import Instruction, Trajectory
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Remat, encode
-from grm_jax.model.heads import take_rows, token_logprobs
+from grm_jax.model.gemma2 import Remat, encode, encode_packed
+from grm_jax.model.heads import scalar, take_rows, token_logprobs
 from grm_jax.model.params import Params
 from grm_jax.model.shared_prefix import encode_completions
 from grm_jax.sampler.critic import TemplateConfig
@@ -63,6 +64,25 @@ def reply_example(query: str | Sequence[Turn], response: str, tokenizer: Tokeniz
     return Example(tuple(tokenizer.chat(turns)), tuple(tokenizer.completion(response)))
 
 
+def encode_batch(params: Params, config: ModelConfig, batch: Batch, *, remat: Remat) -> jax.Array:
+    """Hidden states [B, T, D] of a collated batch, packed or not."""
+    if "segments" in batch:
+        given = batch["tokens"], batch["positions"], batch["segments"]
+        return encode_packed(params, config, *given, remat=remat)
+    return encode(params, config, batch["tokens"], batch["lengths"], remat=remat)
+
+
+def critique_scores(
+    params: Params, config: ModelConfig, batch: Batch, *, remat: Remat
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(scores, labels, weights) of a collated batch: [B], or [B, S] of a packed one."""
+    hidden = encode_batch(params, config, batch, remat=remat)
+    if "ends" in batch:
+        return scalar(params, hidden, batch["ends"])[..., 0], batch["labels"], batch["weights"]
+    scores = scalar(params, hidden, batch["lengths"][:, None] - 1)[:, 0, 0]
+    return scores, batch["labels"], jnp.ones_like(scores)
+
+
 def completion_logprobs(
     params: Params,
     config: ModelConfig,
@@ -73,13 +93,17 @@ def completion_logprobs(
     chunk: int,
     with_entropy: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Log-probabilities [B, C] (and entropies) of the completion tokens of a collated batch.
+    """Log-probabilities [B, C] (and entropies) of the completion tokens of a collated batch, packed
+    or not.
 
     The prompt's tokens are dropped before the head: it sees C of T tokens.
     """
-    hidden = encode(params, config, batch["tokens"], batch["lengths"], remat=remat)
-    # Token t of the completion is predicted from the position before it.
-    hidden = take_rows(hidden, batch["starts"] - 1, batch["targets"].shape[1])
+    hidden = encode_batch(params, config, batch, remat=remat)
+    if "slots" in batch:
+        hidden = jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
+    else:
+        # Token t of the completion is predicted from the position before it.
+        hidden = take_rows(hidden, batch["starts"] - 1, batch["targets"].shape[1])
     return token_logprobs(
         params,
         config,

@@ -28,8 +28,8 @@ from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import barrier, first
 from grm_jax.sampler.critic import chunks
-from grm_jax.sampler.scoring import row_scores, score_examples
-from grm_jax.training.examples import meta_example
+from grm_jax.sampler.scoring import score_examples
+from grm_jax.training.examples import critique_scores, meta_example
 from grm_jax.training.fit import fit
 from grm_jax.training.losses import Loss, bce_loss
 from grm_jax.training.rft import to_trajectory
@@ -56,10 +56,8 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
 
     def loss_fn(params, frozen, batch) -> Loss:
         del frozen
-        scores = row_scores(
-            params, run.model, batch["tokens"], batch["lengths"], remat=run.setup.remat
-        )
-        return bce_loss(scores, batch["labels"], batch["mask"][:, 0])
+        found = critique_scores(params, run.model, batch, remat=run.setup.remat)
+        return bce_loss(*found)
 
     batch_size = config.fitting.batch_size
     data = example_batches(
@@ -69,6 +67,7 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         run.setup.seed,
         "critiques",
         local_rows(run.mesh, batch_size),
+        pack=config.fitting.pack,
     )
     params = fit(stage, config.fitting, data, loss_fn, config.start, num_labels=1)
     if heldout:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.config import ScalarRM
+from grm_jax.config import ConfigError, ScalarRM
 from grm_jax.data.loader import Batch, Example, batches, collate_rows, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
@@ -38,6 +38,8 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     stage = Stage(run, "scalar_rm", config, init)
     if stage.done:
         return
+    if config.fitting.pack:
+        raise ConfigError("scalar_rm learns from pairs, which are not packed; give fitting.pack 0")
     start = init or config.start
     stage.begin(start)
     pairs = [pair for record in run.records for pair in preference_pairs(run, record)]

@@ -60,5 +60,6 @@ def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str
         setup.seed,
         f"{stage.name} examples",
         local_rows(run.mesh, fitting.batch_size),
+        pack=fitting.pack,
     )
     stage.finish(fit(stage, fitting, data, loss_fn, start))

@@ -92,7 +92,7 @@ def test_scalar_head_is_that_of_transformers(classifier, rng):
     valid = np.arange(12) < lengths[:, None]
     tokens = np.where(valid, tokens, 0)
     hidden = jax.jit(gemma2.encode, static_argnums=1)(classifier.params, config, tokens, lengths)
-    ours = heads.scalar(classifier.params, hidden, jnp.asarray(lengths))
+    ours = heads.scalar(classifier.params, hidden, jnp.asarray(lengths)[:, None] - 1)[:, 0]
     theirs = classifier.logits(tokens, attention_mask=valid.astype(int))
     assert ours.shape == theirs.shape == (3, 1)
     assert np.abs(theirs).max() > 0.1

@@ -1,0 +1,167 @@
+"""Steps that would do harm: not taken, counted, and what many of them lead to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from grm_jax.config import GuardConfig, MeshConfig, Setup
+from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.model.config import SIZES
+from grm_jax.training.loop import Diverged, Loop, Work
+from grm_jax.training.losses import Loss
+from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.run import Run, Stage
+from grm_jax.training.step import Guard, init_state, make_train_step, round_randomly
+from grm_jax.training.trainable import Trainable
+
+
+def scaled_loss(params, frozen, batch) -> Loss:
+    """A loss whose gradient is as large as the batch says."""
+    del frozen
+    total = jnp.mean(batch["size"]) * jnp.sum(params["final_norm"])
+    return Loss(total, jnp.ones(()), {"loss": (total, jnp.ones(()))})
+
+
+def sizes(*values: float) -> list[dict[str, np.ndarray]]:
+    return [{"size": np.full(4, value, np.float32)} for value in values]
+
+
+@pytest.fixture
+def steps(table, params, one_device):
+    """(sizes, spike) -> parameters and metrics after each step."""
+
+    def run(batches, spike=0.0):
+        optimizer = optax.sgd(0.01)
+        step = make_train_step(scaled_loss, optimizer, table, one_device, spike=spike)
+        state, found = init_state(table, optimizer, one_device, params=params), []
+        for batch in batches:
+            state, metrics = step(state, None, batch)
+            norm = np.asarray(state.params["final_norm"])
+            found.append((norm, {k: float(v) for k, v in metrics.items()}))
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_step_that_is_not_finite_changes_nothing(bad, steps):
+    (first, _), (second, metrics), (third, after) = steps(sizes(1, bad, 1))
+    np.testing.assert_array_equal(first, second)
+    assert (metrics["skipped"], metrics["skipped_in_a_row"]) == (1, 1)
+    assert not np.array_equal(second, third) and np.isfinite(third).all()
+    assert (after["skipped"], after["skipped_in_a_row"]) == (0, 0)
+
+
+def test_a_spike_is_not_taken_but_a_lasting_change_is(steps):
+    found = steps(sizes(*[1] * 25, 50, 1, *[50] * 40), spike=5.0)
+    skipped = [metrics["skipped"] for _, metrics in found]
+    assert sum(skipped[:25]) == 0, "nothing is a spike while the norm is not known"
+    assert skipped[25:27] == [1, 0]
+    assert skipped[27] == 1 and skipped[-1] == 0
+    assert sum(steps(sizes(*[1] * 25, 50), spike=0.0)[25][1]["skipped"] for _ in "x") == 0
+
+
+def test_the_guard_is_its_formula():
+    guard, norms = Guard.fresh(), [2.0, 4.0, 3.0]
+    for norm in norms:
+        good, guard = guard.judge(jnp.asarray(0.0), jnp.asarray(norm), 10.0)
+        assert bool(good)
+    assert float(guard.norm) == pytest.approx(np.mean(norms))
+    assert int(guard.good) == 3
+
+
+def test_rounding_is_right_on_average():
+    """Updates of a hundredth of the last bit: to nearest they are lost, all of them."""
+    x = jnp.full(200_000, 1.0 + 2**-7 * 0.01, jnp.float32)
+    found = round_randomly(x, jax.random.key(0))
+    assert found.dtype == jnp.bfloat16
+    assert set(np.unique(np.asarray(found, np.float32))) == {1.0, 1.0 + 2**-7}
+    assert float(jnp.mean(found.astype(jnp.float32))) == pytest.approx(float(x[0]), abs=5e-6)
+    exact = jnp.asarray([0.0, -1.5, 3.0, jnp.inf, -jnp.inf], jnp.float32)
+    np.testing.assert_array_equal(round_randomly(exact, jax.random.key(1)), exact)
+    assert jnp.isnan(round_randomly(jnp.asarray([jnp.nan]), jax.random.key(2)))[0]
+
+
+def test_bfloat16_parameters_learn_from_tiny_updates(table, params, one_device):
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    optimizer = optax.sgd(1e-4)
+    step = make_train_step(scaled_loss, optimizer, table, one_device)
+    state = init_state(table, optimizer, one_device, params=low)
+    before = np.asarray(state.params["final_norm"], np.float32)
+    for _ in range(100):
+        state, _ = step(state, None, sizes(1.0)[0])
+    assert state.params["final_norm"].dtype == jnp.bfloat16
+    moved = np.asarray(state.params["final_norm"], np.float32) - before
+    assert moved.mean() == pytest.approx(-0.01, rel=0.3)
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch, model) -> Stage:
+    monkeypatch.setitem(SIZES, "micro", model)
+    setup = Setup(
+        run_dir=str(tmp_path), size="micro", mesh=MeshConfig(1, 1, 1), checkpoint_every=5,
+        world=WorldConfig(cold_start=5, train=5, fresh=2, shifted=1),
+        guard=GuardConfig(spike=0.0, patience=3, rollbacks=2), log_every=1,
+    )  # fmt: skip
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    found = Stage(Run(setup), "sft", None)
+    found.begin()
+    return found
+
+
+def run_loop(stage: Stage, values: list[float], steps: int) -> list[float]:
+    """Train on batches of these sizes; the steps at which each batch was met."""
+    source = grain.MapDataset.source(sizes(*values)).repeat().to_iter_dataset()
+    met = []
+    trainable, config = Trainable(stage.run, "base"), OptimizerConfig(learning_rate=1e-3)
+    with Loop(stage, steps, config, trainable, iter(source), log_every=1) as loop:
+        step = make_train_step(scaled_loss, loop.optimizer, trainable.table, stage.run.mesh)
+        for number in loop:
+            batch = next(loop.data)
+            met.append((number, float(batch["size"][0])))
+            loop.take(step, None, batch, Work(tokens=4.0))
+    return met
+
+
+def logged(stage: Stage) -> list[dict]:
+    lines = (Path(stage.directory) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_few_bad_steps_are_passed_over(stage, caplog):
+    met = run_loop(stage, [1.0, 1.0, np.nan, 1.0], 8)
+    assert [number for number, _ in met] == list(range(1, 9))
+    rows = logged(stage)
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 0] * 2
+    assert rows[2]["loss"] is None, "JSON has no NaN"
+    assert "sft: step 3 was not taken (loss nan, gradient norm nan); 1 in a row" in caplog.text
+
+
+def test_many_lead_back_to_the_checkpoint_and_on_with_other_data(stage, caplog):
+    met = run_loop(stage, [1.0] * 6 + [np.nan] * 4 + [2.0] * 20, 12)
+    back = [index for index in range(1, len(met)) if met[index][0] <= met[index - 1][0]]
+    assert len(back) == 1 and met[back[0]][0] == 6, "from step 5's checkpoint"
+    assert all(size == 2.0 for _, size in met[back[0] :]), "the bad data is behind"
+    assert "back to step 5" in caplog.text
+    assert [row["step"] for row in logged(stage)] == list(range(1, 13))
+
+
+def test_when_that_does_not_help_it_ends(stage):
+    with pytest.raises(Diverged, match="3 steps in a row could not be taken, and going back"):
+        run_loop(stage, [np.nan], 20)
+
+
+def test_a_profile_is_two_step_numbers(stage):
+    run = stage.run
+    run.setup = dataclasses.replace(run.setup, profile="3")
+    with pytest.raises(ValueError, match="--profile 3: give FIRST:LAST"):
+        run_loop(stage, [1.0], 2)
