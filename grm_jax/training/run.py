@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import shutil
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 
 from grm_jax import checkpoint
 from grm_jax.config import SYNTHETIC, ConfigError, Setup, differences, to_json
-from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
+from grm_jax.data.preferences import Preference, expand, read_preferences, require_unique_best
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose
@@ -149,6 +150,19 @@ class Run:
         return list(found)
 
     @functools.cached_property
+    def data_files(self) -> dict[str, str]:
+        """Checksums of the data files that were given: a run is not taken up with others."""
+        sources = [self.setup.instructions]
+        if not self.synthetic:
+            sources.append(self.setup.preferences)
+        found = {}
+        for source in filter(None, sources):
+            for path in expand(source):
+                with path.open("rb") as file:
+                    found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return found
+
+    @functools.cached_property
     def sampler(self) -> Sampler:
         return Sampler(
             self.model, self.tokenizer.stop_ids, self.setup.engine, decode_mesh(self.mesh)
@@ -223,16 +237,18 @@ class Stage:
         setup = dataclasses.asdict(run.setup)
         for free in FREE:
             del setup[free]
-        self._config = to_json({"setup": setup, "stage": used, "init": init})
+        parts = {"setup": setup, "stage": used, "init": init, "data": run.data_files}
+        self._config = to_json(parts)
         self._config_file = self.directory / "config.json"
         if self._config_file.exists():
             before = json.loads(self._config_file.read_text(encoding="utf-8"))
             changed = differences(before, json.loads(self._config))
             if changed:
                 raise ConfigError(
-                    f"{self.directory} was begun with another recipe; nothing was changed.\n    "
+                    f"{self.directory} was begun with another recipe or other data; nothing was "
+                    "changed.\n    "
                     + "\n    ".join(changed)
-                    + "\nUse the same options, another --run-dir, or delete that directory."
+                    + "\nUse the same options and files, another --run-dir, or delete that directory."
                 )
 
     def begin(self, *needs: str) -> None:
