@@ -6,6 +6,7 @@ batches -> train step -> metrics, checkpoints -> model
 from __future__ import annotations
 
 import grain
+import jax
 import numpy as np
 
 from grm_jax.config import Fitting
@@ -61,8 +62,6 @@ def fit(
 
 def _work(stage: Stage, batch: HostBatch) -> Work:
     """Tokens and FLOPs of this process's rows, times the number of processes."""
-    import jax
-
     lengths = np.asarray(batch["lengths"]).reshape(-1)
     heads = batch["mask"].sum(axis=1) if "mask" in batch else np.zeros_like(lengths)
     rows = zip(lengths.tolist(), heads.tolist(), strict=True)

@@ -29,7 +29,8 @@ import jax.numpy as jnp
 
 from grm_jax import checkpoint
 from grm_jax.config import SYNTHETIC, ConfigError, Setup, differences, to_json
-from grm_jax.data.preferences import Preference, expand, read_preferences, require_unique_best
+from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
+from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose
@@ -248,7 +249,7 @@ class Stage:
                     f"{self.directory} was begun with another recipe or other data; nothing was "
                     "changed.\n    "
                     + "\n    ".join(changed)
-                    + "\nUse the same options and files, another --run-dir, or delete that directory."
+                    + "\nUse the same options and files, another --run-dir, or delete that one."
                 )
 
     def begin(self, *needs: str) -> None:
