@@ -167,7 +167,12 @@ def forward(
     dtype = jnp.dtype(config.compute_dtype)
     # Gemma rounds the scale to the activation dtype first: 48.0, 59.75, 68.0 in bfloat16.
     scale = jnp.asarray(math.sqrt(config.embed_dim), dtype)
-    x = constrain(params["embed"][tokens].astype(dtype) * scale, ("batch", "seq", None))
+    x = params["embed"][tokens]
+    if layer_inputs is None:
+        # Every device looks up its part of the words' dimensions, then devices trade parts: the
+        # compiler, left alone, would give all tokens to all devices.
+        x = constrain(x, ("replicas", None, "embed"))
+    x = constrain(x.astype(dtype) * scale, ("batch", "seq", None))
     rotation = rotary(positions, config.head_dim, config.rope_theta)
 
     def block(x, block_params, inputs=None):

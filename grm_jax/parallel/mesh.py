@@ -21,6 +21,7 @@ AXES = ("replica", "fsdp", "sequence", "tensor")
 # Logical axis -> mesh axes. An axis that is not here is an error, not a replicated dimension.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("replica", "fsdp"),
+    "replicas": ("replica",),  # a batch that is split no further
     "seq": ("sequence",),
     "tokens": ("replica", "fsdp", "sequence"),  # all tokens of a batch, flattened
     "layers": (),
