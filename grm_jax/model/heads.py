@@ -51,7 +51,7 @@ def token_logprobs(
       hidden: [..., D]; give only the tokens whose log-probability is wanted (not the prompt's).
       targets: [...] token ids.
       temperature: the one the tokens were sampled at; required, because the trainer's and the
-        sampler's must agree.
+        sampler's must agree. It has no gradient.
       chunk: tokens whose logits a device holds at once.
 
     Returns:
@@ -69,8 +69,9 @@ def token_logprobs(
     x, ids = jnp.pad(x, ((0, 0), (0, extra), (0, 0))), jnp.pad(ids, ((0, 0), (0, extra)))
     x = x.reshape(ways, steps, size, x.shape[-1]).swapaxes(0, 1)
     ids = ids.reshape(ways, steps, size).swapaxes(0, 1)
-    static = _Static(config.final_softcap, temperature, with_entropy)
-    found = _logprobs(static, constrain(x, (None, "tokens", None, None)), params["embed"], ids)
+    static = _Static(config.final_softcap, with_entropy)
+    x, warmth = constrain(x, (None, "tokens", None, None)), jnp.asarray(temperature, jnp.float32)
+    found = _logprobs(static, x, params["embed"], ids, warmth)
     both = cast(tuple[jax.Array, jax.Array], found)
     logprob, entropy = (
         y.swapaxes(0, 1).reshape(ways, -1)[:, :rows].reshape(targets.shape) for y in both
@@ -80,13 +81,12 @@ def token_logprobs(
 
 class _Static(NamedTuple):
     softcap: float
-    temperature: float
     with_entropy: bool
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logprobs(
-    static: _Static, hidden: jax.Array, embed: jax.Array, ids: jax.Array
+    static: _Static, hidden: jax.Array, embed: jax.Array, ids: jax.Array, temperature: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities and entropies (or zeros) [n, W, c] of hidden [n, W, c, D], ids [n, W, c].
 
@@ -94,15 +94,15 @@ def _logprobs(
     for all chunks; in the backward pass its gradient is summed in float32, by each device for its
     own tokens, and over devices once.
     """
-    return _logprobs_forward(static, hidden, embed, ids)[0]
+    return _logprobs_forward(static, hidden, embed, ids, temperature)[0]
 
 
-def _logprobs_forward(static: _Static, hidden: jax.Array, embed: jax.Array, ids: jax.Array):
+def _logprobs_forward(static: _Static, hidden, embed, ids, temperature):
     words = _whole(embed, hidden.dtype)
 
     def chunk(_, given):
         h, t = given
-        z = _logits(h, words, static.softcap) / static.temperature
+        z = _logits(h, words, static.softcap) / temperature
         norm = jax.nn.logsumexp(z, axis=-1)
         picked = jnp.sum(jnp.where(_is_target(z, t), z, 0.0), axis=-1)
         entropy = jnp.zeros_like(norm)
@@ -111,11 +111,11 @@ def _logprobs_forward(static: _Static, hidden: jax.Array, embed: jax.Array, ids:
         return None, (picked - norm, entropy, norm)
 
     _, (logprob, entropy, norm) = jax.lax.scan(chunk, None, (hidden, ids))
-    return (logprob, entropy), (hidden, embed, ids, norm, entropy)
+    return (logprob, entropy), (hidden, embed, ids, temperature, norm, entropy)
 
 
 def _logprobs_backward(static: _Static, kept, given):
-    hidden, embed, ids, norm, entropy = kept
+    hidden, embed, ids, temperature, norm, entropy = kept
     words = _whole(embed, hidden.dtype)
     ways = hidden.shape[1]
 
@@ -123,20 +123,20 @@ def _logprobs_backward(static: _Static, kept, given):
         h, t, norm, entropy, g, g_entropy = given
         raw = jnp.einsum("wcd,vd->wcv", h, words, preferred_element_type=jnp.float32)
         tanh = jnp.tanh(raw / static.softcap)
-        z = static.softcap * tanh / static.temperature - norm[..., None]
+        z = static.softcap * tanh / temperature - norm[..., None]
         p = jnp.exp(z)
         # d logprob / dz = [target] - p;  d entropy / dz = -p (log p + entropy)
         dz = jnp.where(_is_target(z, t), g[..., None], 0.0) - g[..., None] * p
         if static.with_entropy:
             dz -= g_entropy[..., None] * p * (z + entropy[..., None])
-        draw = (dz * (1.0 - tanh * tanh) / static.temperature).astype(h.dtype)
+        draw = (dz * (1.0 - tanh * tanh) / temperature).astype(h.dtype)
         dh = jnp.einsum("wcv,vd->wcd", draw, words, preferred_element_type=jnp.float32)
         dwords += jnp.einsum("wcv,wcd->wvd", draw, h, preferred_element_type=jnp.float32)
         return dwords, dh.astype(h.dtype)
 
     zeros = constrain(jnp.zeros((ways, *embed.shape), jnp.float32), ("tokens", "vocab", None))
     dwords, dhidden = jax.lax.scan(chunk, zeros, (hidden, ids, norm, entropy, *given))
-    return dhidden, jnp.sum(dwords, axis=0).astype(embed.dtype), None
+    return dhidden, jnp.sum(dwords, axis=0).astype(embed.dtype), None, None
 
 
 _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
