@@ -14,7 +14,11 @@ KINDS: tuple[str, ...] = (
 )
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_CALL = re.compile(r"(?:body|to_apply|calls|branch_computations|called_computations)=\{?([^,)}]+)")
+_CALL = re.compile(
+    r"(?:branch_computations|called_computations|calls)=\{([^}]*)\}"
+    r"|(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -22,12 +26,14 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 def collective_bytes(text: str) -> dict[str, float]:
     """Bytes of the results of each kind of collective in an HLO module's text, a device and call.
 
-    What stands in a loop counts as often as the loop runs (where the compiler knows).
+    What stands in a loop counts as often as the loop runs (where the compiler knows), and both
+    branches of a condition count. A collective that is begun, carried on and ended in different
+    places has one channel, and counts once.
     """
     bodies = _computations(text)
     entry = next(name for name, (first, _) in bodies.items() if first)
     totals = dict.fromkeys(KINDS, 0.0)
-    _count(bodies, entry, 1.0, totals)
+    _count(bodies, entry, 1.0, totals, set())
     return totals
 
 
@@ -45,21 +51,23 @@ def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
     return found
 
 
-def _count(bodies, name: str, times: float, totals: dict[str, float]) -> None:
+def _count(bodies, name: str, times: float, totals: dict[str, float], seen: set[str]) -> None:
     for line in bodies[name][1]:
         kind = next((k for k in KINDS if f" {k}(" in line or f" {k}-start(" in line), None)
         if kind is not None:
-            totals[kind] += times * _result_bytes(line, kind)
-            continue
-        if "=" not in line:
+            channel = _CHANNEL.search(line)
+            if channel is None or channel.group(1) not in seen:
+                totals[kind] += times * _result_bytes(line, kind)
+            if channel is not None:
+                seen.add(channel.group(1))
             continue
         trips = _TRIPS.search(line)
         repeat = float(trips.group(1)) if trips and " while(" in line else 1.0
-        for called in _CALL.findall(line):
-            for one in called.split(","):
-                inner = one.strip().lstrip("%")
+        for several, one in _CALL.findall(line):
+            for called in (several or one).split(","):
+                inner = called.strip().lstrip("%")
                 if inner in bodies:
-                    _count(bodies, inner, times * repeat, totals)
+                    _count(bodies, inner, times * repeat, totals, seen)
 
 
 def _result_bytes(line: str, kind: str) -> float:

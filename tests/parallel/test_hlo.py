@@ -11,6 +11,15 @@ from grm_jax.parallel.mesh import sharding, use_mesh
 
 PRETEND = """HloModule m
 
+%branch (q: f32[4]) -> f32[4] {
+  %rs = f32[4]{0} reduce-scatter(%z), channel_id=7, to_apply=%add
+}
+
+%other (q: f32[4]) -> f32[4] {
+  %again = f32[4]{0} reduce-scatter(%z), channel_id=7, to_apply=%add
+  %ata = f32[6]{0} all-to-all(%z), channel_id=8
+}
+
 %inner (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %ag = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%x), dimensions={0}
   %done = f32[8,4]{1,0} all-gather-done(%ag)
@@ -18,6 +27,7 @@ PRETEND = """HloModule m
 
 ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %w = (s32[], f32[8,4]) while(%t), body=%inner, backend_config={"known_trip_count":{"n":"13"}}
+  %c = f32[4]{0} conditional(%k, %y, %y), branch_computations={%branch, %other}
   ROOT %r = bf16[16]{0} all-reduce(%y), to_apply=%add
 }
 """
@@ -27,7 +37,8 @@ def test_loops_count_as_often_as_they_run():
     found = collective_bytes(PRETEND)
     assert found["all-gather"] == 13 * 8 * 4 * 4
     assert found["all-reduce"] == 16 * 2
-    assert found["reduce-scatter"] == 0
+    assert found["reduce-scatter"] == 4 * 4, "two places, one channel"
+    assert found["all-to-all"] == 6 * 4, "the second branch"
 
 
 def test_a_real_program(mesh_of):
