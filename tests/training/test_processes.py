@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
+
+from grm_jax.checkpoint import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 # Few and small; every stage's kind of step: completions, sampled groups, a scalar head.
@@ -67,7 +68,8 @@ def curve(run_dir: Path, stage: str, *names: str) -> np.ndarray:
 @pytest.mark.slow
 def test_two_processes_are_one_of_eight_devices(tmp_path):
     outputs = two("sft", tmp_path / "two")
-    assert "done" in outputs[0] and outputs[1].strip() == "", "the first alone speaks"
+    said = [[line for line in out.splitlines() if line and "[Gloo]" not in line] for out in outputs]
+    assert any("done" in line for line in said[0]) and not said[1], "the first alone speaks"
     finish(start("sft", tmp_path / "one", 8, None, 0))
     found, expected = (curve(tmp_path / n, "sft", "loss", "grad_norm") for n in ("two", "one"))
     assert found.shape == (5, 2)
@@ -80,6 +82,6 @@ def test_two_processes_are_one_of_eight_devices(tmp_path):
     found, expected = (curve(tmp_path / n, "rl", *names) for n in ("two", "one"))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-3, atol=1e-6)
     assert (curve(tmp_path / "two", "rl", "logprob_gap") < 1e-4).all()
-    models = [ocp.load(str(tmp_path / n / "rl" / "model" / "params")) for n in ("two", "one")]
+    models = [load_model(tmp_path / n / "rl" / "model")[1] for n in ("two", "one")]
     embeds = [np.asarray(model["embed"]) for model in models]
     np.testing.assert_allclose(*embeds, atol=2e-3)
