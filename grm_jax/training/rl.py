@@ -82,6 +82,9 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     with contextlib.closing(rollout_log), loop:
         for step in loop:
             records: list[Preference] = next(data)
+            with loop.timer.phase("update"):
+                # Rollouts need it now; the wait is the update's, not theirs.
+                jax.block_until_ready(loop.state.params)
             with loop.timer.phase("rollout"):
                 rollouts = critic.critiques(
                     trainable.assemble(loop.state.params, trainable.frozen),
