@@ -118,7 +118,7 @@ def stage(tmp_path, monkeypatch, model) -> Stage:
     return found
 
 
-def run_loop(stage: Stage, values: list[float], steps: int) -> list[float]:
+def run_loop(stage: Stage, values: list[float], steps: int) -> list[tuple[int, float]]:
     """Train on batches of these sizes; the steps at which each batch was met."""
     source = grain.MapDataset.source(sizes(*values)).repeat().to_iter_dataset()
     met = []
