@@ -40,6 +40,28 @@ def test_logprobs_and_entropy_are_numpys(case, temperature, chunk):
     assert heads.token_logprobs(params, CONFIG, hidden, targets, temperature=temperature)[1] is None
 
 
+def test_gradients_are_those_of_the_formula(case):
+    """Log-probabilities and entropies have a backward pass of their own: against automatic ones."""
+    params, hidden, targets = case
+    weights = np.linspace(-1, 2, targets.size, dtype=np.float32).reshape(TOKENS)
+
+    def ours(embed, hidden):
+        logprobs, entropy = heads.token_logprobs(
+            {"embed": embed}, CONFIG, hidden, targets, temperature=0.7, chunk=3, with_entropy=True
+        )
+        return jnp.sum(weights * logprobs) + jnp.sum(weights**2 * entropy)
+
+    def plain(embed, hidden):
+        z = CONFIG.final_softcap * jnp.tanh(hidden @ embed.T / CONFIG.final_softcap) / 0.7
+        logp = jax.nn.log_softmax(z)
+        picked = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(weights * picked) - jnp.sum(weights**2 * jnp.sum(jnp.exp(logp) * logp, -1))
+
+    both = (jax.grad(f, argnums=(0, 1))(params["embed"], hidden) for f in (ours, plain))
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_chunks_change_neither_values_nor_gradients(case):
     """Chunks that divide the ten tokens, that do not, of one token, and one of them all."""
     params, hidden, targets = case

@@ -163,3 +163,16 @@ def test_moments_lie_where_their_parameters_lie(name, params, table, mesh_of):
     assert moments == 2 * len(table) - (matrices if name == "muon" else 0)
     embed = state.params["embed"]
     assert embed.addressable_shards[0].data.shape == (embed.shape[0] // 2, embed.shape[1] // 2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_moments_of_bfloat16_parameters_are_float32(name, table, params):
+    """optax would follow the parameters; and the state keeps its dtypes from step to step."""
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    optimizer = make_optimizer(OptimizerConfig(name=name), 10, table)
+    state = optimizer.init(low)
+    dtypes = [x.dtype for x in jax.tree.leaves(state)]
+    assert jnp.bfloat16 not in dtypes
+    updates, state = optimizer.update(low, state, low)
+    assert [x.dtype for x in jax.tree.leaves(state)] == dtypes
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(updates))
