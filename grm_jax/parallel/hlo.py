@@ -20,13 +20,15 @@ _CALL = re.compile(
 )
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"= s32\[\][^ ]* constant\((\d+)\)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def collective_bytes(text: str) -> dict[str, float]:
     """Bytes of the results of each kind of collective in an HLO module's text, a device and call.
 
-    What stands in a loop counts as often as the loop runs (where the compiler knows), and both
+    What stands in a loop counts as often as the loop runs, where that can be read, and both
     branches of a condition count. A collective that is begun, carried on and ended in different
     places has one channel, and counts once.
     """
@@ -61,13 +63,24 @@ def _count(bodies, name: str, times: float, totals: dict[str, float], seen: set[
             if channel is not None:
                 seen.add(channel.group(1))
             continue
-        trips = _TRIPS.search(line)
-        repeat = float(trips.group(1)) if trips and " while(" in line else 1.0
+        repeat = _trips(bodies, line) if " while(" in line else 1.0
         for several, one in _CALL.findall(line):
             for called in (several or one).split(","):
                 inner = called.strip().lstrip("%")
                 if inner in bodies:
                     _count(bodies, inner, times * repeat, totals, seen)
+
+
+def _trips(bodies, line: str) -> float:
+    """How often a loop runs: as the compiler says, or what its condition counts up to; else 1."""
+    told = _TRIPS.search(line)
+    if told:
+        return float(told.group(1))
+    condition = _CONDITION.search(line)
+    if condition is None or condition.group(1) not in bodies:
+        return 1.0
+    bounds = [int(n) for text in bodies[condition.group(1)][1] for n in _CONSTANT.findall(text)]
+    return float(max(bounds, default=1))
 
 
 def _result_bytes(line: str, kind: str) -> float:

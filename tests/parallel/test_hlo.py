@@ -25,8 +25,18 @@ PRETEND = """HloModule m
   %done = f32[8,4]{1,0} all-gather-done(%ag)
 }
 
+%test (p: (s32[], f32[8,4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(5)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+%counted (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %cp = f32[2]{0} collective-permute(%x), channel_id=9
+}
+
 ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %w = (s32[], f32[8,4]) while(%t), body=%inner, backend_config={"known_trip_count":{"n":"13"}}
+  %v = (s32[], f32[8,4]) while(%t), condition=%test, body=%counted
   %c = f32[4]{0} conditional(%k, %y, %y), branch_computations={%branch, %other}
   ROOT %r = bf16[16]{0} all-reduce(%y), to_apply=%add
 }
@@ -38,6 +48,7 @@ def test_loops_count_as_often_as_they_run():
     assert found["all-gather"] == 13 * 8 * 4 * 4
     assert found["all-reduce"] == 16 * 2
     assert found["reduce-scatter"] == 4 * 4, "two places, one channel"
+    assert found["collective-permute"] == 5 * 2 * 4, "by its condition"
     assert found["all-to-all"] == 6 * 4, "the second branch"
 
 
