@@ -57,9 +57,6 @@ def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> No
     run = stage.run
     records = run.records[: config.records]
     partial = file.with_name(file.name + ".partial")
-    if first():
-        partial.touch()
-    barrier("rft: begun")
     done = _resume(partial, config, len(records))
     barrier("rft: resumed")
     params = run.params(start)
@@ -131,6 +128,8 @@ def to_trajectory(
 
 def _resume(partial: Path, config: RFT, total: int) -> int:
     """Records whose trajectories are whole in the partial file, which is cut back to them."""
+    if not partial.exists():
+        return 0
     rows_each = config.samples + config.hinted
     # Bytes, since a cut-off line, which has no newline, may end within a character.
     lines = [line + b"\n" for line in partial.read_bytes().split(b"\n")[:-1]]
