@@ -49,6 +49,7 @@ def test_gradients_are_those_of_the_formula(case):
         logprobs, entropy = heads.token_logprobs(
             {"embed": embed}, CONFIG, hidden, targets, temperature=0.7, chunk=3, with_entropy=True
         )
+        assert entropy is not None
         return jnp.sum(weights * logprobs) + jnp.sum(weights**2 * entropy)
 
     def plain(embed, hidden):
