@@ -33,7 +33,7 @@ class StepLog:
     """
 
     def __init__(self, path: Path, resume_step: int = 0):
-        self._file = None
+        self._path, self._file = path, None
         if jax.process_index() != 0:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,11 @@ class StepLog:
             partial.write_bytes(b"".join(line + b"\n" for line in kept))
             partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows of steps after `step`: they will be written again."""
+        self.close()
+        self.__init__(self._path, step)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         if self._file is None:

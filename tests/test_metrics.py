@@ -118,3 +118,14 @@ def test_timer_adds_up_and_starts_again():
     taken = timer.take()
     assert taken.keys() == {"seconds/a", "seconds/b"} and min(taken.values()) >= 0
     assert timer.take() == {}
+
+
+def test_a_step_log_goes_back(tmp_path):
+    log = StepLog(tmp_path / "rows.jsonl")
+    for step in (1, 2, 3):
+        log.write([{"step": step, "try": 1}, {"step": step, "try": 1}])
+    log.rewind(1)
+    log.write([{"step": 2, "try": 2}])
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["try"]) for row in rows] == [(1, 1), (1, 1), (2, 2)]

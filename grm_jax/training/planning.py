@@ -146,7 +146,7 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
     """
     if isinstance(stage, configs.RL):
         return _plan_rl(run, stage)
-    phases = [_plan_fit(run, stage.fitting, scalar=isinstance(stage, configs.MetaRM))]
+    phases = [_plan_fit(run, stage.fitting, scalar=_is_scalar(stage))]
     sampling = getattr(stage, "sampling", None)
     if sampling is not None:
         weights = abstract_params(run.table(), jnp.float32, param_shardings(run.table(), run.mesh))
@@ -154,6 +154,10 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
         records = -(-run.setup.engine.max_rows // stage.samples)
         phases.insert(0, _plan_rollout(run, weights, records, stage.samples, sampling, {}))
     return phases
+
+
+def _is_scalar(stage: Any) -> bool:
+    return isinstance(stage, configs.MetaRM | configs.ScalarRM)
 
 
 def _plan_rl(run: PlannedRun, stage: configs.RL) -> list[Phase]:

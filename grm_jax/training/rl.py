@@ -79,8 +79,12 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
         loop.optimizer, trainable.table, run.mesh, micro_batches=parts,
         spike=run.setup.guard.spike,
     )  # fmt: skip
+    last = loop.first
     with contextlib.closing(rollout_log), loop:
         for step in loop:
+            if step <= last:  # went back to a checkpoint: these steps are drawn again
+                rollout_log.rewind(step - 1)
+            last = step
             records: list[Preference] = next(data)
             with loop.timer.phase("update"):
                 # Rollouts need it now; the wait is the update's, not theirs.
