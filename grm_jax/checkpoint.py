@@ -248,12 +248,15 @@ class StageCheckpoints:
         return self.directory / f"{step}.files.json"
 
     def _clean(self) -> None:
-        """Remove what a killed process left: checkpoints without a list, lists without one."""
+        """Move away what a killed process left: checkpoints without a list, lists without one."""
         if first() and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if path.name.isdigit() and not self._list(int(path.name)).exists():
-                    log.info("checkpoint %s was cut off while it was written; removed", path)
-                    shutil.rmtree(path)
+                    # The newest such one is kept: it may be whole but for its list.
+                    target = self.directory.with_name("unlisted-checkpoint")
+                    log.warning("checkpoint %s has no file list; moved to %s", path, target)
+                    shutil.rmtree(target, ignore_errors=True)
+                    path.rename(target)
                 name = path.name.removesuffix(".files.json")
                 if path.name != name and not (self.directory / name).is_dir():
                     path.unlink()
