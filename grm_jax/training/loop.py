@@ -183,7 +183,9 @@ class Loop:
     def _write(self, step: int) -> None:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
-        means = {name: float(np.mean([row[name] for row in self._rows])) for name in self._rows[0]}
+        # A phase that a step did not have, such as a checkpoint, took it no time.
+        names = dict.fromkeys(name for row in self._rows for name in row)
+        means = {name: float(np.mean([row.get(name, 0.0) for row in self._rows])) for name in names}
         count = len(self._rows)
         tokens, flops = (sum(getattr(w, kind) for w in self._work) for kind in ("tokens", "flops"))
         self._rows, self._work = [], []
@@ -192,11 +194,10 @@ class Loop:
             rates["model_flops_utilisation"] = flops / seconds / self._peak
         rate = {"learning_rate": float(np.asarray(self._rate(step - 1)))}
         self._metrics.write(step, {**means, **rate, **rates})
-        names = self._shown or (
+        shown = self._shown or tuple(
             name for name in means if not name.startswith(("skipped", "seconds"))
         )
-        shown = {name: means[name] for name in names}
-        self._progress.update(count, shown | rates)
+        self._progress.update(count, {name: means[name] for name in shown} | rates)
 
     def _abstract(self) -> TrainState:
         trainable, mesh = self.trainable, self.stage.run.mesh

@@ -118,12 +118,12 @@ def stage(tmp_path, monkeypatch, model) -> Stage:
     return found
 
 
-def run_loop(stage: Stage, values: list[float], steps: int) -> list[tuple[int, float]]:
+def run_loop(stage: Stage, values: list[float], steps: int, log_every=1) -> list[tuple[int, float]]:
     """Train on batches of these sizes; the steps at which each batch was met."""
     source = grain.MapDataset.source(sizes(*values)).repeat().to_iter_dataset()
     met = []
     trainable, config = Trainable(stage.run, "base"), OptimizerConfig(learning_rate=1e-3)
-    with Loop(stage, steps, config, trainable, iter(source), log_every=1) as loop:
+    with Loop(stage, steps, config, trainable, iter(source), log_every=log_every) as loop:
         step = make_train_step(scaled_loss, loop.optimizer, trainable.table, stage.run.mesh)
         for number in loop:
             batch = next(loop.data)
@@ -144,6 +144,16 @@ def test_a_few_bad_steps_are_passed_over(stage, caplog):
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0] * 2
     assert rows[2]["loss"] is None, "JSON has no NaN"
     assert "sft: step 3 was not taken (loss nan, gradient norm nan); 1 in a row" in caplog.text
+
+
+def test_a_row_is_the_mean_of_its_steps_and_phases(stage):
+    """Also of a phase that only some of the steps have: a checkpoint."""
+    run_loop(stage, [1.0, 3.0], 12, log_every=4)
+    rows = logged(stage)
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert ["seconds/checkpoint" in row for row in rows] == [False, True, True]
+    assert all(row["seconds/update"] > 0 for row in rows)
+    assert rows[0]["loss"] > rows[-1]["loss"]
 
 
 def test_many_lead_back_to_the_checkpoint_and_on_with_other_data(stage, caplog):
