@@ -61,7 +61,7 @@ def plan(recipe, name: str) -> int:
         kind, count = topology.gpu(name)
         devices = topology.stand_ins(count)
     count = len(devices)
-    run = planning.PlannedRun(recipe.setup, devices, compiles=is_tpu)
+    run = planning.PlannedRun(recipe.setup, devices, kind, compiles=is_tpu)
     device = find_device(kind)
     assert device is not None, kind
     stages = {

@@ -58,6 +58,37 @@ def test_adapters_leave_little_to_train(full):
     assert row(output, "optimiser")[0] < 0.5
 
 
+def test_every_stage_is_planned_as_it_runs():
+    """Pairs are two rows; packed rows are as long as they are packed."""
+    together = ["--scalar-rm.fitting.device-batch", "4"]  # the meta RM's
+    code, pairs = plan("--config", "scalar_rm.py:2b", "--topology", "h100:8", *together)
+    assert code == 0, pairs
+    code, rows = plan("--config", "meta_rm.py:2b", "--topology", "h100:8")
+    assert code == 0, rows
+    update = "activations and scratch"
+    assert row(pairs, update)[-1] > 1.5 * row(rows, update)[-1]
+    packing = ["--meta-rm.fitting.pack", "2048", "--meta-rm.fitting.device-batch", "4"]
+    _, packed = plan("--config", "meta_rm.py:2b", "--topology", "h100:8", *packing)
+    assert row(packed, update)[-1] < 0.5 * row(rows, update)[-1]
+
+
+def test_a_rollout_is_cut_to_what_is_free():
+    """By as many samples as the sampler itself would drop."""
+    large = ["--engine.max-rows", "4096", "--rl.prompts", "1024"]
+    _, free = plan("--config", "rl.py:2b", "--topology", "h100:8", *large)
+    _, given = plan(
+        "--config",
+        "rl.py:2b",
+        "--topology",
+        "h100:8",
+        *large,
+        "--engine.cache-bytes",
+        "1000000000000000",
+    )
+    assert row(free, "caches")[0] < row(given, "caches")[0]
+    assert row(free, "total, of 74.5")[0] < 74.5
+
+
 def test_what_does_not_fit_comes_with_advice():
     code, output = plan("--config", "rl.py:27b", "--topology", "l4:8")
     assert code == 2

@@ -103,6 +103,13 @@ def any_of(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def least_of(value: float) -> float:
+    """The smallest of all processes' values; all of them must ask."""
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.process_allgather(np.float32(value)).min())
+
+
 def put_same(tree: Any, where: Sharding) -> Any:
     """Host values that are equal in all processes, as arrays laid out by `where`."""
     if where.is_fully_addressable:

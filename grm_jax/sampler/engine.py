@@ -27,6 +27,7 @@ from grm_jax.parallel.mesh import data_parallel, replicated, sharding
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.memory import cache_room, free_bytes
 from grm_jax.sampler.plan import EngineConfig, Plan, make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
@@ -153,9 +154,10 @@ class Sampler:
         if together is not None and together < 1:
             raise ValueError(f"together={together}; at least one sample of an example must run")
         shards = data_parallel(self.mesh)
+        longest = max(len(request.prompt) for request in requests)
         plan = make_plan(
             self.model,
-            self.engine,
+            self._within_memory(longest),
             requests,
             sampling.max_new_tokens,
             shards,
@@ -169,6 +171,18 @@ class Sampler:
         rollout = Rollout(self, params, plan, shards, sampling, key)
         for batch in self._batches(requests, plan, shards):
             yield from rollout.run(batch, wanted, together)
+
+    @functools.cached_property
+    def _free(self) -> float | None:
+        # Asked once: a plan that changed with every free byte would compile again and again.
+        return free_bytes(self.mesh) if self.engine.cache_bytes is None else None
+
+    def _within_memory(self, longest: int) -> EngineConfig:
+        """The engine's sizes, with a budget for caches where the devices tell what is free."""
+        if self._free is None:
+            return self.engine
+        room = cache_room(self.model, self.engine, self.mesh, longest, self._free)
+        return dataclasses.replace(self.engine, cache_bytes=room)
 
     def _batches(
         self, requests: Sequence[Request], plan: Plan, shards: int

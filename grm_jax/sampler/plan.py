@@ -50,8 +50,8 @@ class EngineConfig:
     int8_cache: bool = False
     """Keep keys and values as 8-bit integers: twice as many fit, at some accuracy."""
     cache_bytes: int | None = None
-    """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None: no
-    limit."""
+    """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None:
+    what an accelerator has free at the first rollout (`sampler.memory`); no limit on a CPU."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "page", "prefill_tokens", "chunk", "min_lanes"):

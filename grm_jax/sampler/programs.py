@@ -36,7 +36,7 @@ class Programs:
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
         self.compilations: list[Compilation] = []
-        self._programs: dict[tuple[str, Hashable], Callable[..., Any]] = {}
+        self._programs: dict[tuple[str, Hashable], Any] = {}
 
     def put(self, tree: Any, where: Sharding) -> Any:
         """Host values, the same in every process, as arrays laid out by `where`."""
@@ -48,23 +48,39 @@ class Programs:
         shape: Hashable,
         function: Callable[..., Any],
         *args: Any,
-        donate: tuple[int, ...] = (),
-        out_shardings: Any = None,
+        **how: Any,
     ) -> Any:
         """function(*args), compiled the first time that `name` meets `shape`.
 
         Args:
           shape: everything that the program depends on besides its arguments' values.
-          donate: arguments whose memory may be reused.
+          how: donate, arguments whose memory may be reused; out_shardings.
         """
+        return self.compiled(name, shape, function, *args, **how)(*args)
+
+    def compiled(
+        self, name: str, shape: Hashable, function: Callable[..., Any], *args: Any, **how: Any
+    ) -> Any:
+        """The program that `run` calls."""
         program = self._programs.get((name, shape))
         if program is None:
             started = time.perf_counter()
-            with use_mesh(self.mesh):
-                jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-                program = jitted.lower(*args).compile()
+            program = self._programs[name, shape] = self.compile(name, function, *args, **how)
             seconds = time.perf_counter() - started
-            self._programs[name, shape] = program
             self.compilations.append(Compilation(name, shape, seconds))
             log.debug("sampler: compiled %s %s in %.1f s", name, shape, seconds)
-        return program(*args)
+        return program
+
+    def compile(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        donate: tuple[int, ...] = (),
+        out_shardings: Any = None,
+    ) -> Any:
+        """Compile for arguments like these."""
+        del name
+        with use_mesh(self.mesh):
+            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+            return jitted.lower(*args).compile()

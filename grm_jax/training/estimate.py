@@ -51,25 +51,3 @@ def update_bytes(
     logits = 3 * at_once * c.vocab_size / tensor * 4
     words = (4 + width) * c.vocab_size * c.embed_dim / tensor if head_tokens else 0.0
     return kept + max(working + gathered, logits + words) + stream
-
-
-def decode_weight_bytes(model: ModelConfig, mesh: Mesh) -> float:
-    """Weights of decoding on one device: split over the tensor axis alone, in the compute dtype."""
-    width = jnp.dtype(model.compute_dtype).itemsize
-    split = ("vocab", "heads", "kv_heads", "mlp")
-    return float(
-        sum(
-            math.prod(spec.shape) * width
-            / (mesh.shape["tensor"] if any(axis in split for axis in spec.axes) else 1)
-            for spec in param_table(model)
-        )
-    )  # fmt: skip
-
-
-def prefill_bytes(model: ModelConfig, mesh: Mesh, tokens: int, length: int) -> float:
-    """Activations of computing `tokens` prompt tokens at once, after prompts of `length`."""
-    c, width = model, jnp.dtype(model.compute_dtype).itemsize
-    tensor = mesh.shape["tensor"]
-    linear = tokens * (4 * c.embed_dim + 3 * c.hidden_dim / tensor) * width
-    scores = 2 * tokens * length * c.num_heads / tensor * 4
-    return linear + scores

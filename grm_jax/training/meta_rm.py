@@ -29,9 +29,9 @@ from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import barrier, first
 from grm_jax.sampler.critic import chunks
 from grm_jax.sampler.scoring import score_examples
-from grm_jax.training.examples import critique_scores, meta_example
+from grm_jax.training.examples import meta_example
 from grm_jax.training.fit import fit
-from grm_jax.training.losses import Loss, bce_loss
+from grm_jax.training.objectives import critique_objective
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 
@@ -54,11 +54,6 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
     )  # fmt: skip
     examples = meta_examples(run, training)
 
-    def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
-        found = critique_scores(params, run.model, batch, remat=run.setup.remat)
-        return bce_loss(*found)
-
     batch_size = config.fitting.batch_size
     data = example_batches(
         examples,
@@ -69,7 +64,8 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         local_rows(run.mesh, batch_size),
         pack=config.fitting.pack,
     )
-    params = fit(stage, config.fitting, data, loss_fn, config.start, num_labels=1)
+    objective = critique_objective(run)
+    params = fit(stage, config.fitting, data, objective, config.start, num_labels=1)
     if heldout:
         figures = validate(run, params, heldout, config.fitting.batch_size)
         # JSON has no NaN: an AUC of critiques that are all right, or all wrong, is null.

@@ -10,11 +10,12 @@ arguments is added up from the shapes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +23,46 @@ import numpy as np
 from jax.sharding import Sharding
 
 from grm_jax import config as configs
-from grm_jax.model.config import ModelConfig, model_config
+from grm_jax.data.loader import Example, collate, collate_groups
+from grm_jax.data.packing import collate_packed
+from grm_jax.model.config import model_config
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params, abstract_params
+from grm_jax.parallel.devices import find_device
 from grm_jax.parallel.hlo import collective_bytes
-from grm_jax.parallel.mesh import data_parallel, decode_mesh, sharding, use_mesh
+from grm_jax.parallel.mesh import data_parallel, decode_mesh, sharding
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Rollout, Sampler
+from grm_jax.sampler.memory import cache_room, decode_weight_bytes, prefill_bytes
 from grm_jax.sampler.plan import make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Request
 from grm_jax.training import estimate
+from grm_jax.training.objectives import (
+    completion_objective,
+    critique_objective,
+    policy_objective,
+    preference_objective,
+)
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.run import Run
+from grm_jax.training.scalar_rm import collate_pairs
 from grm_jax.training.step import (
+    TrainStep,
     abstract_state,
     make_train_step,
     micro_batches,
     param_shardings,
 )
 from grm_jax.training.trainable import Trainable
+
+
+class Work(NamedTuple):
+    """A row of a batch: tokens, how many of them need logits, and sequences that share them."""
+
+    tokens: int
+    heads: int
+    sequences: int = 1
 
 
 @dataclasses.dataclass
@@ -76,21 +97,16 @@ class PlannedRun(Run):
 
     Args:
       devices: those to plan for, or as many others where `compiles` is False.
+      kind: what JAX calls the devices that are planned for.
     """
 
-    def __init__(self, setup: configs.Setup, devices: Sequence[Any], *, compiles: bool):
+    def __init__(self, setup: configs.Setup, devices: Sequence[Any], kind: str, *, compiles: bool):
         super().__init__(setup, devices)
-        self.compiles = compiles
+        self.kind, self.compiles = kind, compiles
 
     @property
-    def model(self) -> ModelConfig:  # pyright: ignore[reportIncompatibleVariableOverride]
-        from grm_jax.model.attention_backends import choose
-        from grm_jax.training.run import read_model_config
-
-        base, device = self.setup.base, self.mesh.devices.flat[0]
-        found = read_model_config(base) if base else model_config(self.setup.size)
-        backend = choose(self.setup.attention, device.platform, device.device_kind)
-        return found.replace(attention=backend)
+    def vocab_size(self) -> int:
+        return model_config(self.setup.size).vocab_size
 
 
 class DryPrograms(Programs):
@@ -98,7 +114,7 @@ class DryPrograms(Programs):
 
     def __init__(self, mesh):
         super().__init__(mesh)
-        self.compiled: dict[str, Any] = {}
+        self.by_name: dict[str, Any] = {}
 
     def put(self, tree: Any, where: Sharding) -> Any:
         def shape(x: Any) -> jax.ShapeDtypeStruct:
@@ -107,21 +123,21 @@ class DryPrograms(Programs):
 
         return jax.tree.map(shape, tree)
 
-    def run(self, name, shape, function, *args, donate=(), out_shardings=None):
-        with use_mesh(self.mesh):
-            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-            self.compiled[name] = compiled = compile_or_refuse(name, jitted.lower(*args))
+    def run(self, name, shape, function, *args, **how):
+        with refusal(name):
+            self.by_name[name] = program = self.compiled(name, shape, function, *args, **how)
         return jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             jax.eval_shape(function, *args),
-            compiled.output_shardings,
+            program.output_shardings,
         )
 
 
-def compile_or_refuse(name: str, lowered: Any) -> Any:
-    """The compiled program. Raises OutOfMemory with the compiler's figures if it does not fit."""
+@contextlib.contextmanager
+def refusal(name: str) -> Iterator[None]:
+    """Raises OutOfMemory with the compiler's figures where a program does not fit."""
     try:
-        return lowered.compile()
+        yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -146,7 +162,7 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
     """
     if isinstance(stage, configs.RL):
         return _plan_rl(run, stage)
-    phases = [_plan_fit(run, stage.fitting, scalar=_is_scalar(stage))]
+    phases = [_plan_fit(run, stage)]
     sampling = getattr(stage, "sampling", None)
     if sampling is not None:
         weights = abstract_params(run.table(), jnp.float32, param_shardings(run.table(), run.mesh))
@@ -156,104 +172,78 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
     return phases
 
 
-def _is_scalar(stage: Any) -> bool:
-    return isinstance(stage, configs.MetaRM | configs.ScalarRM)
-
-
 def _plan_rl(run: PlannedRun, stage: configs.RL) -> list[Phase]:
-    from grm_jax.training.rl import rl_loss
-
     trainable = Trainable(run, "base")
     state, optimizer = _abstract_state(run, stage.optimizer, stage.steps, trainable)
     frozen = _frozen(run, trainable)
-    rows = min(stage.train_groups or stage.prompts, stage.prompts)
-    parts = micro_batches(rows, stage.device_batch, run.mesh)
-    prompt, drawn = run.setup.prompt_buckets[-1], stage.sampling.max_new_tokens
-    completions = (rows, stage.group, drawn)
-    batch = {
-        "prompts": ((rows, prompt), jnp.int32),
-        "lengths": ((rows,), jnp.int32),
-        "targets": (completions, jnp.int32),
-        "mask": (completions, jnp.float32),
-        "advantages": ((rows, stage.group), jnp.float32),
-        "old": (completions, jnp.float32),
-        "reference": (completions, jnp.float32),
-    }
-    loss = rl_loss(run, stage)
-    step = make_train_step(
-        lambda params, frozen, batch: loss(trainable.assemble(params, frozen), None, batch),
-        optimizer, trainable.table, run.mesh, micro_batches=parts, spike=run.setup.guard.spike,
-    )  # fmt: skip
     held = {}
     if stage.kl_coef and not stage.offload_reference and frozen is None:
-        reference = _weights(run, run.model.compute_dtype)
-        held["reference policy"] = device_bytes(reference)
+        held["reference policy"] = device_bytes(_weights(run, run.model.compute_dtype))
     policy = trainable.assemble(state.params, frozen)
     rollout = _plan_rollout(
         run, policy, stage.prompts, stage.group, stage.sampling,
         held | {"optimiser": device_bytes(state.opt_state)},
     )  # fmt: skip
-    tokens = [(prompt + stage.group * drawn, stage.group * drawn)] * rows
-    flops = train_flops(run.model, tokens)
-    each = rows // parts // data_parallel(run.mesh)
-    sizes = [each * n for n in tokens[0]]
-    update = _plan_step(run, step, state, frozen, batch, parts, sizes, flops, held)
-    return [rollout, update]
+    rows = min(stage.train_groups or stage.prompts, stage.prompts)
+    prompt, drawn = run.setup.prompt_buckets[-1], stage.sampling.max_new_tokens
+    completions = [[[1] * drawn] * stage.group] * rows
+    batch = collate_groups([[1] * prompt] * rows, completions, length=prompt, completion=drawn)
+    batch["advantages"] = batch["mask"][:, :, 0]
+    batch["old"] = batch["reference"] = batch["mask"]
+    each = Work(tokens=prompt + stage.group * drawn, heads=stage.group * drawn)
+    objective, parts = policy_objective(run, stage), stage.device_batch
+    step = _step(run, objective, optimizer, trainable, rows, parts)
+    return [rollout, _plan_step(run, step, state, frozen, batch, each, held)]
 
 
-def _plan_fit(run: PlannedRun, fitting: configs.Fitting, *, scalar: bool) -> Phase:
-    from grm_jax.sampler.scoring import row_scores
-    from grm_jax.training.examples import completion_logprobs
-    from grm_jax.training.losses import bce_loss, sft_loss
-
+def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
+    """The update of a stage with a `fitting`, on its longest rows."""
+    fitting, setup, rows = stage.fitting, run.setup, stage.fitting.batch_size
+    length = fitting.pack or setup.length_buckets[-1]
+    learned = min(length // 2, setup.judge.max_new_tokens)
+    example = Example((1,) * (length - learned), (1,) * learned)
+    scalar = isinstance(stage, configs.MetaRM | configs.ScalarRM)
+    if isinstance(stage, configs.ScalarRM):
+        objective = preference_objective(run)
+        batch = collate_pairs([(example, example)] * rows, length)
+    else:
+        objective = critique_objective(run) if scalar else completion_objective(run)
+        # How many examples share a packed row, only its data can tell: one is the most work.
+        batch = (
+            collate_packed([(example,)] * rows, length=length, completion=learned, segments=1)
+            if fitting.pack
+            else collate([example] * rows, length=length, completion=learned)
+        )
     trainable = Trainable(run, "base", int(scalar))
     state, optimizer = _abstract_state(run, fitting.optimizer, fitting.steps, trainable)
-    frozen = _frozen(run, trainable)
-    rows, setup = fitting.batch_size, run.setup
-    parts = micro_batches(rows, fitting.device_batch, run.mesh)
-    length = setup.length_buckets[-1]
-    completion = min(length // 2, setup.judge.max_new_tokens)
-    batch = {
-        "tokens": ((rows, length), jnp.int32),
-        "lengths": ((rows,), jnp.int32),
-        "labels": ((rows,), jnp.float32),
-        "starts": ((rows,), jnp.int32),
-        "targets": ((rows, completion), jnp.int32),
-        "mask": ((rows, completion), jnp.float32),
-    }
-
-    def loss(params, frozen, batch):
-        params = trainable.assemble(params, frozen)
-        if scalar:
-            tokens, lengths = batch["tokens"], batch["lengths"]
-            scores = row_scores(params, run.model, tokens, lengths, remat=setup.remat)
-            return bce_loss(scores, batch["labels"], batch["mask"][:, 0])
-        logprobs, _ = completion_logprobs(
-            params, run.model, batch, temperature=1.0, remat=setup.remat, chunk=setup.logprob_chunk
-        )
-        return sft_loss(logprobs, batch["mask"])
-
-    step = make_train_step(
-        loss, optimizer, trainable.table, run.mesh, micro_batches=parts, spike=setup.guard.spike
-    )
-    each = rows // parts // data_parallel(run.mesh)
-    heads = 0 if scalar else completion
-    flops = train_flops(run.model, [(length, heads)] * rows)
-    sizes = [each * length, each * heads]
-    return _plan_step(run, step, state, frozen, batch, parts, sizes, flops, {})
+    step = _step(run, objective, optimizer, trainable, rows, fitting.device_batch)
+    tokens = batch["tokens"][0].size
+    each = Work(tokens, 0 if scalar else learned, sequences=tokens // length)
+    return _plan_step(run, step, state, _frozen(run, trainable), batch, each, {})
 
 
-def _plan_step(run, step, state, frozen, batch, parts, sizes, flops, held) -> Phase:
-    """A train step of `sizes` (tokens, head tokens) on a device at a time."""
+def _step(run, objective, optimizer, trainable, rows, device_batch) -> TrainStep:
+    return make_train_step(
+        lambda params, frozen, batch: objective(trainable.assemble(params, frozen), None, batch),
+        optimizer, trainable.table, run.mesh, spike=run.setup.guard.spike,
+        micro_batches=micro_batches(rows, device_batch, run.mesh),
+    )  # fmt: skip
+
+
+def _plan_step(run, step, state, frozen, batch, each: Work, held) -> Phase:
+    """A train step on a host batch, whose rows are `each`."""
+    parts, rows = step.parts, len(next(iter(batch.values())))
     where = sharding(run.mesh, ("batch",) if parts == 1 else (None, "batch"))
 
     def split(shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape if parts == 1 else (parts, shape[0] // parts, *shape[1:])
 
     given = {
-        name: jax.ShapeDtypeStruct(split(shape), dtype, sharding=where)
-        for name, (shape, dtype) in batch.items()
+        name: jax.ShapeDtypeStruct(split(x.shape), x.dtype, sharding=where)
+        for name, x in batch.items()
     }
+    sequence = each.tokens / each.sequences, each.heads / each.sequences
+    flops = train_flops(run.model, [sequence] * each.sequences) * rows
     found = {
         "parameters": device_bytes(state.params),
         "optimiser": device_bytes(state.opt_state),
@@ -267,13 +257,15 @@ def _plan_step(run, step, state, frozen, batch, parts, sizes, flops, held) -> Ph
     )
     if not run.compiles:
         found["gradients"] = gradients * (1 if parts == 1 else 2)
-        setup = run.setup
+        setup, at_once = run.setup, rows // parts // data_parallel(run.mesh)
         found["activations and scratch"] = estimate.update_bytes(
-            run.model, run.mesh, sizes[0], sizes[1], setup.remat, setup.logprob_chunk
-        )
+            run.model, run.mesh, at_once * each.tokens, at_once * each.heads,
+            setup.remat, setup.logprob_chunk,
+        )  # fmt: skip
         return Phase("update", found, flops)
     started = time.perf_counter()
-    compiled = compile_or_refuse("train step", step.lower(state, frozen, given))
+    with refusal("train step"):
+        compiled = step.lower(state, frozen, given).compile()
     memory = compiled.memory_analysis()
     # What of the outputs does not reuse an input's memory is scratch, too.
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -299,19 +291,26 @@ def _plan_rollout(
     requests = [
         Request(str(i), (i, *[0] * (length - 1)), tuple(range(samples))) for i in range(records)
     ]
-    shards = data_parallel(mesh)
-    plan = make_plan(
-        run.model, run.setup.engine, requests, sampling.max_new_tokens, shards,
-        split=mesh.shape["tensor"],
-    )  # fmt: skip
+    shards, engine = data_parallel(mesh), run.setup.engine
+    found = {"parameters": device_bytes(params), **held}
+    device = find_device(run.kind)
+    if engine.cache_bytes is None and device is not None:
+        free = device.memory - sum(found.values())
+        room = cache_room(run.model, engine, mesh, length, free)
+        engine = dataclasses.replace(engine, cache_bytes=room)
+    try:
+        plan = make_plan(
+            run.model, engine, requests, sampling.max_new_tokens, shards, split=mesh.shape["tensor"]
+        )
+    except ValueError as error:
+        raise OutOfMemory(f"rollout: {error}") from error
     name = f"rollout ({plan.shape.lanes * shards} samples at once)"
     page = plan.shape.page
     rows = max(1, min(run.setup.engine.prefill_tokens // (page * shards), plan.shape.lanes))
-    found = {"parameters": device_bytes(params), **held}
     if not run.compiles:
-        found["decoding weights"] = estimate.decode_weight_bytes(run.model, mesh)
+        found["decoding weights"] = decode_weight_bytes(run.model, mesh)
         found["caches"] = float(plan.bytes)
-        scratch = estimate.prefill_bytes(run.model, mesh, rows * page, length)
+        scratch = prefill_bytes(run.model, mesh, rows * page, length)
         return Phase(name, found | {"activations and scratch": scratch})
     started = time.perf_counter()
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -324,14 +323,14 @@ def _plan_rollout(
     )  # fmt: skip
     rollout.steps(rollout.board.work(), 1)
     temporary = max(
-        programs.compiled[name].memory_analysis().temp_size_in_bytes
+        programs.by_name[name].memory_analysis().temp_size_in_bytes
         for name in ("prefill", "decode")
     )
     caches = (rollout.pages, rollout.lanes, rollout.stash)
     found["decoding weights"] = device_bytes(rollout.weights)
     found["caches"] = device_bytes(caches)
     found["activations and scratch"] = float(temporary)
-    traffic = collective_bytes(programs.compiled["decode"].as_text())
+    traffic = collective_bytes(programs.by_name["decode"].as_text())
     seconds = time.perf_counter() - started
     return Phase(name, found, 0.0, traffic, seconds)
 

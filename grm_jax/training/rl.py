@@ -35,13 +35,13 @@ from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
 from grm_jax.sampler.critic import Critique
 from grm_jax.training.examples import group_logprobs
 from grm_jax.training.loop import Loop, Work
-from grm_jax.training.losses import Loss, group_advantages, grpo_loss
+from grm_jax.training.losses import group_advantages
+from grm_jax.training.objectives import policy_objective
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.step import (
     Batch,
     HostBatch,
-    LossFn,
     make_train_step,
     micro_batches,
     param_shardings,
@@ -65,15 +65,14 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     start = init or "rft"
     stage.begin(start)
     trainable = Trainable(run, start)
-    # The reference policy: the start model, never updated; with adapters, the weights beside them.
-    reference = Reference(run, config, trainable.frozen or start)
+    reference = Reference(run, config, trainable)
     rows = config.prompts if config.train_groups is None else config.train_groups
     parts = micro_batches(min(rows, config.prompts), config.device_batch, run.mesh)
     critic, data = run.critic("one"), record_batches(run, config)
     shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
     loop = Loop(stage, config.steps, config.optimizer, trainable, data, log_every=1, shown=shown)
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
-    policy_loss = rl_loss(run, config)
+    policy_loss = policy_objective(run, config)
     train_step = make_train_step(
         lambda params, frozen, batch: policy_loss(trainable.assemble(params, frozen), None, batch),
         loop.optimizer, trainable.table, run.mesh, micro_batches=parts,
@@ -128,22 +127,19 @@ def group_rewards(
 class Reference:
     """The frozen policy that the KL penalty keeps the trained one near.
 
+    It is the model before training; with adapters, the very weights beside them.
+
     Args:
-      run, config: `config.offload_reference` keeps its weights in host memory between steps.
-      weights: its parameters, or what `Run.params` takes. Not loaded where nothing asks for them.
+      config: without a penalty nothing is loaded; `offload_reference` keeps its own weights in
+        host memory between steps.
     """
 
-    def __init__(self, run: Run, config: RL, weights: Params | str):
-        self._mesh, self._offload = run.mesh, config.offload_reference
+    def __init__(self, run: Run, config: RL, trainable: Trainable):
+        self._mesh = run.mesh
         self._on_device = param_shardings(run.table(), run.mesh)
-        self._params: Params | None = None
-        if config.kl_coef:
-            self._params = (
-                run.params(weights, dtype=run.model.compute_dtype)
-                if isinstance(weights, str)
-                else weights
-            )
-        if self._offload and isinstance(weights, str):
+        self._params = trainable.untrained() if config.kl_coef else None
+        self._offload = config.offload_reference and not trainable.adapters
+        if self._offload and self._params is not None:
             on_host = jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), self._on_device)
             self._params = jax.device_put(self._params, on_host)
 
@@ -189,63 +185,6 @@ def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batc
         )
 
     return jax.lax.map(one, batch)
-
-
-def rl_loss(run: Run, config: RL) -> LossFn:
-    """GRPO's loss of a `rollout_batch` with the reference's log-probabilities.
-
-    The rollouts of a group share their prompt, which is computed once for all of them.
-    """
-    model, setup = run.model, run.setup
-
-    def compute(params, batch) -> Loss:
-        logprobs, entropy = group_logprobs(
-            params,
-            model,
-            batch,
-            temperature=config.sampling.temperature,
-            remat=setup.remat,
-            chunk=setup.logprob_chunk,
-            with_entropy=True,
-        )
-        assert entropy is not None
-        # Groups of rollouts as rows of them.
-        logprobs, entropy, reference, old, mask = (
-            x.reshape(-1, x.shape[-1])
-            for x in (logprobs, entropy, batch["reference"], batch["old"], batch["mask"])
-        )
-        if not config.kl_coef:
-            reference = jax.lax.stop_gradient(logprobs)  # no penalty, and none to report
-        loss = grpo_loss(
-            logprobs,
-            old,
-            reference,
-            batch["advantages"].reshape(-1),
-            mask,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            kl_coef=config.kl_coef,
-            aggregation=config.aggregation,
-        )
-        tokens = jnp.sum(mask)
-        gap = jnp.sum(jnp.abs(logprobs - old) * mask)
-        aux = {"entropy": (jnp.sum(entropy * mask), tokens), "logprob_gap": (gap, tokens)}
-        return loss._replace(aux=jax.lax.stop_gradient(loss.aux | aux))
-
-    def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
-        # A micro-batch without rollouts (dropped groups) costs nothing, forward or backward.
-        shape = jax.eval_shape(compute, params, batch)
-
-        def nothing(params, batch) -> Loss:
-            # Depends on params so that both branches have gradients.
-            del batch
-            zero = 0.0 * jnp.sum(params["final_norm"])
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero, shape)
-
-        return jax.lax.cond(jnp.any(batch["mask"] > 0), compute, nothing, params, batch)
-
-    return loss_fn
 
 
 def record_batches(run: Run, config: RL):

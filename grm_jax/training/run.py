@@ -130,10 +130,15 @@ class Run:
         if self.setup.base:
             found = read_model_config(self.setup.base)
         else:
-            found = model_config(self.setup.size).replace(vocab_size=self.tokenizer.vocab_size)
+            found = model_config(self.setup.size).replace(vocab_size=self.vocab_size)
         device = self.mesh.devices.flat[0]
         backend = choose(self.setup.attention, device.platform, device.device_kind)
         return found.replace(attention=backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """Words of a model that is not read from a checkpoint."""
+        return self.tokenizer.vocab_size
 
     def table(self, num_labels: int = 0) -> tuple[ParamSpec, ...]:
         return param_table(self.model, num_labels=num_labels)

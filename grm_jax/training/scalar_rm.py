@@ -13,7 +13,6 @@ import json
 import logging
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.config import ConfigError, ScalarRM
@@ -22,10 +21,10 @@ from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
-from grm_jax.sampler.scoring import row_scores, score_examples
+from grm_jax.sampler.scoring import score_examples
 from grm_jax.training.examples import reply_example
 from grm_jax.training.fit import fit
-from grm_jax.training.losses import Loss, bradley_terry_loss
+from grm_jax.training.objectives import preference_objective
 from grm_jax.training.run import Run, Stage
 
 log = logging.getLogger("grm_jax")
@@ -53,16 +52,7 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     size = config.fitting.batch_size
     data = batches(groups, collators, size, run.setup.seed, local_rows(run.mesh, size))
 
-    def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
-        rows, _, length = batch["tokens"].shape
-        flat = {"tokens": batch["tokens"].reshape(2 * rows, length)}
-        lengths = batch["lengths"].reshape(2 * rows)
-        scores = row_scores(params, run.model, flat["tokens"], lengths, remat=run.setup.remat)
-        scores = scores.reshape(rows, 2)
-        return bradley_terry_loss(scores[:, 0], scores[:, 1], jnp.ones(rows, jnp.float32))
-
-    params = fit(stage, config.fitting, data, loss_fn, start, num_labels=1)
+    params = fit(stage, config.fitting, data, preference_objective(run), start, num_labels=1)
     threshold = calibrate(run, params, config.fitting.batch_size)
     if first():
         text = json.dumps({"threshold": threshold}) + "\n"

@@ -11,9 +11,9 @@ from grm_jax.config import SFT, ConfigError, Fitting
 from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.trajectories import read_trajectories
 from grm_jax.parallel.mesh import local_rows
-from grm_jax.training.examples import completion_logprobs, trajectory_example
+from grm_jax.training.examples import trajectory_example
 from grm_jax.training.fit import fit
-from grm_jax.training.losses import Loss, sft_loss
+from grm_jax.training.objectives import completion_objective
 from grm_jax.training.run import Run, Stage
 
 log = logging.getLogger("grm_jax")
@@ -41,18 +41,6 @@ def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str
     """Fit completions and write the stage's model; RFT trains on what it kept through this, too."""
     run, setup = stage.run, stage.run.setup
 
-    def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
-        logprobs, _ = completion_logprobs(
-            params,
-            run.model,
-            batch,
-            temperature=1.0,
-            remat=setup.remat,
-            chunk=setup.logprob_chunk,
-        )
-        return sft_loss(logprobs, batch["mask"])
-
     data = example_batches(
         examples,
         setup.length_buckets,
@@ -62,4 +50,4 @@ def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str
         local_rows(run.mesh, fitting.batch_size),
         pack=fitting.pack,
     )
-    stage.finish(fit(stage, fitting, data, loss_fn, start))
+    stage.finish(fit(stage, fitting, data, completion_objective(run), start))

@@ -212,16 +212,20 @@ def make_train_step(
 
 
 class TrainStep:
-    """What `make_train_step` returns: call it with (state, frozen, this process's batch)."""
+    """What `make_train_step` returns: call it with (state, frozen, this process's batch).
+
+    Attributes:
+      parts: micro-batches.
+    """
 
     def __init__(self, jitted: Any, mesh: Mesh, micro_batches: int):
-        self._jitted, self._mesh, self._parts = jitted, mesh, micro_batches
+        self._jitted, self._mesh, self.parts = jitted, mesh, micro_batches
 
     def __call__(
         self, state: TrainState, frozen: Any, batch: HostBatch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         with use_mesh(self._mesh):
-            return self._jitted(state, frozen, put_batch(batch, self._mesh, parts=self._parts))
+            return self._jitted(state, frozen, put_batch(batch, self._mesh, parts=self.parts))
 
     def lower(self, state: Any, frozen: Any, batch: Any) -> Any:
         """The step for abstract arguments, the batch already in its micro-batches."""

@@ -47,6 +47,10 @@ class Trainable:
             return None
         return self._run.params(self._start, dtype=self._run.model.compute_dtype)
 
+    def untrained(self) -> Params:
+        """The model before training, in the compute dtype; with adapters, what is frozen."""
+        return self.frozen or self._run.params(self._start, dtype=self._run.model.compute_dtype)
+
     def begin(self) -> Params:
         """The trained parameters before the first step."""
         if not self.adapters:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from grm_jax.model.params import count_params, param_table
+from grm_jax.sampler import engine
+from grm_jax.sampler.memory import cache_room, decode_weight_bytes
 from grm_jax.sampler.plan import (
     EngineConfig,
     make_plan,
@@ -132,3 +135,25 @@ def test_8_bit_caches_are_smaller(small):
 def test_sizes():
     assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 33)] == [1, 2, 4, 4, 8, 64]
     assert [step_up(n) for n in (1, 2, 3, 4, 5, 7, 9, 13, 17)] == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+
+
+def test_room_is_what_other_things_leave(small, one_device):
+    length, free = 100, 1e9
+    room = cache_room(small, ENGINE, one_device, length, free)
+    weights = 4 * count_params(param_table(small))
+    assert decode_weight_bytes(small, one_device) == weights
+    assert 0.9 * free - weights - 1e8 < room < 0.9 * free - weights
+    assert cache_room(small, ENGINE, one_device, length, 0.0) == 0
+
+
+def test_a_device_that_tells_limits_the_lanes(make_sampler, monkeypatch):
+    sampler = make_sampler(engine=EngineConfig(32, 8, 32, 6))
+    assert sampler._within_memory(30).cache_bytes is None, "a CPU tells nothing"
+    asked = []
+    monkeypatch.setattr(engine, "free_bytes", lambda mesh: asked.append(mesh) or 1e9)
+    sampler = make_sampler(engine=EngineConfig(32, 8, 32, 6))
+    assert sampler._within_memory(30) == sampler._within_memory(30)
+    assert len(asked) == 1
+    assert 0 < (sampler._within_memory(30).cache_bytes or 0) < 0.9e9
+    given = make_sampler(engine=EngineConfig(32, 8, 32, 6, cache_bytes=5))
+    assert given._within_memory(30).cache_bytes == 5 and len(asked) == 1

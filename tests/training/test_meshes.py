@@ -78,7 +78,7 @@ def results(shape) -> dict:
     from grm_jax.sampler.scoring import row_scores, score_examples
     from grm_jax.training.examples import completion_logprobs
     from grm_jax.training.losses import bce_loss, sft_loss
-    from grm_jax.training.rl import rl_loss
+    from grm_jax.training.objectives import policy_objective
     from grm_jax.training.step import init_state, make_train_step, param_shardings
 
     if shape is None:
@@ -138,7 +138,7 @@ def results(shape) -> dict:
         return bce_loss(scores, batch["labels"], batch["mask"][:, 0])
 
     base = whole(table, 0)
-    policy = rl_loss(run, rl)  # pyright: ignore[reportArgumentType]
+    policy = policy_objective(run, rl)  # pyright: ignore[reportArgumentType]
     cases = {
         "sft": (language, table, base, rows, 2),
         "rl": (policy, table, base, groups, 2),

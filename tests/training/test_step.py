@@ -19,8 +19,8 @@ from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.scoring import row_scores
 from grm_jax.training.examples import completion_logprobs, group_logprobs
 from grm_jax.training.losses import bce_loss, sft_loss
+from grm_jax.training.objectives import policy_objective
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from grm_jax.training.rl import rl_loss
 from grm_jax.training.step import init_state, make_train_step
 
 ROWS = 8
@@ -79,7 +79,7 @@ def language_model_loss(model):
 
 def rollout_loss(model, aggregation="sequence"):
     run = types.SimpleNamespace(model=model, setup=Setup(remat="none", logprob_chunk=1 << 20))
-    return rl_loss(run, dataclasses.replace(CONFIG, aggregation=aggregation))  # pyright: ignore[reportArgumentType]
+    return policy_objective(run, dataclasses.replace(CONFIG, aggregation=aggregation))  # pyright: ignore[reportArgumentType]
 
 
 def reference_logprobs(model, params, batch):
