@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from grm_jax.parallel.host import use_huge_pages
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a recipe. Returns the exit code: 0 done, or stopped by SIGTERM and saved; 1 a user's
@@ -123,4 +125,5 @@ def setup_compilation_cache() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())

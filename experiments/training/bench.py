@@ -6,8 +6,10 @@
 PYTHON is the interpreter of a virtual environment that has the peer (transformers with torch,
 google-tunix); a peer that is not given is left out. All train all parameters of the same random
 Gemma-2 on the same 8 x 512 tokens, in float32 with AdamW and clipped gradients, a step in turn;
-figures are medians. tunix has no GRPO step that can be called alone: it is in the SFT rows. Writes
-results.json and table.md beside this file; what is not measured again stays.
+figures are medians. tunix has no GRPO step that can be called alone: it is in the SFT rows. With
+`--memory small` the peers recompute their layers, and this project does so, too (`remat=block`), or
+computes 4 rows at a time. Writes results.json and table.md beside this file; what is not measured
+again stays.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
 
@@ -39,7 +41,7 @@ class Arguments:
     torch: Path | None = None
     tunix: Path | None = None
     losses: tuple[str, ...] = ("sft", "grpo")
-    remat: tuple[bool, ...] = (False, True)
+    memory: tuple[Literal["any", "small"], ...] = ("any", "small")
     threads: int = 1
     repeats: int = 5
     output: Path = HERE / "results.json"
@@ -56,26 +58,30 @@ def main(args: Arguments) -> None:
         "versions": versions(),
     }
     for loss in args.losses:
-        for remat in args.remat:
-            key = f"{loss}, {'remat' if remat else 'no remat'}, {args.threads} threads"
-            results[key] = results.get(key, {}) | compare(args, loss, remat)
+        for memory in args.memory:
+            key = f"{loss}, {memory} memory, {args.threads} threads"
+            results[key] = results.get(key, {}) | compare(args, loss, memory)
             args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     text = table(results)
     (HERE / "table.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def compare(args: Arguments, loss: str, remat: bool) -> dict[str, Any]:
+def compare(args: Arguments, loss: str, memory: str) -> dict[str, Any]:
     """Steps in turn; of each, medians."""
-    python = {"grm": Path(sys.executable), "torch": args.torch}
-    if loss == "sft":
-        python["tunix"] = args.tunix
+    here, small = Path(sys.executable), memory == "small"
+    recompute = ["--remat"] if small else []
+    started = {"grm": (here, "grm", ["--device-batch", "4"] if small else [])}
+    if small:
+        started["grm remat"] = (here, "grm", recompute)
+    if args.torch is not None:
+        started["torch"] = (args.torch, "torch", recompute)
+    if args.tunix is not None and loss == "sft":
+        started["tunix"] = (args.tunix, "tunix", recompute)
     given = [str(args.model), "--loss", loss, "--threads", str(args.threads)]
-    given += ["--remat"] if remat else []
     workers = {
-        name: Worker(path, HERE / "workers" / f"run_{name}.py", given, args.threads)
-        for name, path in python.items()
-        if path is not None
+        name: Worker(path, HERE / "workers" / f"run_{who}.py", [*given, *more], args.threads)
+        for name, (path, who, more) in started.items()
     }
     answers: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for repeat in range(args.repeats):
@@ -83,7 +89,7 @@ def compare(args: Arguments, loss: str, remat: bool) -> dict[str, Any]:
             answer = worker.run(repeat)
             answers[name].append(answer)
             print(
-                f"{name}: {loss}, remat {remat}, {TOKENS / answer['seconds']:.1f} tokens/s, "
+                f"{name}: {loss}, {memory} memory, {TOKENS / answer['seconds']:.1f} tokens/s, "
                 f"loss {answer['figure']:.4f}, {answer['peak_gib']:.1f} GiB",
                 flush=True,
             )
@@ -92,7 +98,7 @@ def compare(args: Arguments, loss: str, remat: bool) -> dict[str, Any]:
         worker.close()
         seconds = [answer["seconds"] for answer in answers[name]]
         found[name] = {
-            "trainer": worker.ready["ready"],
+            "trainer": " ".join([worker.ready["ready"], *started[name][2]]),
             "seconds": [round(s, 3) for s in seconds],
             "losses": [answer["figure"] for answer in answers[name]],
             "tokens_per_second": round(TOKENS / statistics.median(seconds), 1),

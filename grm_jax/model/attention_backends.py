@@ -51,7 +51,7 @@ def self_attention(
 
         kernel = getattr(attention_kernels, backend)
         return kernel(places, window=window, softcap=softcap)
-    if backend == "reference" or _one_block(places):
+    if backend == "reference":
         mask = places.mask(window)
         return lambda q, k, v: attention(q, k, v, mask, softcap=softcap)
     if backend != "chunked":
@@ -63,10 +63,10 @@ def self_attention(
 def cross_sums(places: Places, *, window: int | None, softcap: float, backend: Backend) -> Sums:
     """Attention over one of several sets of keys: (numerator [B, T, K, G, h], total [B, T, K, G]).
 
-    Add the pairs of all sets up, then `normalise`. The kernels have no such sums: with them, it is
-    computed in chunks.
+    Add the pairs of all sets up, then `chunked_attention.normalise`. The kernels have no such sums:
+    with them, it is computed in chunks.
     """
-    if backend == "reference" or _one_block(places):
+    if backend == "reference":
         mask = places.mask(window)[:, None, None]
 
         def reference(q, k, v):
@@ -80,12 +80,6 @@ def cross_sums(places: Places, *, window: int | None, softcap: float, backend: B
         return reference
     static = Static(window, softcap, False, BLOCK, BLOCK)
     return lambda q, k, v: attention_sums(q, k, v, places, static)
-
-
-def normalise(sums: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """numerator / total; zeros for queries that saw no key (padding)."""
-    numerator, total = sums
-    return numerator / jnp.where(total > 0, total, 1.0)[..., None]
 
 
 def choose(requested: Backend | Literal["auto"], platform: str, device_kind: str) -> Backend:
@@ -131,11 +125,6 @@ def _hopper(platform: str, device_kind: str) -> bool:
 @functools.cache
 def _say(backend: str, why: str) -> None:
     log.info("attention        %s (%s)", backend, why)
-
-
-def _one_block(places: Places) -> bool:
-    """Whether there is so little that chunks would be one block."""
-    return places.query_pos.shape[1] <= BLOCK and places.key_pos.shape[1] <= BLOCK
 
 
 def _names() -> str:

@@ -9,25 +9,32 @@ which are added up over blocks of keys, and over sets of keys (a shared prompt, 
 Nothing of size [queries, keys] exists beyond one block: the backward pass computes the weights
 again, a block of queries after the other,
 
-    dw_ij = dnumerator_i v_j + dtotal_i,   ds_ij = w_ij dw_ij (1 - tanh^2).
+    dw_ij = dnumerator_i v_j + dtotal_i,   ds_ij = w_ij (1 - tanh^2) dw_ij.
 
-Where there is one set of keys the division is done here, too: with out_i's own gradient, instead of
-one that was divided and rounded, the two terms of dw cancel more exactly in bfloat16.
+Where there is one set of keys the division is done here, too: both terms of dw are then made of the
+same rounded dnumerator, and cancel more exactly in bfloat16.
 
-Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h head.
+Inside, heads come before slots, so that every product is of plain matrices, a batch of them.
+
+Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h head;
+t and s of a block.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.model.attention import Places, check_softcap
+from grm_jax.model.linear import apart
 
 Pair = tuple[jax.Array, jax.Array]
+SAVED = "attention"  # what a rematerialised backward pass may keep (`gemma2.Remat`)
 
 
 class Static(NamedTuple):
@@ -68,7 +75,8 @@ def attention_sums(
     Raises ValueError for a softcap that does not bound exp().
     """
     numerator, total = cast(Pair, _sums(*_whole_blocks(q, k, v, places, static)))
-    return numerator[:, : q.shape[1]], total[:, : q.shape[1]]
+    slots = q.shape[1]
+    return _slots_first(numerator)[:, :slots], jnp.moveaxis(total, 3, 1)[:, :slots]
 
 
 def chunked_attention(
@@ -76,21 +84,56 @@ def chunked_attention(
 ) -> jax.Array:
     """numerator / total [B, T, K, G, h], in the dtype of q. Arguments of `attention_sums`."""
     out = cast(jax.Array, _attention(*_whole_blocks(q, k, v, places, static)))
-    return out[:, : q.shape[1]]
+    return _slots_first(out)[:, : q.shape[1]]
+
+
+def normalise(sums: Pair) -> jax.Array:
+    """numerator / total; zeros for queries that saw no key (padding)."""
+    return _normalise(*sums)
+
+
+@jax.custom_vjp
+def _normalise(numerator: jax.Array, total: jax.Array) -> jax.Array:
+    return _normalise_forward(numerator, total)[0]
+
+
+def _normalise_forward(numerator: jax.Array, total: jax.Array):
+    inverse = checkpoint_name(_inverse(total), SAVED)
+    out = checkpoint_name(numerator * inverse[..., None], SAVED)
+    return out, (out, inverse)
+
+
+def _normalise_backward(kept: Pair, dout: jax.Array) -> Pair:
+    out, inverse = kept
+    return dout * inverse[..., None], -jnp.sum(dout * out, axis=-1) * inverse
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _inverse(total: jax.Array) -> jax.Array:
+    return 1.0 / jnp.where(total > 0, total, 1.0)
 
 
 def _whole_blocks(q, k, v, places: Places, static: Static):
-    """The arguments of `_sums`: lengths padded to multiples of the blocks."""
+    """The arguments of `_sums`: q [B, K, G, T, h], k and v [B, K, S, h], whose lengths are padded
+    to multiples of the blocks."""
     check_softcap(static.softcap)
     length, keys = q.shape[1], k.shape[1]
     static = static._replace(queries=min(static.queries, length), keys=min(static.keys, keys))
     query, key = _rows(places, q.shape[0])
     more, extra = -length % static.queries, -keys % static.keys
     return (
-        static, _pad(q, more), _pad(k, extra), _pad(v, extra),
+        static,
+        jnp.einsum("btkgh->bkgth", _pad(q, more)),
+        *(jnp.einsum("bskh->bksh", _pad(x, extra)) for x in (k, v)),
         Row(_pad(query.position, more), _pad(query.segment, more)),
         Row(_pad(key.position, extra), _pad(key.segment, extra, -1)),
-    )  # fmt: skip
+    )
+
+
+def _slots_first(x: jax.Array) -> jax.Array:
+    return jnp.einsum("bkgth->btkgh", x)
 
 
 def _rows(places: Places, batch: int) -> tuple[Row, Row]:
@@ -112,58 +155,75 @@ def _pad(x: jax.Array, extra: int, value: int = 0) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
 
-def _block(x: jax.Array, index: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=1)
+def _block(x: jax.Array, index: Any, size: int, axis: int) -> jax.Array:
+    if x.shape[axis] == size:
+        return x
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
 
 
-def _reach(static: Static, i: jax.Array, blocks: int) -> tuple[jax.Array | int, jax.Array | int]:
-    """First and one past the last block of keys that a block of queries may see."""
-    if not static.own:
-        return 0, blocks
-    first, last = i * static.queries, (i + 1) * static.queries - 1
-    low = 0 if static.window is None else jnp.maximum(0, first - static.window + 1) // static.keys
-    return low, jnp.minimum(last // static.keys + 1, blocks)
+def _row_block(row: Row, index: Any, size: int) -> Row:
+    return Row(*(_block(x, index, size, 1) for x in row))
+
+
+def _each(function: Callable[[Any, Any], tuple[Any, Any]], start: Any, count: int):
+    """`lax.scan` over block numbers; without a loop where there is one block."""
+    if count > 1:
+        return jax.lax.scan(function, start, jnp.arange(count))
+    end, out = function(start, 0)
+    return end, jax.tree.map(lambda x: x[None], out)
+
+
+def _over_keys(function: Callable[[Any, Any], Any], static: Static, i: Any, count: int, start: Any):
+    """`function` applied for every block of keys that block i of queries may see."""
+    if count == 1:
+        return function(0, start)
+    low, high = 0, count
+    if static.own:
+        first, last = i * static.queries, (i + 1) * static.queries - 1
+        high = jnp.minimum(last // static.keys + 1, count)
+        if static.window is not None:
+            low = jnp.maximum(0, first - static.window + 1) // static.keys
+    return jax.lax.fori_loop(low, high, function, start)
 
 
 def _weights(static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row) -> Pair:
-    """w and tanh(score / cap) of a block, [B, K, G, t, s]; w is 0 where masked.
+    """w and its derivative by the raw score, w (1 - tanh^2), of a block: [B, K, G, t, s]; 0 where
+    masked.
 
-    w is in the dtype of the products it enters (k's), tanh in float32. Totals and gradients take
-    the rounded w too: with the exact one, terms that should cancel would not.
+    In the dtype of the products they enter (k's). Totals take the rounded w too: with the exact
+    one, terms that should cancel would not.
     """
-    raw = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    raw = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     tanh = jnp.tanh(raw / static.softcap)
     distance = query.position[:, :, None] - key.position[:, None, :]
     mask = (distance >= 0) & (query.segment[:, :, None] == key.segment[:, None, :])
     if static.window is not None:
         mask &= distance < static.window
-    weights = jnp.where(mask[:, None, None], jnp.exp(static.softcap * tanh), 0.0)
-    return weights.astype(k.dtype), tanh
+    weights = jnp.exp(static.softcap * tanh)
+    slope = weights.astype(k.dtype) * (1.0 - tanh * tanh)
+    w, slope = (jnp.where(mask[:, None, None], x, 0.0) for x in (weights, slope))
+    return w.astype(k.dtype), slope
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(static: Static, q: jax.Array, k: jax.Array, v: jax.Array, query: Row, key: Row) -> Pair:
-    """`attention_sums` of lengths that are multiples of the blocks."""
-    blocks = k.shape[1] // static.keys
+    """Numerator [B, K, G, T, h] and total [B, K, G, T] of lengths that are multiples of the
+    blocks."""
+    blocks = k.shape[2] // static.keys
 
-    def one(i: jax.Array) -> Pair:
-        qi, query_i = _take((q, query), i, static.queries)
+    def one(_, i: Any) -> tuple[None, Pair]:
+        qi, query_i = _block(q, i, static.queries, 3), _row_block(query, i, static.queries)
 
-        def add(j: jax.Array, sums: Pair) -> Pair:
-            kj, vj, key_j = _take((k, v, key), j, static.keys)
-            w, _ = _weights(static, qi, kj, query_i, key_j)
-            out = jnp.einsum("bkgts,bskh->btkgh", w, vj, preferred_element_type=jnp.float32)
+        def add(j: Any, sums: Pair) -> Pair:
+            kj, vj = (_block(x, j, static.keys, 2) for x in (k, v))
+            w, _ = _weights(static, qi, kj, query_i, _row_block(key, j, static.keys))
+            out = jnp.einsum("bkgts,bksh->bkgth", w, vj, preferred_element_type=jnp.float32)
             return sums[0] + out, sums[1] + jnp.sum(w, axis=-1, dtype=jnp.float32)
 
-        batch, size, kv, groups, _ = qi.shape
-        zeros = (
-            jnp.zeros(qi.shape, jnp.float32),
-            jnp.zeros((batch, kv, groups, size), jnp.float32),
-        )
-        numerator, total = jax.lax.fori_loop(*_reach(static, i, blocks), add, zeros)
-        return numerator, jnp.moveaxis(total, 3, 1)
+        zeros = jnp.zeros(qi.shape, jnp.float32), jnp.zeros(qi.shape[:-1], jnp.float32)
+        return None, _over_keys(add, static, i, blocks, zeros)
 
-    numerator, total = jax.lax.map(one, jnp.arange(q.shape[1] // static.queries))
+    _, (numerator, total) = _each(one, None, q.shape[3] // static.queries)
     return _join(numerator), _join(total)
 
 
@@ -173,7 +233,7 @@ def _sums_forward(static: Static, q, k, v, query: Row, key: Row):
 
 def _sums_backward(static: Static, kept, given):
     dnumerator, dtotal = given
-    return _gradients(static, kept, dnumerator, dtotal, jnp.ones_like(dtotal))
+    return _gradients(static, kept, dnumerator.astype(kept[2].dtype), dtotal)
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
@@ -181,69 +241,71 @@ _sums.defvjp(_sums_forward, _sums_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(static: Static, q, k, v, query: Row, key: Row) -> jax.Array:
-    """`chunked_attention` of lengths that are multiples of the blocks."""
+    """`chunked_attention` [B, K, G, T, h] of lengths that are multiples of the blocks."""
     return _attention_forward(static, q, k, v, query, key)[0]
 
 
 def _attention_forward(static: Static, q, k, v, query: Row, key: Row):
     numerator, total = cast(Pair, _sums(static, q, k, v, query, key))
-    inverse = 1.0 / jnp.where(total > 0, total, 1.0)  # padding may see nothing
-    out = numerator * inverse[..., None]
+    inverse = checkpoint_name(_inverse(total), SAVED)
+    out = checkpoint_name(numerator * inverse[..., None], SAVED)
     return out.astype(q.dtype), (q, k, v, query, key, out, inverse)
 
 
 def _attention_backward(static: Static, kept, dout):
     *inputs, out, inverse = kept
-    delta = jnp.sum(dout.astype(jnp.float32) * out, axis=-1)
-    return _gradients(static, inputs, dout, -delta, inverse)
+    # Rounded before both terms are made of it, so that they still cancel.
+    dnumerator = (dout.astype(jnp.float32) * inverse[..., None]).astype(inputs[2].dtype)
+    dtotal = -jnp.sum(dnumerator.astype(jnp.float32) * out, axis=-1)
+    return _gradients(static, inputs, dnumerator, dtotal)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _gradients(static: Static, inputs, dnumerator, dtotal, scale):
-    """Gradients of q, k, v (and None of the places) for weights w * scale [B, T, K, G]."""
+def _gradients(static: Static, inputs, dnumerator, dtotal):
+    """Gradients of q, k, v (and None of the places)."""
     q, k, v, query, key = inputs
-    blocks = k.shape[1] // static.keys
-    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    blocks = k.shape[2] // static.keys
+    f32 = {"preferred_element_type": jnp.float32}
 
-    def one(sums: Pair, i: jax.Array):
-        given = (q, query, dnumerator.astype(v.dtype), dtotal, scale)
-        qi, query_i, dn, *rest = _take(given, i, static.queries)
-        dt, factor = (jnp.moveaxis(x, 1, 3)[..., None] for x in rest)
+    def one(sums: Pair, i: Any):
+        qi, dn = (_block(x, i, static.queries, 3) for x in (q, dnumerator))
+        dt = _block(dtotal, i, static.queries, 3)[..., None]
+        query_i = _row_block(query, i, static.queries)
 
-        def add(j: jax.Array, carry):
+        def add(j: Any, carry):
             dq, dk, dv = carry
-            kj, vj, key_j = _take((k, v, key), j, static.keys)
-            w, tanh = _weights(static, qi, kj, query_i, key_j)
-            dw = jnp.einsum("btkgh,bskh->bkgts", dn, vj, preferred_element_type=jnp.float32) + dt
-            ds = (w * factor * dw * (1.0 - tanh * tanh)).astype(q.dtype)
-            f32 = {"preferred_element_type": jnp.float32}
-            dq += jnp.einsum("bkgts,bskh->btkgh", ds, kj, **f32)
-            dkj = jnp.einsum("bkgts,btkgh->bskh", ds, qi, **f32)
-            dvj = jnp.einsum("bkgts,btkgh->bskh", (w * factor).astype(v.dtype), dn, **f32)
+            kj, vj = (_block(x, j, static.keys, 2) for x in (k, v))
+            w, slope = _weights(static, qi, kj, query_i, _row_block(key, j, static.keys))
+            dw = jnp.einsum("bkgth,bksh->bkgts", dn, vj, **f32) + dt
+            ds = (slope * dw).astype(q.dtype)
+            dq += jnp.einsum("bkgts,bksh->bkgth", ds, kj, **f32)
+            dkj = jnp.einsum("bkgth,bkgts->bkhs", qi, ds, **f32)
+            dvj = jnp.einsum("bkgth,bkgts->bkhs", dn, w, **f32)
+            dkj, dvj = (jnp.einsum("bkhs->bksh", apart(x)) for x in (dkj, dvj))
             return dq, _add(dk, dkj, j * static.keys), _add(dv, dvj, j * static.keys)
 
         start = (jnp.zeros(qi.shape, jnp.float32), *sums)
-        dq, dk, dv = jax.lax.fori_loop(*_reach(static, i, blocks), add, start)
+        dq, dk, dv = _over_keys(add, static, i, blocks, start)
         return (dk, dv), dq.astype(q.dtype)
 
-    (dk, dv), dq = jax.lax.scan(one, zeros, jnp.arange(q.shape[1] // static.queries))
+    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    (dk, dv), dq = _each(one, zeros, q.shape[3] // static.queries)
     return _join(dq), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-def _take(tree, index: jax.Array, size: int):
-    """A block along axis 1 of every array."""
-    return jax.tree.map(lambda x: _block(x, index, size), tree)
-
-
-def _add(x: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
+def _add(x: jax.Array, part: jax.Array, start: Any) -> jax.Array:
     """x with `part` added to its slots from `start`."""
-    old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[1], axis=1)
-    return jax.lax.dynamic_update_slice_in_dim(x, old + part, start, axis=1)
+    if x.shape == part.shape:
+        return x + part
+    old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[2], axis=2)
+    return jax.lax.dynamic_update_slice_in_dim(x, old + part, start, axis=2)
 
 
 def _join(blocks: jax.Array) -> jax.Array:
-    """[blocks, B, size, ...] -> [B, blocks * size, ...]."""
-    count, batch, size, *rest = blocks.shape
-    return jnp.moveaxis(blocks, 0, 1).reshape(batch, count * size, *rest)
+    """[blocks, B, K, G, t, ...] -> [B, K, G, blocks * t, ...]."""
+    if blocks.shape[0] == 1:
+        return blocks[0]
+    moved = jnp.moveaxis(blocks, 0, 3)
+    return moved.reshape(*moved.shape[:3], -1, *moved.shape[5:])

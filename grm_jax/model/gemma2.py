@@ -17,6 +17,7 @@ N blocks.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, get_args
@@ -27,6 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.model.attention import Places
 from grm_jax.model.attention_backends import self_attention
+from grm_jax.model.chunked_attention import SAVED
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.linear import linear
 from grm_jax.model.params import LAYER_KINDS, Params
@@ -34,6 +36,7 @@ from grm_jax.parallel.mesh import constrain
 
 Kind = Literal["local", "global"]
 Remat = Literal["none", "block", "block_save_attention", "offload"]
+PRODUCT = "product"  # the results of a layer's matrix products, by name
 
 
 class Attend(Protocol):
@@ -115,22 +118,26 @@ def _layer(
         for name, value in p.items()
         if not name.endswith("norm")
     }
+
+    def product(x: jax.Array, name: str, axes: int = 1) -> jax.Array:
+        return checkpoint_name(linear(x, w[name], axes), PRODUCT)
+
     h = rms_norm(x, p["pre_attn_norm"], c.norm_eps)
-    q = rotate(linear(h, w["q"]), *rotation) * jnp.asarray(c.query_scale, dtype)
-    k = rotate(linear(h, w["k"]), *rotation)
-    v = linear(h, w["v"])
+    q = rotate(product(h, "q"), *rotation) * jnp.asarray(c.query_scale, dtype)
+    k = rotate(product(h, "k"), *rotation)
+    v = product(h, "v")
     # Query head n uses key/value head n // G.
     q = q.reshape(batch, length, c.num_kv_heads, c.queries_per_kv, c.head_dim)
     # Rows are whole here: with a `sequence` axis, heads are split over it instead of tokens.
     q, k, v = (constrain(x, ("batch", None, "attention_heads")) for x in (q, k, v))
     out, emitted = attend(q, k, v)
-    out = checkpoint_name(out, "attention")
+    out = checkpoint_name(out, SAVED)
     out = out.reshape(batch, length, c.num_heads, c.head_dim)
-    out = linear(out, w["o"], 2)
+    out = product(out, "o", 2)
     x = x + rms_norm(out, p["post_attn_norm"], c.norm_eps)
     h = rms_norm(x, p["pre_ffw_norm"], c.norm_eps)
-    gate = jax.nn.gelu(linear(h, w["gate"]), approximate=True)
-    out = linear(gate * linear(h, w["up"]), w["down"])
+    gate = jax.nn.gelu(product(h, "gate"), approximate=True)
+    out = product(gate * product(h, "up"), "down")
     return x + rms_norm(out, p["post_ffw_norm"], c.norm_eps), emitted
 
 
@@ -156,9 +163,9 @@ def forward(
       layer_inputs: None, and the blocks run as a scan; or one {"local": ..., "global": ...} a
         block, and they run unrolled: the sampler's caches are separate arrays per layer,
         because slicing them out of a stack would copy the whole cache every step.
-      remat: what the backward pass computes again: "none"; "block", each pair of layers from its
-        input; "block_save_attention", all of it but attention; "offload", as block, with the
-        inputs kept in host memory.
+      remat: what the backward pass computes again: "none", no product with a weight, only what
+        lies between them; "block", each pair of layers from its input; "block_save_attention", all
+        of it but attention; "offload", as block, with the inputs kept in host memory.
 
     Returns:
       hidden [B, T, D] in the compute dtype, and what `attend` emitted: {"local": ..., "global":
@@ -188,7 +195,7 @@ def forward(
             )
         return constrain(x, ("batch", "seq", None)), emitted
 
-    block = _rematerialised(block, remat)
+    block = _rematerialised(block, config, remat)
     if layer_inputs is None:
         x, emitted = jax.lax.scan(block, x, params["blocks"], unroll=config.scan_unroll)
     else:
@@ -206,15 +213,19 @@ def forward(
     return rms_norm(x, params["final_norm"], config.norm_eps), emitted
 
 
-def _rematerialised(block: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+def _rematerialised(
+    block: Callable[..., Any], config: ModelConfig, remat: Remat
+) -> Callable[..., Any]:
     """The block with what `remat` says about its backward pass."""
     policies = jax.checkpoint_policies
+    # A scan's forward and backward pass are separate programs: nothing else keeps them apart.
+    again = functools.partial(jax.checkpoint, block, prevent_cse=config.scan_unroll > 1)
     if remat == "none":
-        return block
+        return again(policy=policies.save_only_these_names(PRODUCT, SAVED))
     if remat == "block":
-        return jax.checkpoint(block)
+        return again()
     if remat == "block_save_attention":
-        return jax.checkpoint(block, policy=policies.save_only_these_names("attention"))
+        return again(policy=policies.save_only_these_names(SAVED))
     if remat == "offload":
         policy = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],

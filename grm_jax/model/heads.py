@@ -27,12 +27,14 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     if "head" in params:
         raw = params["head"].apply(hidden, 1)
         return config.final_softcap * jnp.tanh(raw / config.final_softcap)
-    return _logits(hidden, params["embed"].astype(hidden.dtype), config.final_softcap)
+    embed = params["embed"].astype(hidden.dtype)
+    return config.final_softcap * _tanh(hidden, embed, config.final_softcap)
 
 
-def _logits(hidden: jax.Array, embed: jax.Array, softcap: float) -> jax.Array:
+def _tanh(hidden: jax.Array, embed: jax.Array, softcap: float) -> jax.Array:
+    """Logits / softcap, within -1 and 1."""
     raw = jnp.einsum("...d,vd->...v", hidden, embed, preferred_element_type=jnp.float32)
-    return softcap * jnp.tanh(raw / softcap)
+    return jnp.tanh(raw / softcap)
 
 
 def token_logprobs(
@@ -92,37 +94,40 @@ def _logprobs(
 
     n chunks, one after the other, of W device's c tokens. The embedding is cast (and gathered) once
     for all chunks; in the backward pass its gradient is summed in float32, by each device for its
-    own tokens, and over devices once.
+    own tokens, and over devices once. The backward pass makes logits again; those of a single
+    chunk, whose memory is allowed, it keeps.
     """
     return _logprobs_forward(static, hidden, embed, ids, temperature)[0]
 
 
 def _logprobs_forward(static: _Static, hidden, embed, ids, temperature):
     words = _whole(embed, hidden.dtype)
+    keep = hidden.shape[0] == 1
 
     def chunk(_, given):
         h, t = given
-        z = _logits(h, words, static.softcap) / temperature
+        tanh = _tanh(h, words, static.softcap)
+        z = static.softcap * tanh / temperature
         norm = jax.nn.logsumexp(z, axis=-1)
         picked = jnp.sum(jnp.where(_is_target(z, t), z, 0.0), axis=-1)
         entropy = jnp.zeros_like(norm)
         if static.with_entropy:
             entropy = norm - jnp.sum(jnp.exp(z - norm[..., None]) * z, axis=-1)
-        return None, (picked - norm, entropy, norm)
+        return None, (picked - norm, entropy, norm, tanh if keep else None)
 
-    _, (logprob, entropy, norm) = jax.lax.scan(chunk, None, (hidden, ids))
-    return (logprob, entropy), (hidden, embed, ids, temperature, norm, entropy)
+    _, (logprob, entropy, *kept) = jax.lax.scan(chunk, None, (hidden, ids))
+    return (logprob, entropy), (hidden, embed, ids, temperature, entropy, *kept)
 
 
 def _logprobs_backward(static: _Static, kept, given):
-    hidden, embed, ids, temperature, norm, entropy = kept
+    hidden, embed, ids, temperature, entropy, norm, tanh = kept
     words = _whole(embed, hidden.dtype)
     ways = hidden.shape[1]
 
     def chunk(dwords: jax.Array, given):
-        h, t, norm, entropy, g, g_entropy = given
-        raw = jnp.einsum("wcd,vd->wcv", h, words, preferred_element_type=jnp.float32)
-        tanh = jnp.tanh(raw / static.softcap)
+        h, t, norm, entropy, tanh, g, g_entropy = given
+        if tanh is None:
+            tanh = _tanh(h, words, static.softcap)
         z = static.softcap * tanh / temperature - norm[..., None]
         p = jnp.exp(z)
         # d logprob / dz = [target] - p;  d entropy / dz = -p (log p + entropy)
@@ -135,7 +140,7 @@ def _logprobs_backward(static: _Static, kept, given):
         return dwords, dh.astype(h.dtype)
 
     zeros = constrain(jnp.zeros((ways, *embed.shape), jnp.float32), ("tokens", "vocab", None))
-    dwords, dhidden = jax.lax.scan(chunk, zeros, (hidden, ids, norm, entropy, *given))
+    dwords, dhidden = jax.lax.scan(chunk, zeros, (hidden, ids, norm, entropy, tanh, *given))
     return dhidden, jnp.sum(dwords, axis=0).astype(embed.dtype), None, None
 
 

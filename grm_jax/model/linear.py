@@ -6,8 +6,9 @@ array, or one of the forms below that decoding uses (`sampler.weights` makes the
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -15,6 +16,15 @@ import jax.numpy as jnp
 
 # Up to this many rows a CPU multiplies faster with the matrix on the left; beyond, slower.
 FEW = 128
+
+
+def apart(x: jax.Array) -> jax.Array:
+    """x; on a CPU, computed before anything is made of it.
+
+    XLA's CPU compiler turns a transposed product into one of transposed matrices, and computes
+    what follows a product within it, both at a multiple of the cost.
+    """
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 @flax.struct.dataclass
@@ -104,7 +114,33 @@ def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:
     """Contract the last `axes` dimensions of x with the first ones of w."""
     if isinstance(w, OutMajor | Int8 | LowRank):
         return w.apply(x, axes).astype(x.dtype)
+    return cast(jax.Array, _product(x, w, axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, w: jax.Array, axes: int) -> jax.Array:
     return jnp.tensordot(x, w, axes)
+
+
+def _product_forward(x: jax.Array, w: jax.Array, axes: int):
+    return _product(x, w, axes), (x, w)
+
+
+def _product_backward(axes: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array):
+    """Gradients of x and of w. A CPU transposes one of x and dy for that of w: the narrower."""
+    x, w = kept
+    rows = list(range(x.ndim - axes))
+    inputs, outputs = list(range(len(rows), x.ndim)), list(range(len(rows), dy.ndim))
+    dx = jnp.tensordot(dy, w, (outputs, list(range(axes, w.ndim))))
+    if math.prod(w.shape[:axes]) <= math.prod(w.shape[axes:]):
+        dw = jnp.tensordot(x, dy, (rows, rows))
+    else:
+        dw = apart(jnp.tensordot(dy, x, (rows, rows)))
+        dw = jnp.moveaxis(dw, range(-len(inputs), 0), range(len(inputs)))
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def int8(w: jax.Array, axes: int) -> Int8:

@@ -9,8 +9,8 @@ import pytest
 
 from grm_jax.model import attention_backends, attention_kernels
 from grm_jax.model.attention import Places, attention
-from grm_jax.model.attention_backends import choose, cross_sums, normalise, self_attention
-from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention
+from grm_jax.model.attention_backends import choose, cross_sums, self_attention
+from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention, normalise
 
 BATCH, LENGTH, KV, GROUP, HEAD = 2, 37, 2, 2, 8
 CAP = 20.0

@@ -20,6 +20,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("--loss", choices=("sft", "grpo"), required=True)
     parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--device-batch", type=int, default=0, help="rows at a time; 0: all")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

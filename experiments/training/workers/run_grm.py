@@ -1,4 +1,4 @@
-"""This project's gradient step."""
+"""This project's gradient step, as `grm_jax.train` starts it."""
 
 import importlib.metadata
 
@@ -8,6 +8,7 @@ from common import LENGTH, ROWS, advantages, arguments, serve, tokens
 
 from grm_jax.model.gemma2 import Remat
 from grm_jax.model.params import param_table
+from grm_jax.parallel.host import use_huge_pages
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.training.examples import completion_logprobs
 from grm_jax.training.losses import grpo_loss, sft_loss
@@ -15,12 +16,14 @@ from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.run import load_params, read_model_config
 from grm_jax.training.step import init_state, make_train_step, param_shardings
 
+use_huge_pages()
 args = arguments()
 model = read_model_config(args.model)
 mesh = make_mesh(1, 1, 1, jax.devices()[:1])
 table = param_table(model)
 optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6), 100, table)
 remat: Remat = "block" if args.remat else "none"
+together = args.device_batch or ROWS
 rows = tokens()
 batch = {
     "tokens": rows,
@@ -35,7 +38,12 @@ batch = {
 def loss_fn(params, frozen, batch):
     del frozen
     logprobs, _ = completion_logprobs(
-        params, model, batch, temperature=1.0, remat=remat, chunk=1024
+        params,
+        model,
+        batch,
+        temperature=1.0,
+        remat=remat,
+        chunk=1024 if args.remat else ROWS * LENGTH,
     )
     if args.loss == "sft":
         return sft_loss(logprobs, batch["mask"])
@@ -47,7 +55,7 @@ def loss_fn(params, frozen, batch):
     )  # fmt: skip
 
 
-step = make_train_step(loss_fn, optimizer, table, mesh)
+step = make_train_step(loss_fn, optimizer, table, mesh, micro_batches=ROWS // together)
 _, params = load_params(args.model, shardings=param_shardings(table, mesh))
 state = init_state(table, optimizer, mesh, params=params)
 del params
