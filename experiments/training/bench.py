@@ -5,11 +5,11 @@
 
 PYTHON is the interpreter of a virtual environment that has the peer (transformers with torch,
 google-tunix); a peer that is not given is left out. All train all parameters of the same random
-Gemma-2 on the same 8 x 512 tokens, in float32 with AdamW and clipped gradients, a step in turn;
-figures are medians. tunix has no GRPO step that can be called alone: it is in the SFT rows. With
-`--memory small` the peers recompute their layers, and this project does so, too (`remat=block`), or
-computes 4 rows at a time. Writes results.json and table.md beside this file; what is not measured
-again stays.
+Gemma-2 on the same 8 x 512 tokens, in float32 with AdamW and clipped gradients. This project and
+one peer take a step in turn (three would not fit in 24 GB); figures are medians. tunix has no GRPO
+step that can be called alone: it is in the SFT rows. With `--memory small` the peers recompute
+their layers, and this project does so, too (`remat=block`), or computes 4 rows at a time. Writes
+results.json and table.md beside this file; what is not measured again stays.
 """
 
 from __future__ import annotations
@@ -59,25 +59,28 @@ def main(args: Arguments) -> None:
     }
     for loss in args.losses:
         for memory in args.memory:
-            key = f"{loss}, {memory} memory, {args.threads} threads"
-            results[key] = results.get(key, {}) | compare(args, loss, memory)
-            args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            for peer in ("torch", "tunix"):
+                python = getattr(args, peer)
+                if python is None or (peer == "tunix" and loss == "grpo"):
+                    continue
+                key = f"{loss}, {memory} memory, {args.threads} threads, beside {peer}"
+                results[key] = compare(args, loss, memory, peer, python)
+                args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     text = table(results)
     (HERE / "table.md").write_text(text, encoding="utf-8")
     print(text)
 
 
-def compare(args: Arguments, loss: str, memory: str) -> dict[str, Any]:
+def compare(
+    args: Arguments, loss: str, memory: str, peer: str, python: Path
+) -> dict[str, dict[str, Any]]:
     """Steps in turn; of each, medians."""
     here, small = Path(sys.executable), memory == "small"
     recompute = ["--remat"] if small else []
     started = {"grm": (here, "grm", ["--device-batch", "4"] if small else [])}
     if small:
         started["grm remat"] = (here, "grm", recompute)
-    if args.torch is not None:
-        started["torch"] = (args.torch, "torch", recompute)
-    if args.tunix is not None and loss == "sft":
-        started["tunix"] = (args.tunix, "tunix", recompute)
+    started[peer] = (python, peer, recompute)
     given = [str(args.model), "--loss", loss, "--threads", str(args.threads)]
     workers = {
         name: Worker(path, HERE / "workers" / f"run_{who}.py", [*given, *more], args.threads)

@@ -218,10 +218,11 @@ def _rematerialised(
 ) -> Callable[..., Any]:
     """The block with what `remat` says about its backward pass."""
     policies = jax.checkpoint_policies
+    if remat == "none":
+        names = policies.save_only_these_names(PRODUCT, SAVED)
+        return jax.checkpoint(block, policy=names, prevent_cse=False)
     # A scan's forward and backward pass are separate programs: nothing else keeps them apart.
     again = functools.partial(jax.checkpoint, block, prevent_cse=config.scan_unroll > 1)
-    if remat == "none":
-        return again(policy=policies.save_only_these_names(PRODUCT, SAVED))
     if remat == "block":
         return again()
     if remat == "block_save_attention":

@@ -37,7 +37,8 @@ def update_bytes(
     layer = own * (6 * c.embed_dim + (heads + 3 * c.hidden_dim) / tensor) * width
     block = 2 * layer
     if remat == "none":
-        kept, working = c.num_blocks * block, block
+        products = own * (2 * c.embed_dim + (heads + 2 * c.hidden_dim) / tensor) * width
+        kept, working = c.num_blocks * (stream + 2 * products), 2 * block
     else:
         saved = {"block": 1.0, "offload": 0.0, "block_save_attention": 1.0}[remat]
         attention = own * 2 * c.num_heads * c.head_dim / tensor * width

@@ -10,15 +10,21 @@ A stage trains on it; `planning` compiles it for devices that are not there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
 from grm_jax.config import RL
+from grm_jax.model.params import Params
 from grm_jax.sampler.scoring import row_scores
 from grm_jax.training.examples import completion_logprobs, critique_scores, group_logprobs
 from grm_jax.training.losses import Loss, bce_loss, bradley_terry_loss, grpo_loss, sft_loss
 from grm_jax.training.run import Run
-from grm_jax.training.step import LossFn
+from grm_jax.training.step import Batch, LossFn
+
+T = TypeVar("T")
 
 
 def completion_objective(run: Run) -> LossFn:
@@ -103,15 +109,36 @@ def policy_objective(run: Run, config: RL) -> LossFn:
 
     def loss_fn(params, frozen, batch) -> Loss:
         del frozen
-        # A micro-batch without rollouts (dropped groups) costs nothing, forward or backward.
         shape = jax.eval_shape(compute, params, batch)
 
         def nothing(params, batch) -> Loss:
-            # Depends on params so that both branches have gradients.
+            # Depends on params so that all branches have gradients.
             del batch
             zero = 0.0 * jnp.sum(params["final_norm"])
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero, shape)
 
-        return jax.lax.cond(jnp.any(batch["mask"] > 0), compute, nothing, params, batch)
+        return by_length(compute, nothing, params, batch)
 
     return loss_fn
+
+
+def by_length(
+    compute: Callable[[Params, Batch], T],
+    nothing: Callable[[Params, Batch], T],
+    params: Params,
+    batch: Batch,
+) -> T:
+    """`compute` of a micro-batch of groups, cut to half of its C completion slots where none of its
+    rollouts is longer; `nothing` of one without rollouts (dropped groups). What is left out costs
+    nothing, forward or backward.
+    """
+    width = batch["mask"].shape[-1]
+    half = -(-width // 2)
+    used = jnp.any(batch["mask"] > 0, axis=(0, 1))
+    branch = jnp.any(used).astype(jnp.int32) + jnp.any(used[half:])
+
+    def halved(params: Params, batch: Batch) -> T:
+        slots = ("targets", "mask", "old", "reference")
+        return compute(params, {k: x[..., :half] if k in slots else x for k, x in batch.items()})
+
+    return jax.lax.switch(branch, (nothing, halved, compute), params, batch)

@@ -36,7 +36,7 @@ from grm_jax.sampler.critic import Critique
 from grm_jax.training.examples import group_logprobs
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import group_advantages
-from grm_jax.training.objectives import policy_objective
+from grm_jax.training.objectives import by_length, policy_objective
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.step import (
@@ -176,15 +176,18 @@ def _one_part(batch: Batch) -> Batch:
 
 
 def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch):
-    """`compute` of each micro-batch, one after the other; zeros for those without any rollout."""
+    """`compute` of each micro-batch, one after the other; zeros where there is nothing to compute."""
+    width = batch["mask"].shape[-1]
 
-    def one(part: Batch) -> jax.Array:
-        empty = jnp.zeros(part["mask"].shape, jnp.float32)
-        return jax.lax.cond(
-            jnp.any(part["mask"] > 0), lambda p: compute(params, p), lambda p: empty, part
-        )
+    def whole(params: Params, part: Batch) -> jax.Array:
+        found = compute(params, part)
+        return jnp.pad(found, ((0, 0), (0, 0), (0, width - found.shape[-1])))
 
-    return jax.lax.map(one, batch)
+    def nothing(params: Params, part: Batch) -> jax.Array:
+        del params
+        return jnp.zeros(part["mask"].shape, jnp.float32)
+
+    return jax.lax.map(lambda part: by_length(whole, nothing, params, part), batch)
 
 
 def record_batches(run: Run, config: RL):
@@ -218,15 +221,21 @@ def rollout_batch(
     config: RL,
     prompt_buckets: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
-    """P groups of G rollouts as one batch of groups, of few possible shapes.
+    """P groups of G rollouts as one batch of groups, with C as long as a rollout may be.
 
-    Groups with signal stand first; with `train_groups` only the first so many remain, those without
-    signal among them with a zero mask (so that whole micro-batches of them are skipped). Adds
-    advantages [B, G] and old [B, G, C] to `collate_groups`' arrays.
+    With `train_groups` only so many groups remain, those with signal first; those without have a
+    zero mask, so that whole micro-batches of them are skipped. Among the others, groups of similar
+    length are neighbours, so that short ones share micro-batches, which are cut to their length
+    (`objectives.by_length`). Adds advantages [B, G] and old [B, G, C] to `collate_groups`' arrays.
     """
     advantages = np.asarray(group_advantages(jnp.asarray(rewards)))
     signal = np.any(advantages != 0, axis=1)
-    chosen = np.argsort(-signal.astype(int), kind="stable")[: config.train_groups]
+    chosen = np.arange(len(groups))
+    if config.train_groups is not None:
+        chosen = np.argsort(~signal, kind="stable")[: config.train_groups]
+    longest_of = np.asarray([max(len(c.tokens) for c in group) for group in groups])
+    last = ~signal[chosen] if config.train_groups is not None else np.zeros(len(chosen))
+    chosen = chosen[np.lexsort((longest_of[chosen], last))]
     prompts = [groups[p][0].prompt for p in chosen]
     for p, prompt in zip(chosen, prompts, strict=True):
         assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
@@ -237,9 +246,7 @@ def rollout_batch(
             f"a prompt of {longest} tokens is longer than the last of prompt_buckets, "
             f"{prompt_buckets[-1]}; raise it"
         )
-    # Completions are padded to half or all of the maximum: two shapes.
-    half = max(8, -(-config.sampling.max_new_tokens // 2))
-    width = round_up(max(len(c.tokens) for p in chosen for c in groups[p]), half)
+    width = round_up(config.sampling.max_new_tokens, 8)
     completions = [[c.tokens.tolist() for c in groups[p]] for p in chosen]
     batch = collate_groups(prompts, completions, length=length, completion=width)
     batch["advantages"] = advantages[chosen].astype(np.float32)

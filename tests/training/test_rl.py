@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.sampler.critic import Critic, TemplateConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training import rl
+from grm_jax.training.objectives import by_length
 from grm_jax.training.rl import describe, record_batches, rollout_batch, run_rl
 
 CONFIG = RL(prompts=3, group=2, sampling=SamplingConfig(max_new_tokens=32))
@@ -31,22 +33,36 @@ def groups(make_critique):
 REWARDS = np.asarray([[1, 1], [1, -1], [-1, -1]], np.float32)
 
 
-def test_groups_with_signal_stand_first(groups):
-    batch = rollout_batch(groups, REWARDS, CONFIG, BUCKETS)
-    assert batch["lengths"].tolist() == [3, 2, 4]
-    assert batch["prompts"].tolist()[0] == [4, 5, 6, 0, 0, 0, 0, 0]
-    np.testing.assert_allclose(batch["advantages"], [[1, -1], [0, 0], [0, 0]], atol=1e-5)
+def test_short_groups_stand_first(groups):
+    batch = rollout_batch(groups[::-1], REWARDS[::-1], CONFIG, BUCKETS)
+    assert batch["lengths"].tolist() == [2, 3, 4]
+    assert batch["prompts"].tolist()[1] == [4, 5, 6, 0, 0, 0, 0, 0]
+    np.testing.assert_allclose(batch["advantages"], [[0, 0], [1, -1], [0, 0]], atol=1e-5)
     # All still learn: those without signal feel the KL term.
-    assert batch["mask"].sum(axis=2).tolist() == [[3, 4], [1, 2], [5, 6]]
+    assert batch["mask"].sum(axis=2).tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize(("longest", "computed"), [(0, 0), (1, 4), (4, 4), (5, 7), (7, 7)])
+def test_a_part_is_cut_to_half_where_that_holds_its_rollouts(longest, computed):
+    mask = np.zeros((2, 3, 7), np.float32)
+    mask[1, 2, :longest] = 1
+    batch = {"mask": mask, "old": mask, "lengths": np.ones(2, np.int32)}
+
+    def width(params, batch):
+        assert batch["old"].shape == batch["mask"].shape and batch["lengths"].shape == (2,)
+        return jnp.asarray(batch["mask"].shape[-1] + params)
+
+    found = by_length(width, lambda params, batch: jnp.asarray(params), 10, batch)
+    assert int(found) == 10 + computed
 
 
 def test_old_logprobs_and_targets_are_the_samples_own(groups):
     batch = rollout_batch(groups, REWARDS, CONFIG, BUCKETS)
-    row = batch["old"][0, 1]
+    row = batch["old"][1, 1]
     np.testing.assert_allclose(row[:4], [-0.1, -0.2, -0.3, -0.4], atol=1e-6)
     assert not row[4:].any()
-    assert batch["targets"][0, 1, :5].tolist() == [10, 11, 12, 13, 0]
-    assert batch["mask"][0, 1, :5].tolist() == [1, 1, 1, 1, 0]
+    assert batch["targets"][1, 1, :5].tolist() == [10, 11, 12, 13, 0]
+    assert batch["mask"][1, 1, :5].tolist() == [1, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize(("most", "kept"), [(1, 1), (2, 2), (3, 3), (9, 3)])
@@ -68,14 +84,14 @@ def test_an_average_rollout_of_a_group_with_signal_counts(make_critique):
 
 
 def test_shapes_are_few(make_critique):
-    """Completions are padded to half or all of the maximum, prompts to the sampler's buckets."""
+    """Completions are padded to the maximum, prompts to the sampler's buckets."""
     shapes = set()
     for tokens in range(1, 33):
         group = [make_critique("r", g, prompt=2 * tokens, tokens=tokens) for g in range(2)]
         batch = rollout_batch([group], np.zeros((1, 2), np.float32), CONFIG, BUCKETS)
         shapes.add((batch["targets"].shape[2], batch["prompts"].shape[1]))
         assert batch["targets"].shape[2] >= tokens
-    assert {width for width, _ in shapes} == {16, 32}
+    assert {width for width, _ in shapes} == {32}
     assert {length for _, length in shapes} == set(BUCKETS)
 
 
