@@ -114,8 +114,9 @@ class Setup:
     logprob_chunk: int = 2048
     """Tokens whose logits over the vocabulary are held at once."""
     remat: Remat = "block"
-    """What the backward pass computes again: nothing (none), every pair of layers (block), all but
-    their attention (block_save_attention), or all from inputs kept in host memory (offload)."""
+    """What the backward pass computes again: no matrix product, only what lies between them (none);
+    every pair of layers (block); all but their attention (block_save_attention); or all, from
+    inputs kept in host memory (offload)."""
     attention: Literal["auto", "reference", "chunked", "splash", "tokamax"] = "auto"
     """How attention is computed; auto: splash on TPUs, tokamax on Hopper and Blackwell GPUs where
     it is installed, else chunked."""
@@ -195,7 +196,7 @@ class RL:
     None: on all groups, of which those without signal still feel the KL term, as in the paper."""
     device_batch: int = 1
     """Groups that a device computes at a time, its others after them; 0: all. Parts without any
-    rollout cost nothing."""
+    rollout are skipped, and those whose rollouts are all short cut to half of the length."""
     offload_reference: bool = False
     """Keep the reference policy in host memory while it is not needed."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)

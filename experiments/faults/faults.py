@@ -12,7 +12,7 @@ the same command, and its model compared with the undisturbed one, bit by bit:
 - a disk without room (a small tmpfs; needs root), a run directory that can not be made, a changed
   option, a changed data file, steps that are not finite.
 
-Writes faults.json and faults.md beside this file.
+Writes faults.json and faults.md beside this file; what is not tried again stays.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,6 +63,9 @@ class Arguments:
     kills: int = 20
     """SIGKILLs of each stage."""
     stages: tuple[str, ...] = STAGES
+    """Of these, each is killed and stopped; the other faults are tried where they belong."""
+    others: bool = True
+    """Try the other faults."""
     seed: int = 0
 
 
@@ -77,10 +81,10 @@ def run(stage: str, run_dir: Path, *more: str) -> subprocess.CompletedProcess[st
 
 
 class Faults:
-    """The undisturbed road, copies of it to break, and the rows of the table."""
+    """The undisturbed road, and copies of it to break."""
 
     def __init__(self, args: Arguments):
-        self.args, self.rows = args, []
+        self.args = args
         self.clean = args.runs / "clean"
         self.seconds: dict[str, float] = {}
         self._random = random.Random(args.seed)
@@ -112,9 +116,8 @@ class Faults:
         )
 
     def add(self, fault: str, stage: str, outcome: str, good: bool) -> None:
-        self.rows.append({"fault": fault, "stage": stage, "outcome": outcome, "good": good})
         print(f"{'ok  ' if good else 'BAD '} {fault}, {stage}: {outcome}", flush=True)
-        write(self.rows)
+        write({"fault": fault, "stage": stage, "outcome": outcome, "good": good})
 
     def kill(self, stage: str) -> None:
         """SIGKILL at random moments of the time that the stage takes."""
@@ -260,8 +263,13 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def write(rows: list[dict]) -> None:
-    (HERE / "faults.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+def write(new: dict[str, Any]) -> None:
+    """Add a row to the table, or replace it."""
+    file = HERE / "faults.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    rows = [row for row in rows if (row["fault"], row["stage"]) != (new["fault"], new["stage"])]
+    rows.append(new)
+    file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     lines = ["| fault | stage | what happened |", "| :--- | :--- | :--- |"]
     for row in rows:
         mark = "" if row["good"] else "**not as it should be:** "
@@ -274,11 +282,12 @@ def main(args: Arguments) -> None:
         raise SystemExit(f"{args.runs} exists; give another --runs or delete it")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     faults = Faults(args)
-    faults.mistakes()
-    faults.diverge()
-    for how in ("a changed byte", "half a file", "a file less"):
-        faults.harm("rl", how)
-    faults.full_disk("sft")
+    if args.others:
+        faults.mistakes()
+        faults.diverge()
+        for how in ("a changed byte", "half a file", "a file less"):
+            faults.harm("rl", how)
+        faults.full_disk("sft")
     for stage in args.stages:
         faults.terminate(stage)
         faults.kill(stage)

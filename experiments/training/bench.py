@@ -6,7 +6,9 @@
 PYTHON is the interpreter of a virtual environment that has the peer (transformers with torch,
 google-tunix); a peer that is not given is left out. All train all parameters of the same random
 Gemma-2 on the same 8 x 512 tokens, in float32 with AdamW and clipped gradients. This project and
-one peer take a step in turn (three would not fit in 24 GB); figures are medians. tunix has no GRPO
+one peer take a step in turn (all at once would not fit in 24 GB); figures are medians. Each runs as
+its own program starts it: this project with huge pages (`grm_jax.parallel.host`), or with what
+GLIBC_TUNABLES says, which then holds for all. tunix has no GRPO
 step that can be called alone: it is in the SFT rows. With `--memory small` the peers recompute
 their layers, and this project does so, too (`remat=block`), or computes 4 rows at a time. Writes
 results.json and table.md beside this file; what is not measured again stays.
@@ -52,7 +54,7 @@ def main(args: Arguments) -> None:
     if args.output.exists():
         results = json.loads(args.output.read_text(encoding="utf-8"))
     commit = ["git", "rev-parse", "--short", "HEAD"]
-    results |= {
+    about = {
         "commit": subprocess.run(commit, capture_output=True, text=True, cwd=HERE).stdout.strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),
@@ -64,7 +66,8 @@ def main(args: Arguments) -> None:
                 if python is None or (peer == "tunix" and loss == "grpo"):
                     continue
                 key = f"{loss}, {memory} memory, {args.threads} threads, beside {peer}"
-                results[key] = compare(args, loss, memory, peer, python)
+                trainers = compare(args, loss, memory, peer, python)
+                results[key] = {**about, "trainers": trainers}
                 args.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     text = table(results)
     (HERE / "table.md").write_text(text, encoding="utf-8")
@@ -114,12 +117,11 @@ def table(results: dict[str, Any]) -> str:
     """Markdown."""
     lines = []
     for key, found in results.items():
-        if not key.startswith(("sft", "grpo")):
-            continue
-        own = found["grm"]["tokens_per_second"]
+        trainers = found["trainers"]
+        own = trainers["grm"]["tokens_per_second"]
         lines += [f"{key}:", "", "| trainer | tokens/s | grm_jax is | peak memory, GiB |"]
         lines += ["| :--- | ---: | ---: | ---: |"]
-        for entry in sorted(found.values(), key=lambda e: -e["tokens_per_second"]):
+        for entry in sorted(trainers.values(), key=lambda e: -e["tokens_per_second"]):
             rate = entry["tokens_per_second"]
             lines.append(
                 f"| {entry['trainer']} | {rate:.1f} | {own / rate:.2f}x | {entry['peak_gib']:.1f} |"

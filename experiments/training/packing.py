@@ -39,6 +39,7 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     recipe = configs.load("sft.py")
+    assert isinstance(recipe, configs.SFTRecipe)
     mesh = configs.MeshConfig(replica=1, fsdp=1, cpu_devices=1)
     setup = dataclasses.replace(recipe.setup, run_dir=str(args.run_dir), mesh=mesh)
     run, fitting = Run(setup), recipe.sft.fitting
@@ -54,7 +55,7 @@ def main(args: Arguments) -> None:
         state = init_state(run.table(), optimizer, run.mesh, key=jax.random.key(0))
         data = example_batches(examples, setup.length_buckets, size, 0, "rows", pack=pack)
         ways[pack] = [state, data, {}]
-    for index in range(2 * args.steps):
+    for _ in range(args.steps):
         for way in ways.values():
             state, data, found = way
             batch = next(data)
@@ -64,14 +65,16 @@ def main(args: Arguments) -> None:
             jax.block_until_ready(state)
             seconds = time.perf_counter() - started
             way[0] = state
-            if index >= args.steps:  # all shapes are compiled by then
-                found.setdefault(shape, []).append((tokens, seconds))
+            if shape not in found:
+                found[shape] = []  # its first step compiled it
+                continue
+            found[shape].append((tokens, seconds))
     results = {}
     for pack, (_, _, found) in ways.items():
         slots = sum(shape[0] * shape[1] * len(times) for shape, times in found.items())
         tokens = sum(t for times in found.values() for t, _ in times)
         # Of each shape the median step, so that a disturbed one does not count.
-        seconds = sum(statistics.median(s for _, s in v) * len(v) for v in found.values())
+        seconds = sum(statistics.median(s for _, s in v) * len(v) for v in found.values() if v)
         results[pack] = {
             "shapes": [list(shape) for shape in found],
             "padding": round(1 - tokens / slots, 3),

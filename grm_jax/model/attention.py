@@ -19,6 +19,9 @@ import jax.numpy as jnp
 # rows are padding and their outputs are never read.
 MASKED = -1e30
 
+# What a rematerialised backward pass may keep of attention, by name (`gemma2.Remat`).
+SAVED = "attention"
+
 # exp() of a softcapped score can not overflow or lose precision below this bound, so weights need
 # no maximum subtracted; Gemma-2's cap is 50.
 MAX_SOFTCAP = 80.0

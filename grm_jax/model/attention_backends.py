@@ -22,8 +22,9 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.model.attention import Places, attention, soft_weights
+from grm_jax.model.attention import SAVED, Places, attention, soft_weights
 from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention
 
 log = logging.getLogger("grm_jax")
@@ -49,11 +50,11 @@ def self_attention(
     if backend in ("splash", "tokamax"):
         from grm_jax.model import attention_kernels
 
-        kernel = getattr(attention_kernels, backend)
-        return kernel(places, window=window, softcap=softcap)
+        kernel = getattr(attention_kernels, backend)(places, window=window, softcap=softcap)
+        return lambda q, k, v: checkpoint_name(kernel(q, k, v), SAVED)
     if backend == "reference":
         mask = places.mask(window)
-        return lambda q, k, v: attention(q, k, v, mask, softcap=softcap)
+        return lambda q, k, v: checkpoint_name(attention(q, k, v, mask, softcap=softcap), SAVED)
     if backend != "chunked":
         raise ValueError(f"unknown attention backend {backend!r}; choose one of {_names()}")
     static = Static(window, softcap, True, BLOCK, BLOCK)

@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model.attention import Places
+from grm_jax.model.attention import SAVED, Places
 from grm_jax.parallel.mesh import per_device
 
 LANES = 128  # a TPU's row: splash wants lengths that are multiples of it
@@ -67,6 +67,7 @@ def _splash_rows(q, k, v, segments, *, window: int | None, softcap: float, inter
     kernel = kernels.make_splash_mqa(
         mask=masks.MultiHeadMask([mask] * groups), block_sizes=sizes, head_shards=1,
         q_seq_shards=1, attn_logits_soft_cap=softcap, interpret=interpret,
+        residual_checkpoint_name=SAVED,
     )  # fmt: skip
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # over K
     rows = jax.vmap(heads)  # over B

@@ -30,11 +30,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.model.attention import Places, check_softcap
+from grm_jax.model.attention import SAVED, Places, check_softcap
 from grm_jax.model.linear import apart
 
 Pair = tuple[jax.Array, jax.Array]
-SAVED = "attention"  # what a rematerialised backward pass may keep (`gemma2.Remat`)
 
 
 class Static(NamedTuple):
@@ -87,25 +86,32 @@ def chunked_attention(
     return _slots_first(out)[:, : q.shape[1]]
 
 
-def normalise(sums: Pair) -> jax.Array:
-    """numerator / total; zeros for queries that saw no key (padding)."""
-    return _normalise(*sums)
+def normalise(sums: Pair, dtype: Any) -> jax.Array:
+    """numerator / total, in `dtype`, that of the products; zeros for queries that saw no key."""
+    return cast(jax.Array, _normalise(jnp.dtype(dtype), *sums))
 
 
-@jax.custom_vjp
-def _normalise(numerator: jax.Array, total: jax.Array) -> jax.Array:
-    return _normalise_forward(numerator, total)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalise(dtype: Any, numerator: jax.Array, total: jax.Array) -> jax.Array:
+    return _normalise_forward(dtype, numerator, total)[0]
 
 
-def _normalise_forward(numerator: jax.Array, total: jax.Array):
+def _normalise_forward(dtype: Any, numerator: jax.Array, total: jax.Array):
     inverse = checkpoint_name(_inverse(total), SAVED)
     out = checkpoint_name(numerator * inverse[..., None], SAVED)
-    return out, (out, inverse)
+    return out.astype(dtype), (out, inverse)
 
 
-def _normalise_backward(kept: Pair, dout: jax.Array) -> Pair:
-    out, inverse = kept
-    return dout * inverse[..., None], -jnp.sum(dout * out, axis=-1) * inverse
+def _normalise_backward(dtype: Any, kept: Pair, dout: jax.Array) -> Pair:
+    return _through_division(dout, *kept, dtype)
+
+
+def _through_division(dout, out, inverse, dtype) -> Pair:
+    """Gradients of numerator and total, float32. The numerator's is rounded to what enters the
+    products before the total's is made of it, so that they still cancel.
+    """
+    dnumerator = (dout.astype(jnp.float32) * inverse[..., None]).astype(dtype).astype(jnp.float32)
+    return dnumerator, -jnp.sum(dnumerator * out, axis=-1)
 
 
 _normalise.defvjp(_normalise_forward, _normalise_backward)
@@ -190,8 +196,8 @@ def _weights(static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row) -
     """w and its derivative by the raw score, w (1 - tanh^2), of a block: [B, K, G, t, s]; 0 where
     masked.
 
-    In the dtype of the products they enter (k's). Totals take the rounded w too: with the exact
-    one, terms that should cancel would not.
+    w is in the dtype of the products it enters (k's), its derivative in float32. Totals take the
+    rounded w too: with the exact one, terms that should cancel would not.
     """
     raw = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     tanh = jnp.tanh(raw / static.softcap)
@@ -254,10 +260,9 @@ def _attention_forward(static: Static, q, k, v, query: Row, key: Row):
 
 def _attention_backward(static: Static, kept, dout):
     *inputs, out, inverse = kept
-    # Rounded before both terms are made of it, so that they still cancel.
-    dnumerator = (dout.astype(jnp.float32) * inverse[..., None]).astype(inputs[2].dtype)
-    dtotal = -jnp.sum(dnumerator.astype(jnp.float32) * out, axis=-1)
-    return _gradients(static, inputs, dnumerator, dtotal)
+    dtype = inputs[2].dtype
+    dnumerator, dtotal = _through_division(dout, out, inverse, dtype)
+    return _gradients(static, inputs, dnumerator.astype(dtype), dtotal)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

@@ -26,9 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.model.attention import Places
+from grm_jax.model.attention import SAVED, Places
 from grm_jax.model.attention_backends import self_attention
-from grm_jax.model.chunked_attention import SAVED
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.linear import linear
 from grm_jax.model.params import LAYER_KINDS, Params
@@ -131,7 +130,6 @@ def _layer(
     # Rows are whole here: with a `sequence` axis, heads are split over it instead of tokens.
     q, k, v = (constrain(x, ("batch", None, "attention_heads")) for x in (q, k, v))
     out, emitted = attend(q, k, v)
-    out = checkpoint_name(out, SAVED)
     out = out.reshape(batch, length, c.num_heads, c.head_dim)
     out = product(out, "o", 2)
     x = x + rms_norm(out, p["post_attn_norm"], c.norm_eps)

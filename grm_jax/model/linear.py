@@ -107,9 +107,6 @@ def dense(weight: jax.Array | LowRank) -> jax.Array:
     return (weight.w.astype(jnp.float32) + change).astype(weight.w.dtype)
 
 
-Weight = jax.Array | OutMajor | Int8 | LowRank
-
-
 def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:
     """Contract the last `axes` dimensions of x with the first ones of w."""
     if isinstance(w, OutMajor | Int8 | LowRank):

@@ -64,8 +64,8 @@ def group_attend(
         rest = [x[:, prompt:] for x in (q, k, v)]
         n1, t1 = to_prompt(rest[0], kp, vp)
         n2, t2 = to_self(*(x.reshape(batch * group, completion, *x.shape[2:]) for x in rest))
-        out = normalise((n1 + n2.reshape(n1.shape), t1 + t2.reshape(t1.shape)))
-        return jnp.concatenate([own_prompt(qp, kp, vp), out.astype(q.dtype)], axis=1), None
+        sums = n1 + n2.reshape(n1.shape), t1 + t2.reshape(t1.shape)
+        return jnp.concatenate([own_prompt(qp, kp, vp), normalise(sums, q.dtype)], axis=1), None
 
     return attend
 

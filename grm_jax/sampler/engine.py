@@ -114,6 +114,8 @@ class Sampler:
         self.stats = SamplerStats()
         self.programs = Programs(mesh)
         self.stop_ids = np.asarray(sorted(stop_ids), np.int32)
+        self._free: float | None = None
+        self.measure_memory()
 
     def summary(self) -> str:
         """One line: what was drawn so far, how fast, and what it took."""
@@ -172,13 +174,18 @@ class Sampler:
         for batch in self._batches(requests, plan, shards):
             yield from rollout.run(batch, wanted, together)
 
-    @functools.cached_property
-    def _free(self) -> float | None:
-        # Asked once: a plan that changed with every free byte would compile again and again.
-        return free_bytes(self.mesh) if self.engine.cache_bytes is None else None
+    def measure_memory(self) -> None:
+        """Ask at the next call what the devices have free; else what the first call found holds: a
+        plan that changed with every free byte would compile again and again.
+        """
+        self._asked = False
 
     def _within_memory(self, longest: int) -> EngineConfig:
         """The engine's sizes, with a budget for caches where the devices tell what is free."""
+        if self.engine.cache_bytes is not None:
+            return self.engine
+        if not self._asked:
+            self._free, self._asked = free_bytes(self.mesh), True
         if self._free is None:
             return self.engine
         room = cache_room(self.model, self.engine, self.mesh, longest, self._free)

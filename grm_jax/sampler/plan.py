@@ -141,8 +141,9 @@ def make_plan(
             return plan
         if lanes == 1:
             raise ValueError(
-                f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, cache_bytes allows "
-                f"{engine.cache_bytes / 2**20:.0f} MiB; raise it or lower max_new_tokens"
+                f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, and there is room for "
+                f"{engine.cache_bytes / 2**20:.0f} MiB; lower max_new_tokens, use more devices, or "
+                "give a larger engine.cache_bytes if that set the limit"
             )
         lanes = power_of_two(lanes) // 2
 

@@ -59,28 +59,22 @@ class Programs:
         return self.compiled(name, shape, function, *args, **how)(*args)
 
     def compiled(
-        self, name: str, shape: Hashable, function: Callable[..., Any], *args: Any, **how: Any
-    ) -> Any:
-        """The program that `run` calls."""
-        program = self._programs.get((name, shape))
-        if program is None:
-            started = time.perf_counter()
-            program = self._programs[name, shape] = self.compile(name, function, *args, **how)
-            seconds = time.perf_counter() - started
-            self.compilations.append(Compilation(name, shape, seconds))
-            log.debug("sampler: compiled %s %s in %.1f s", name, shape, seconds)
-        return program
-
-    def compile(
         self,
         name: str,
+        shape: Hashable,
         function: Callable[..., Any],
         *args: Any,
         donate: tuple[int, ...] = (),
         out_shardings: Any = None,
     ) -> Any:
-        """Compile for arguments like these."""
-        del name
-        with use_mesh(self.mesh):
-            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-            return jitted.lower(*args).compile()
+        """The program that `run` calls."""
+        program = self._programs.get((name, shape))
+        if program is None:
+            started = time.perf_counter()
+            with use_mesh(self.mesh):
+                jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+                program = self._programs[name, shape] = jitted.lower(*args).compile()
+            seconds = time.perf_counter() - started
+            self.compilations.append(Compilation(name, shape, seconds))
+            log.debug("sampler: compiled %s %s in %.1f s", name, shape, seconds)
+        return program

@@ -32,16 +32,17 @@ def update_bytes(
     sequence, tensor = mesh.shape["sequence"], mesh.shape["tensor"]
     own = tokens / sequence
     stream = own * c.embed_dim * width
-    heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    queries, hidden = c.num_heads * c.head_dim / tensor, c.hidden_dim / tensor
+    heads = queries + 2 * c.num_kv_heads * c.head_dim / tensor
     # Of a layer: norms, queries, keys, values, output; gate, up and their product.
-    layer = own * (6 * c.embed_dim + (heads + 3 * c.hidden_dim) / tensor) * width
-    block = 2 * layer
+    block = 2 * own * (6 * c.embed_dim + heads + queries + 3 * hidden) * width
+    # Kept in float32, of both layers.
+    attention = 2 * own * queries * 4
     if remat == "none":
-        products = own * (2 * c.embed_dim + (heads + 2 * c.hidden_dim) / tensor) * width
-        kept, working = c.num_blocks * (stream + 2 * products), 2 * block
+        products = 2 * own * (2 * c.embed_dim + heads + 2 * hidden) * width
+        kept, working = c.num_blocks * (stream + products + attention), 2 * block
     else:
         saved = {"block": 1.0, "offload": 0.0, "block_save_attention": 1.0}[remat]
-        attention = own * 2 * c.num_heads * c.head_dim / tensor * width
         extra = attention if remat == "block_save_attention" else 0.0
         kept, working = c.num_blocks * (saved * stream + extra), 2 * block
     # The weights of a block, gathered; logits, their gradient and the embedding's sum of gradients.

@@ -10,8 +10,9 @@ A stage trains on it; `planning` compiles it for devices that are not there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +67,22 @@ def preference_objective(run: Run) -> LossFn:
     return loss_fn
 
 
-def policy_objective(run: Run, config: RL) -> LossFn:
+def policy_objective(
+    run: Run, config: RL, assemble: Callable[[Params, Any], Params] = lambda params, _: params
+) -> LossFn:
     """GRPO's loss of a `rollout_batch` with the reference's log-probabilities.
 
-    The rollouts of a group share their prompt, which is computed once for all of them.
+    The rollouts of a group share their prompt, which is computed once for all of them. Gradients
+    are taken within the branches of `by_length`: through them, every branch's activations would be
+    kept, whichever was taken.
+
+    Args:
+      assemble: (trained, frozen) -> the model's parameters.
     """
     model, setup = run.model, run.setup
 
-    def compute(params, batch) -> Loss:
+    def compute(params, frozen, batch) -> Loss:
+        params = assemble(params, frozen)
         logprobs, entropy = group_logprobs(
             params,
             model,
@@ -107,38 +116,50 @@ def policy_objective(run: Run, config: RL) -> LossFn:
         aux = {"entropy": (jnp.sum(entropy * mask), tokens), "logprob_gap": (gap, tokens)}
         return loss._replace(aux=jax.lax.stop_gradient(loss.aux | aux))
 
+    def nothing(params, frozen, batch) -> Loss:
+        shapes = jax.eval_shape(compute, params, frozen, batch)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    @jax.custom_vjp
     def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
-        shape = jax.eval_shape(compute, params, batch)
+        given = params, frozen
+        return by_length(
+            functools.partial(compute, *given), functools.partial(nothing, *given), batch
+        )
 
-        def nothing(params, batch) -> Loss:
-            # Depends on params so that all branches have gradients.
-            del batch
-            zero = 0.0 * jnp.sum(params["final_norm"])
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero, shape)
+    def forward(params, frozen, batch):
+        def total(params, batch):
+            loss = compute(params, frozen, batch)
+            return loss.total, loss
 
-        return by_length(compute, nothing, params, batch)
+        def some(batch):
+            (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(params, batch)
+            return loss, gradient
 
-    return loss_fn
+        def none(batch):
+            return nothing(params, frozen, batch), jax.tree.map(jnp.zeros_like, params)
+
+        return by_length(some, none, batch)
+
+    def backward(gradient, given: Loss):
+        scaled = jax.tree.map(lambda g: g * given.total.astype(g.dtype), gradient)
+        return scaled, None, None
+
+    loss_fn.defvjp(forward, backward)
+    return cast(LossFn, loss_fn)
 
 
-def by_length(
-    compute: Callable[[Params, Batch], T],
-    nothing: Callable[[Params, Batch], T],
-    params: Params,
-    batch: Batch,
-) -> T:
+def by_length(compute: Callable[[Batch], T], nothing: Callable[[Batch], T], batch: Batch) -> T:
     """`compute` of a micro-batch of groups, cut to half of its C completion slots where none of its
-    rollouts is longer; `nothing` of one without rollouts (dropped groups). What is left out costs
-    nothing, forward or backward.
+    rollouts is longer; `nothing` of one without rollouts (dropped groups).
     """
     width = batch["mask"].shape[-1]
     half = -(-width // 2)
     used = jnp.any(batch["mask"] > 0, axis=(0, 1))
     branch = jnp.any(used).astype(jnp.int32) + jnp.any(used[half:])
 
-    def halved(params: Params, batch: Batch) -> T:
+    def halved(batch: Batch) -> T:
         slots = ("targets", "mask", "old", "reference")
-        return compute(params, {k: x[..., :half] if k in slots else x for k, x in batch.items()})
+        return compute({k: x[..., :half] if k in slots else x for k, x in batch.items()})
 
-    return jax.lax.switch(branch, (nothing, halved, compute), params, batch)
+    return jax.lax.switch(branch, (nothing, halved, compute), batch)

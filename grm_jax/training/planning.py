@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from grm_jax import config as configs
-from grm_jax.data.loader import Example, collate, collate_groups
+from grm_jax.data.loader import Example, collate, collate_groups, round_up
 from grm_jax.data.packing import collate_packed
 from grm_jax.model.config import model_config
 from grm_jax.model.flops import train_flops
@@ -38,6 +38,7 @@ from grm_jax.sampler.plan import make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Request
 from grm_jax.training import estimate
+from grm_jax.training.losses import Loss
 from grm_jax.training.objectives import (
     completion_objective,
     critique_objective,
@@ -48,6 +49,7 @@ from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import collate_pairs
 from grm_jax.training.step import (
+    Batch,
     TrainStep,
     abstract_state,
     make_train_step,
@@ -185,14 +187,14 @@ def _plan_rl(run: PlannedRun, stage: configs.RL) -> list[Phase]:
         held | {"optimiser": device_bytes(state.opt_state)},
     )  # fmt: skip
     rows = min(stage.train_groups or stage.prompts, stage.prompts)
-    prompt, drawn = run.setup.prompt_buckets[-1], stage.sampling.max_new_tokens
+    prompt, drawn = run.setup.prompt_buckets[-1], round_up(stage.sampling.max_new_tokens, 8)
     completions = [[[1] * drawn] * stage.group] * rows
     batch = collate_groups([[1] * prompt] * rows, completions, length=prompt, completion=drawn)
     batch["advantages"] = batch["mask"][:, :, 0]
     batch["old"] = batch["reference"] = batch["mask"]
     each = Work(tokens=prompt + stage.group * drawn, heads=stage.group * drawn)
-    objective, parts = policy_objective(run, stage), stage.device_batch
-    step = _step(run, objective, optimizer, trainable, rows, parts)
+    objective = policy_objective(run, stage, trainable.assemble)
+    step = _step(run, objective, optimizer, trainable, rows, stage.device_batch)
     return [rollout, _plan_step(run, step, state, frozen, batch, each, held)]
 
 
@@ -200,7 +202,9 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
     """The update of a stage with a `fitting`, on its longest rows."""
     fitting, setup, rows = stage.fitting, run.setup, stage.fitting.batch_size
     length = fitting.pack or setup.length_buckets[-1]
-    learned = min(length // 2, setup.judge.max_new_tokens)
+    learned = round_up(min(length // 2, setup.judge.max_new_tokens), 8)
+    if fitting.pack:  # of all examples in a row together
+        learned = length // 2
     example = Example((1,) * (length - learned), (1,) * learned)
     scalar = isinstance(stage, configs.MetaRM | configs.ScalarRM)
     if isinstance(stage, configs.ScalarRM):
@@ -208,7 +212,7 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
         batch = collate_pairs([(example, example)] * rows, length)
     else:
         objective = critique_objective(run) if scalar else completion_objective(run)
-        # How many examples share a packed row, only its data can tell: one is the most work.
+        # How many examples share a packed row, only its data can tell.
         batch = (
             collate_packed([(example,)] * rows, length=length, completion=learned, segments=1)
             if fitting.pack
@@ -216,7 +220,11 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
         )
     trainable = Trainable(run, "base", int(scalar))
     state, optimizer = _abstract_state(run, fitting.optimizer, fitting.steps, trainable)
-    step = _step(run, objective, optimizer, trainable, rows, fitting.device_batch)
+
+    def loss(params: Params, frozen: Params | None, batch: Batch) -> Loss:
+        return objective(trainable.assemble(params, frozen), None, batch)
+
+    step = _step(run, loss, optimizer, trainable, rows, fitting.device_batch)
     tokens = batch["tokens"][0].size
     each = Work(tokens, 0 if scalar else learned, sequences=tokens // length)
     return _plan_step(run, step, state, _frozen(run, trainable), batch, each, {})
@@ -224,8 +232,7 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
 
 def _step(run, objective, optimizer, trainable, rows, device_batch) -> TrainStep:
     return make_train_step(
-        lambda params, frozen, batch: objective(trainable.assemble(params, frozen), None, batch),
-        optimizer, trainable.table, run.mesh, spike=run.setup.guard.spike,
+        objective, optimizer, trainable.table, run.mesh, spike=run.setup.guard.spike,
         micro_batches=micro_batches(rows, device_batch, run.mesh),
     )  # fmt: skip
 

@@ -72,11 +72,9 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
     loop = Loop(stage, config.steps, config.optimizer, trainable, data, log_every=1, shown=shown)
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
-    policy_loss = policy_objective(run, config)
     train_step = make_train_step(
-        lambda params, frozen, batch: policy_loss(trainable.assemble(params, frozen), None, batch),
-        loop.optimizer, trainable.table, run.mesh, micro_batches=parts,
-        spike=run.setup.guard.spike,
+        policy_objective(run, config, trainable.assemble), loop.optimizer, trainable.table,
+        run.mesh, micro_batches=parts, spike=run.setup.guard.spike,
     )  # fmt: skip
     last = loop.first
     with contextlib.closing(rollout_log), loop:
@@ -176,18 +174,17 @@ def _one_part(batch: Batch) -> Batch:
 
 
 def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch):
-    """`compute` of each micro-batch, one after the other; zeros where there is nothing to compute."""
+    """`compute` of each micro-batch, one after the other; zeros where there is nothing to do."""
     width = batch["mask"].shape[-1]
 
-    def whole(params: Params, part: Batch) -> jax.Array:
+    def whole(part: Batch) -> jax.Array:
         found = compute(params, part)
         return jnp.pad(found, ((0, 0), (0, 0), (0, width - found.shape[-1])))
 
-    def nothing(params: Params, part: Batch) -> jax.Array:
-        del params
+    def nothing(part: Batch) -> jax.Array:
         return jnp.zeros(part["mask"].shape, jnp.float32)
 
-    return jax.lax.map(lambda part: by_length(whole, nothing, params, part), batch)
+    return jax.lax.map(lambda part: by_length(whole, nothing, part), batch)
 
 
 def record_batches(run: Run, config: RL):

@@ -81,7 +81,7 @@ def test_sums_over_two_sets_of_keys(window, rng):
         static = Static(window, CAP, own=False, queries=8, keys=8)
         a = attention_sums(q, k[:, :21], v[:, :21], first, static)
         b = attention_sums(q, k[:, 21:], v[:, 21:], second, static)
-        return normalise((a[0] + b[0], a[1] + b[1]))
+        return normalise((a[0] + b[0], a[1] + b[1]), q.dtype)
 
     real = jnp.ones((BATCH, LENGTH), bool)
     want = value_and_gradients(
@@ -108,7 +108,7 @@ def test_a_query_without_keys_gets_zeros(rng):
     q, k, v, _ = arrays(rng)
     slots = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
     places = Places(slots, slots, key_valid=slots >= 5)
-    out = normalise(attention_sums(q, k, v, places, Static(None, CAP, False, 8, 8)))
+    out = normalise(attention_sums(q, k, v, places, Static(None, CAP, False, 8, 8)), q.dtype)
     assert np.abs(np.asarray(out)[:, :5]).max() == 0
     assert np.isfinite(np.asarray(out)).all()
 
@@ -163,7 +163,7 @@ def test_the_backends_agree_beyond_a_block(rng, monkeypatch):
         )
         np.testing.assert_allclose(a[places.key_valid], b[places.key_valid], atol=1e-5)
         a, b = (
-            normalise(cross_sums(places, backend=name, **settings)(q, k, v))
+            normalise(cross_sums(places, backend=name, **settings)(q, k, v), q.dtype)
             for name in ("reference", "chunked")
         )
         np.testing.assert_allclose(a, b, atol=1e-5)

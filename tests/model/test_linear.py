@@ -42,3 +42,26 @@ def test_int8_is_near_and_exact_for_what_it_can_hold(axes):
 
 def test_a_column_of_zeros_stays_zero():
     assert not np.asarray(linear(jnp.ones((1, 3)), int8(jnp.zeros((3, 2)), 1))).any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((6, 9), 1), ((9, 6), 1), ((6, 2, 4), 1), ((2, 4, 6), 2)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_are_those_of_the_product(shape, axes, dtype, rng):
+    """Whichever of input and output is the wider."""
+    x = jnp.asarray(rng.normal(size=(3, 5, *shape[:axes])), dtype)
+    w = jnp.asarray(rng.normal(size=shape), dtype)
+    dy = rng.normal(size=(3, 5, *shape[axes:]))
+
+    def gradients(product):
+        return jax.jit(jax.grad(lambda x, w: jnp.sum(product(x, w) * dy), argnums=(0, 1)))(x, w)
+
+    want = gradients(lambda x, w: jnp.tensordot(x, w, axes))
+    for found, right in zip(gradients(lambda x, w: linear(x, w, axes)), want, strict=True):
+        assert found.dtype == right.dtype and found.shape == right.shape
+        tolerance = 1e-5 if dtype == "float32" else 2e-2
+        np.testing.assert_allclose(
+            np.asarray(found, np.float32), np.asarray(right, np.float32), rtol=tolerance,
+            atol=tolerance * float(jnp.abs(right).max()),
+        )  # fmt: skip

@@ -38,12 +38,7 @@ batch = {
 def loss_fn(params, frozen, batch):
     del frozen
     logprobs, _ = completion_logprobs(
-        params,
-        model,
-        batch,
-        temperature=1.0,
-        remat=remat,
-        chunk=1024 if args.remat else ROWS * LENGTH,
+        params, model, batch, temperature=1.0, remat=remat, chunk=1024
     )
     if args.loss == "sft":
         return sft_loss(logprobs, batch["mask"])
