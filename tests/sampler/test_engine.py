@@ -260,7 +260,7 @@ def test_a_budget_of_bytes_is_kept(prompts, usual, draw_samples, make_sampler, s
     small = make_sampler(engine=EngineConfig(9, 8, 32, 6, cache_bytes=60 * token))
     same_samples(usual, draw_samples(requests(prompts), sampler=small))
     assert 0 < small.stats.cache_bytes <= 60 * token
-    with pytest.raises(ValueError, match=r"one sample needs .* there is room for .* lower max_new_tokens"):
+    with pytest.raises(ValueError, match=r"one sample needs .* room for .* lower max_new_tokens"):
         none = make_sampler(engine=EngineConfig(9, 8, 32, 6, cache_bytes=20 * token))
         draw_samples(requests(prompts), sampler=none)
 
