@@ -22,8 +22,12 @@ def setup_logging() -> None:
     """One line a message; warnings of libraries only; process 0 alone speaks."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
     log.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
+    logging.getLogger("absl").addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
     # Orbax warns at every checkpoint that the data position holds no arrays.
-    logging.getLogger("absl").addFilter(lambda record: "Skipping merge of" not in str(record.msg))
+    return "Skipping merge of" not in str(record.msg)
 
 
 class StepLog:

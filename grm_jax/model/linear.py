@@ -19,10 +19,10 @@ FEW = 128
 
 
 def apart(x: jax.Array) -> jax.Array:
-    """x; on a CPU, computed before anything is made of it.
+    """x; on a CPU, what follows does not change how it is computed.
 
-    XLA's CPU compiler turns a transposed product into one of transposed matrices, and computes
-    what follows a product within it, both at a multiple of the cost.
+    XLA's CPU compiler would turn a transposed product into a product of transposed matrices, which
+    costs more than to transpose the result.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 

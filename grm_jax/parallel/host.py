@@ -13,8 +13,8 @@ def use_huge_pages() -> None:
     """Start this program again with large memory pages for what it allocates (Linux with glibc).
 
     XLA allocates what a program needs on a CPU afresh each time it runs; the kernel then clears it,
-    page by page: pages of 2 MB instead of 4 KB take less time (figures in
-    `experiments/README.md`). The process stays the same one, with its number, files and signals.
+    page by page, which pages of 2 MB instead of 4 KB make cheaper. The process stays the same one,
+    with its number, files and signals.
     Does nothing where GLIBC_TUNABLES is set already.
     """
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:

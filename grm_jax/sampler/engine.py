@@ -27,7 +27,7 @@ from grm_jax.parallel.mesh import data_parallel, replicated, sharding
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.memory import cache_room, free_bytes
+from grm_jax.sampler.memory import CacheBudget
 from grm_jax.sampler.plan import EngineConfig, Plan, make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
@@ -103,6 +103,9 @@ class Sampler:
       stop_ids: token ids that end a sample.
       engine: sizes.
       mesh: where the parameters live; prompts are split over its data axes.
+
+    Attributes:
+      budget: what its caches may take.
     """
 
     def __init__(
@@ -114,8 +117,7 @@ class Sampler:
         self.stats = SamplerStats()
         self.programs = Programs(mesh)
         self.stop_ids = np.asarray(sorted(stop_ids), np.int32)
-        self._free: float | None = None
-        self.measure_memory()
+        self.budget = CacheBudget(model, engine, mesh)
 
     def summary(self) -> str:
         """One line: what was drawn so far, how fast, and what it took."""
@@ -159,7 +161,7 @@ class Sampler:
         longest = max(len(request.prompt) for request in requests)
         plan = make_plan(
             self.model,
-            self._within_memory(longest),
+            self.budget.within(longest),
             requests,
             sampling.max_new_tokens,
             shards,
@@ -173,23 +175,6 @@ class Sampler:
         rollout = Rollout(self, params, plan, shards, sampling, key)
         for batch in self._batches(requests, plan, shards):
             yield from rollout.run(batch, wanted, together)
-
-    def measure_memory(self) -> None:
-        """Ask at the next call what the devices have free; else what the first call found holds: a
-        plan that changed with every free byte would compile again and again.
-        """
-        self._asked = False
-
-    def _within_memory(self, longest: int) -> EngineConfig:
-        """The engine's sizes, with a budget for caches where the devices tell what is free."""
-        if self.engine.cache_bytes is not None:
-            return self.engine
-        if not self._asked:
-            self._free, self._asked = free_bytes(self.mesh), True
-        if self._free is None:
-            return self.engine
-        room = cache_room(self.model, self.engine, self.mesh, longest, self._free)
-        return dataclasses.replace(self.engine, cache_bytes=room)
 
     def _batches(
         self, requests: Sequence[Request], plan: Plan, shards: int

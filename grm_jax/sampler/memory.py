@@ -9,6 +9,7 @@ Dimensions: D embed, F hidden, H heads, K key/value heads, h head, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -22,6 +23,31 @@ from grm_jax.parallel.multihost import least_of
 from grm_jax.sampler.plan import EngineConfig
 
 MARGIN = 0.9  # the rest is for fragments and what compilers add
+
+
+class CacheBudget:
+    """The engine's sizes with a limit for caches, where the user or the devices set one."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, mesh: Mesh):
+        self._model, self._engine, self._mesh = model, engine, mesh
+        self.forget()
+
+    def forget(self) -> None:
+        """Ask the devices again, at the next call, what they have free. Until then the first answer
+        holds: a plan that changed with every free byte would compile again and again.
+        """
+        self._asked, self._free = False, None
+
+    def within(self, longest: int) -> EngineConfig:
+        """Sizes for prompts of at most so many tokens."""
+        if self._engine.cache_bytes is not None:
+            return self._engine
+        if not self._asked:
+            self._asked, self._free = True, free_bytes(self._mesh)
+        if self._free is None:
+            return self._engine
+        room = cache_room(self._model, self._engine, self._mesh, longest, self._free)
+        return dataclasses.replace(self._engine, cache_bytes=room)
 
 
 def free_bytes(mesh: Mesh) -> float | None:

@@ -175,7 +175,7 @@ class Run:
         )
 
     def critic(self, order: OrderMode) -> Critic:
-        self.sampler.measure_memory()  # stages hold different things
+        self.sampler.budget.forget()  # stages hold different things
         return Critic(
             self.sampler,
             self.tokenizer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from grm_jax.model.params import count_params, param_table
-from grm_jax.sampler import engine
+from grm_jax.sampler import memory
 from grm_jax.sampler.memory import cache_room, decode_weight_bytes
 from grm_jax.sampler.plan import (
     EngineConfig,
@@ -148,12 +148,14 @@ def test_room_is_what_other_things_leave(small, one_device):
 
 def test_a_device_that_tells_limits_the_lanes(make_sampler, monkeypatch):
     sampler = make_sampler(engine=EngineConfig(32, 8, 32, 6))
-    assert sampler._within_memory(30).cache_bytes is None, "a CPU tells nothing"
+    assert sampler.budget.within(30).cache_bytes is None, "a CPU tells nothing"
     asked = []
-    monkeypatch.setattr(engine, "free_bytes", lambda mesh: asked.append(mesh) or 1e9)
+    monkeypatch.setattr(memory, "free_bytes", lambda mesh: asked.append(mesh) or 1e9)
     sampler = make_sampler(engine=EngineConfig(32, 8, 32, 6))
-    assert sampler._within_memory(30) == sampler._within_memory(30)
+    assert sampler.budget.within(30) == sampler.budget.within(30)
     assert len(asked) == 1
-    assert 0 < (sampler._within_memory(30).cache_bytes or 0) < 0.9e9
+    sampler.budget.forget()
+    assert sampler.budget.within(30) and len(asked) == 2
+    assert 0 < (sampler.budget.within(30).cache_bytes or 0) < 0.9e9
     given = make_sampler(engine=EngineConfig(32, 8, 32, 6, cache_bytes=5))
-    assert given._within_memory(30).cache_bytes == 5 and len(asked) == 1
+    assert given.budget.within(30).cache_bytes == 5 and len(asked) == 2
