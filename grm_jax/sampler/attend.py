@@ -72,8 +72,8 @@ def page_attend(
 
     Args:
       start, fill: [D, A] first position and tokens of each page.
-      earlier: [D, A, M] the prompt's pages by place (those before `start` are read); None if no
-        page has one.
+      earlier: [D, A, M] the M pages of the prompt that stand before each, the nearest last, or
+        any page where the prompt has fewer; None if nothing is to be read but the page itself.
       size: S.
     """
     shards, count = start.shape
@@ -81,16 +81,19 @@ def page_attend(
     positions = (start[..., None] + offsets).reshape(-1, size)
     valid = (offsets < fill[..., None]).reshape(-1, size)
     masks: dict[str, Any] = {}
+    reached: dict[str, jax.Array] = {}
     for kind in LAYER_KINDS:
         window = config.sliding_window if kind == "local" else None
         own = visible(positions, positions, window=window, key_valid=valid)[:, None, None]
         before = None
         if earlier is not None:
-            places = jnp.broadcast_to(
-                jnp.arange(earlier.shape[2] * size), (shards * count, earlier.shape[2] * size)
-            )
-            complete = places < start.reshape(-1, 1)  # earlier pages are full
-            before = visible(positions, places, window=window, key_valid=complete)[:, None, None]
+            # A window reaches over window - 1 tokens: farther pages are not even read.
+            most = earlier.shape[2] if window is None else -(-(window - 1) // size)
+            reached[kind] = earlier[:, :, max(0, earlier.shape[2] - most) :]
+            slots = jnp.arange(-reached[kind].shape[2] * size, 0)
+            places = start.reshape(-1, 1) + slots
+            before = visible(positions, places, window=window, key_valid=places >= 0)
+            before = before[:, None, None]
         masks[kind] = own, before
     weigh = functools.partial(soft_weights, softcap=config.attn_softcap)
 
@@ -101,9 +104,9 @@ def page_attend(
         total = jnp.sum(e, axis=-1)
         out = jnp.einsum("bkgts,bskh->btkgh", e.astype(v.dtype), v, preferred_element_type=f32)
         if earlier is not None:
-            kv = layer_input["pages"]
+            kv, read = layer_input["pages"], reached[kind]
             found = {
-                name: rows_of(array, earlier).reshape(-1, *earlier.shape[2:], *array.shape[2:])
+                name: rows_of(array, read).reshape(-1, *read.shape[2:], *array.shape[2:])
                 for name, array in kv.items()
             }
             # Pages one after the other: keys [B, K, h, M * S], values [B, K, M * S, h].

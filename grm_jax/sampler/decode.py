@@ -104,7 +104,7 @@ def compute_pages(
 
     Args:
       tokens: [D, A, S] right-padded; start, fill [D, A].
-      earlier: [D, A, M] the prompt's pages by place, of which those before `start` are read.
+      earlier: [D, A, M] the pages before each, the nearest last; see `attend.page_attend`.
       targets: [D, A] where they are stored; out of range for rows that are none.
     """
     shards, count, size = tokens.shape

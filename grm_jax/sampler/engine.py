@@ -28,7 +28,7 @@ from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.memory import CacheBudget
-from grm_jax.sampler.plan import EngineConfig, Plan, make_plan
+from grm_jax.sampler.plan import EngineConfig, Plan, make_plan, power_of_two
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
 from grm_jax.sampler.weights import decode_weights
@@ -331,39 +331,39 @@ class Rollout:
                 if at == place:
                     queues[prompt.shard].append(prompt)
             while any(queues):
-                batch = [queue[:most] for queue in queues]
-                queues = [queue[most:] for queue in queues]
-                self._compute_batch(batch, place, most)
+                rows = at_once(max(map(len, queues)), most)
+                batch = [queue[:rows] for queue in queues]
+                queues = [queue[rows:] for queue in queues]
+                self._compute_batch(batch, place, rows)
 
-    def _compute_batch(self, batch: list[list[Prompt]], place: int, most: int) -> None:
-        """Page `place` of some prompts of each shard."""
+    def _compute_batch(self, batch: list[list[Prompt]], place: int, rows: int) -> None:
+        """Page `place` of up to `rows` prompts of each shard."""
         shape = self.plan.shape
-        rows = 1
-        while rows < max(map(len, batch)):
-            rows = min(most, 8 * rows)  # few shapes
         tokens = np.zeros((self.shards, rows, shape.page), np.int32)
         start = np.full((self.shards, rows), place * shape.page, np.int32)
         fill = np.zeros((self.shards, rows), np.int32)
-        earlier = np.zeros((self.shards, rows, shape.depth), np.int32)
+        # Few sizes, but not the deepest prompt's for all: most pages have few before them.
+        before = power_of_two(place) if place else 0
+        earlier = np.zeros((self.shards, rows, before), np.int32)
         targets = np.full((self.shards, rows), shape.pages, np.int32)
         for shard, prompts in enumerate(batch):
             for row, prompt in enumerate(prompts):
                 page = prompt.pages[place]
                 tokens[shard, row, : len(page.tokens)] = page.tokens
                 fill[shard, row] = len(page.tokens)
-                earlier[shard, row, :place] = [p.index for p in prompt.pages[:place]]
+                earlier[shard, row, before - place :] = [p.index for p in prompt.pages[:place]]
                 targets[shard, row] = page.index
                 self.board.place(page)
                 self.stats.prefill_tokens += len(page.tokens)
-        self.prefill(tokens, start, fill, earlier, targets, first=place == 0)
+        self.prefill(tokens, start, fill, earlier, targets)
 
-    def prefill(self, tokens, start, fill, earlier, targets, *, first: bool) -> None:
-        """Compute and store pages; see `decode.compute_pages`. `first`: nothing stands before."""
+    def prefill(self, tokens, start, fill, earlier, targets) -> None:
+        """Compute and store pages; see `decode.compute_pages`."""
         given = self.programs.put((tokens, start, fill, earlier, targets), self.data)
         self.pages = self.programs.run(
             "prefill",
-            (self.shards, tokens.shape[1], self.plan.shape, not first),
-            functools.partial(_compute_pages, self.model, not first),
+            (self.shards, tokens.shape[1], self.plan.shape, earlier.shape[2]),
+            functools.partial(_compute_pages, self.model),
             self.weights,
             self.pages,
             *given,
@@ -480,10 +480,23 @@ class Rollout:
         return jax.tree.map(place, tree)
 
 
-def _compute_pages(config, has_earlier, weights, pages, tokens, start, fill, earlier, targets):
-    return decode.compute_pages(
-        weights, config, pages, tokens, start, fill, earlier if has_earlier else None, targets
-    )
+def at_once(waiting: int, most: int) -> int:
+    """How many of the waiting prompts to compute together: 1, 8, 64, ... or `most`.
+
+    Few sizes, each a program to compile; the next larger one where it is at least half full.
+    """
+    size = 1
+    while size < min(waiting, most):
+        larger = min(most, 8 * size)
+        if 2 * waiting < larger:
+            break
+        size = larger
+    return size
+
+
+def _compute_pages(config, weights, pages, tokens, start, fill, earlier, targets):
+    before = earlier if earlier.shape[2] else None
+    return decode.compute_pages(weights, config, pages, tokens, start, fill, before, targets)
 
 
 def _decode_chunk(weights, *given, config, filters, chunk):

@@ -326,7 +326,7 @@ def _plan_rollout(
     some = np.zeros((shards, rows), np.int32)
     rollout.prefill(
         np.zeros((shards, rows, page), np.int32), some, some,
-        np.zeros((shards, rows, plan.shape.depth), np.int32), some, first=False,
+        np.zeros((shards, rows, plan.shape.depth), np.int32), some,
     )  # fmt: skip
     rollout.steps(rollout.board.work(), 1)
     temporary = max(

@@ -56,7 +56,7 @@ def stored(params, config, prompts):
             tokens = np.zeros((1, 2, PAGE), np.int32)
             tokens[0, 0, : len(piece)] = piece
             earlier = np.full((1, 2, DEPTH), 6, np.int32)
-            earlier[0, 0, :m] = places[:m]
+            earlier[0, 0, DEPTH - m :] = places[:m]
             pages = compute(
                 params, config, pages, tokens, np.full((1, 2), m * PAGE, np.int32),
                 np.asarray([[len(piece), 0]], np.int32), earlier if m else None,
