@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 log = logging.getLogger("grm_jax")
 
@@ -76,6 +75,9 @@ class MetricsWriter:
         self._log = StepLog(directory / "metrics.jsonl", resume_step)
         self._board = None
         if jax.process_index() == 0:
+            # Only here: it imports torch where there is one, which takes seconds.
+            from tensorboardX import SummaryWriter
+
             self._board = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
@@ -135,23 +134,28 @@ def _position(
             len(first),
         )
     ]
-    for same, title in ((False, "flips: other order"), (True, "flips: same order (sampling)")):
-        shares: dict[str, float] = {}
-        for name, verdicts in seen.items():
-            differ = [
-                a[1] != b[1]
-                for a, b in itertools.combinations(verdicts, 2)
-                if (a[0] == b[0]) is same
-            ]
-            if differ:
-                shares[name] = float(np.mean(differ))
+    other: dict[str, float] = {}
+    same: dict[str, float] = {}
+    for name, verdicts in seen.items():
+        alike = _pairs(collections.Counter(order for order, _ in verdicts))
+        every = len(verdicts) * (len(verdicts) - 1) // 2
+        agree = _pairs(collections.Counter(winners for _, winners in verdicts))
+        both = _pairs(collections.Counter(verdicts))
+        if every > alike:
+            other[name] = 1.0 - (agree - both) / (every - alike)
+        if alike:
+            same[name] = 1.0 - both / alike
+    for shares, title, unbiased in (
+        (other, "flips: other order", 0.0), (same, "flips: same order (sampling)", None)
+    ):  # fmt: skip
         if shares:
-            found.append(
-                Finding(
-                    "position", title, _mean(shares, cluster), None if same else 0.0, len(shares)
-                )
-            )
+            found.append(Finding("position", title, _mean(shares, cluster), unbiased, len(shares)))
     return found
+
+
+def _pairs(counts: Mapping[Hashable, int]) -> int:
+    """Pairs of equal ones among so many of each."""
+    return sum(n * (n - 1) // 2 for n in counts.values())
 
 
 def _length(

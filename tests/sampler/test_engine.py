@@ -216,6 +216,29 @@ def test_prompts_that_begin_alike_share_pages(draw_samples, make_sampler, same_s
     assert usual.stats.shared_tokens == 2 * 16
 
 
+@pytest.mark.parametrize(
+    "waiting, calls",
+    [(1, [1]), (3, [1, 1, 1]), (4, [8]), (9, [16]), (20, [16, 8]), (18, [16, 1, 1])],
+    ids=str,
+)
+def test_prompts_are_computed_in_few_sizes_at_least_half_full(waiting, calls):
+    found = []
+    while waiting > 0:
+        found.append(engine.at_once(waiting, 16))
+        waiting -= found[-1]
+    assert found == calls
+
+
+def test_a_page_is_computed_over_those_before_it(draw_samples, make_sampler):
+    """Not over as many as the deepest prompt has: that one has six, most have one."""
+    sampler = make_sampler(engine=EngineConfig(8, 8, 8, 6))
+    lengths = (48, 5, 6, 7, 3)
+    draw_samples([Request(str(n), (*range(4, 4 + n // 2), *range(4, 4 + n - n // 2)), (0,))
+                  for n in lengths], sampler=sampler)  # fmt: skip
+    before = [c.shape[-1] for c in sampler.programs.compilations if c.name == "prefill"]
+    assert sorted(before) == [0, 1, 2, 4, 8]
+
+
 def test_refill_keeps_lanes_busy(draw_samples, make_sampler, same_samples, model, params):
     """Long and short samples: the same tokens, in fewer steps than a batch at a time."""
     many = [Request(f"p{i}", (5 + i % 7, 9, 17), (0, 1)) for i in range(24)]
