@@ -30,6 +30,7 @@ from grm_jax.config import JudgeDefaults
 from grm_jax.critique import Template, shuffle
 from grm_jax.data.loader import Example
 from grm_jax.data.preferences import Preference
+from grm_jax.metrics import Progress
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
 from grm_jax.sampler.critic import AdaptiveK, Critic, Critique, OrderMode, TemplateConfig, chunks
@@ -43,9 +44,6 @@ from grm_jax.training.run import load_params, read_model_config
 from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
-
-# Called with how many samples were finished since the last call, and figures to show.
-ProgressUpdate = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Judge:
         self,
         records: Sequence[Preference],
         options: JudgeOptions,
-        progress: ProgressUpdate | None = None,
+        progress: Progress | None = None,
         *,
         cache: SampleCache | None = None,
         meta_cache: SampleCache | None = None,
@@ -158,7 +156,7 @@ class Judge:
         self,
         records: Sequence[Preference],
         options: JudgeOptions,
-        progress: ProgressUpdate | None,
+        progress: Progress | None,
         cache: SampleCache | None,
         digests: Mapping[str, str],
     ) -> list[SampleRow]:
@@ -180,11 +178,11 @@ class Judge:
             if left := tuple(sample for sample in wanted if sample not in held):
                 missing[left].append(record)
             if held and progress is not None:
-                progress(len(held), {})
+                progress.skip(len(held))
 
         def advance(count: int) -> None:
             if progress is not None:
-                progress(count, self.sampler.stats.line())
+                progress.update(count, self.sampler.stats.line())
 
         def keep(sample: int, critique: Critique) -> None:
             row = sample_row(critique, sample)
@@ -193,6 +191,9 @@ class Judge:
                 cache.add(digests[row.example_id], row)
 
         known = len(rows)
+        if known:
+            total = len(records) * len(wanted)
+            log.info("cache            %d of %d samples are there already", known, total)
         params = self.params if missing else {}  # weights are read when they are needed
         started = time.perf_counter()
         try:

@@ -113,6 +113,11 @@ class Progress:
         self._first, self._started = done, time.perf_counter()
         self._every, self._last = every, self._started
 
+    def skip(self, count: int) -> None:
+        """Advance by `count` that were there already: they are no part of the rate."""
+        self.done += count
+        self._first += count
+
     def update(self, count: int = 1, values: Mapping[str, float] | None = None) -> None:
         """Advance by `count` and print when it is time."""
         self.done += count

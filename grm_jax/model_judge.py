@@ -123,7 +123,7 @@ class ModelJudge:
                 continue
             found.append(
                 self._judge.rows(
-                    part, how, progress.update, cache=cache,
+                    part, how, progress, cache=cache,
                     meta_cache=meta_cache if what == "judging" else None,
                     guided=what == "judging",
                 )

@@ -102,6 +102,16 @@ def test_progress_prints_the_last_and_not_too_often(caplog):
         assert "1/4" in caplog.messages[1]
 
 
+def test_what_was_there_is_no_part_of_the_rate(caplog, monkeypatch):
+    now = iter((0.0, 10.0))
+    monkeypatch.setattr("grm_jax.metrics.time.perf_counter", lambda: next(now))
+    with caplog.at_level(logging.INFO, "grm_jax"):
+        progress = Progress("judging", 1000, every=5.0)
+        progress.skip(900)
+        progress.update(10)
+    assert caplog.messages == ["judging          910/1000  1/s  1:30 left"]
+
+
 def test_clock():
     assert [clock(s) for s in (0, 59.9, 61, 3600, 90061, 1e12)] == [
         "0:00", "0:59", "1:01", "1:00:00", "25:01:01", "99:59:59",

@@ -58,7 +58,7 @@ def main(args: Arguments) -> None:
         stop_ids = sampler.stop_ids.tolist()
         judge.sampler = Sampler(sampler.model, stop_ids, engine, sampler.mesh)
         progress = Progress(f"8 bits: {name}", len(records) * (args.k + 1))
-        rows = judge.rows(records, JudgeOptions(k=args.k, greedy=True), progress.update)
+        rows = judge.rows(records, JudgeOptions(k=args.k, greedy=True), progress)
         scores: dict[str, list[Scores | None]] = {r.id: [None] * args.k for r in records}
         greedy: dict[str, Scores | None] = {}
         for row in rows:

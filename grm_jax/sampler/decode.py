@@ -13,6 +13,7 @@ pages of a prompt, C steps of a chunk, V vocabulary, E embed.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -121,7 +122,7 @@ def compute_pages(
     hidden = hidden.reshape(shards, count, size, -1)
     final = jnp.maximum(fill - 1, 0)[..., None, None]
     last = jnp.take_along_axis(hidden, final, axis=2)[:, :, 0]
-    return cache.write_pages(pages, new, last, targets)
+    return cache.write_pages(pages, _after(hidden, new), last, targets)
 
 
 def decode_chunk(
@@ -185,14 +186,20 @@ def decode_chunk(
             attend,
             layer_inputs(pages, stash, lanes.ring),
         )
-        # Nothing is added to the new keys and values but that they come after the step's result:
-        # XLA sees that all has been read by then, and writes in place instead of in a copy.
-        nothing = 0 * hidden[..., :1, None]
-        new = jax.tree.map(lambda x: x + nothing.astype(x.dtype), new)
-        lanes = Lanes(cache.write_ring(lanes.ring, new), hidden)
+        lanes = Lanes(cache.write_ring(lanes.ring, _after(hidden, new)), hidden)
         return lanes, _record(drawn, token, logprob, stop_ids, limit)
 
     return jax.lax.while_loop(unfinished, step, (lanes, drawn))
+
+
+def _after(hidden: jax.Array, new: Sequence[cache.Block]) -> Sequence[cache.Block]:
+    """New keys and values [..., K, h], that come after the final states [..., E].
+
+    Nothing else is added to them. XLA sees that all caches have been read by then, and writes in
+    place instead of in a copy of them.
+    """
+    nothing = 0 * hidden[..., :1, None]
+    return jax.tree.map(lambda x: x + nothing.astype(x.dtype), new)
 
 
 def _record(

@@ -28,7 +28,7 @@ from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.memory import CacheBudget
-from grm_jax.sampler.plan import EngineConfig, Plan, make_plan, power_of_two
+from grm_jax.sampler.plan import EngineConfig, Plan, at_once, make_plan, power_of_two
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
 from grm_jax.sampler.weights import decode_weights
@@ -478,20 +478,6 @@ class Rollout:
             return (self.everywhere, self.data, self.heads)[(leaf.ndim > 0) + (leaf.ndim >= 4)]
 
         return jax.tree.map(place, tree)
-
-
-def at_once(waiting: int, most: int) -> int:
-    """How many of the waiting prompts to compute together: 1, 8, 64, ... or `most`.
-
-    Few sizes, each a program to compile; the next larger one where it is at least half full.
-    """
-    size = 1
-    while size < min(waiting, most):
-        larger = min(most, 8 * size)
-        if 2 * waiting < larger:
-            break
-        size = larger
-    return size
 
 
 def _compute_pages(config, weights, pages, tokens, start, fill, earlier, targets):

@@ -213,3 +213,17 @@ def step_up(value: int) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
     power = power_of_two(value)
     return power * 3 // 4 if power >= 4 and value <= power * 3 // 4 else power
+
+
+def at_once(waiting: int, most: int) -> int:
+    """How many of the waiting prompts to compute together: 1, 8, 64, ... or `most`.
+
+    Few sizes, each a program to compile; the next larger one where it is at least half full.
+    """
+    size = 1
+    while size < min(waiting, most):
+        larger = min(most, 8 * size)
+        if 2 * waiting < larger:
+            break
+        size = larger
+    return size

@@ -86,7 +86,7 @@ def sample(
     if file.exists():
         return read_samples(file)
     progress = Progress(f"judging with {name}", len(records) * (options.k + 1))
-    rows = judge.rows(records, options, progress.update)
+    rows = judge.rows(records, options, progress)
     write_samples(file, rows)
     return rows
 

@@ -11,7 +11,7 @@ import pytest
 from grm_jax.data.loader import Example, collate
 from grm_jax.sampler import engine
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.plan import EngineConfig, at_once
 from grm_jax.sampler.schedule import Request
 from grm_jax.training.examples import completion_logprobs
 
@@ -224,7 +224,7 @@ def test_prompts_that_begin_alike_share_pages(draw_samples, make_sampler, same_s
 def test_prompts_are_computed_in_few_sizes_at_least_half_full(waiting, calls):
     found = []
     while waiting > 0:
-        found.append(engine.at_once(waiting, 16))
+        found.append(at_once(waiting, 16))
         waiting -= found[-1]
     assert found == calls
 
