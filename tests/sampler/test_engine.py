@@ -239,6 +239,32 @@ def test_a_page_is_computed_over_those_before_it(draw_samples, make_sampler):
     assert sorted(before) == [0, 1, 2, 4, 8]
 
 
+def test_caches_are_written_in_place(draw_samples, make_sampler, prompts, model):
+    """No program copies the pages or the rings that it reads and writes: they fill a device."""
+    sampler = make_sampler(engine=EngineConfig(9, 8, 8, 6))  # a page at a time: no equal shapes
+    draw_samples(requests(prompts), sampler=sampler)
+    heads, width = model.num_kv_heads, model.head_dim
+    found = set()
+    for (name, shape), program in sampler.programs._programs.items():
+        if name == "prefill":
+            _, _, plan, before = shape
+            caches = [(plan.pages, plan.page)]
+            found.add((name, before))
+        elif name == "decode":
+            _, plan, lanes, ring, *_ = shape
+            caches = [(plan.pages, plan.page), (lanes, ring)]
+            found.add(name)
+        else:
+            continue
+        arrays = [f"f32[1,{rows},{heads},{width},{slots}]" for rows, slots in caches]
+        arrays += [f"f32[1,{rows},{heads},{slots},{width}]" for rows, slots in caches]
+        lines = program.as_text().splitlines()
+        assert any(array in line for array in arrays for line in lines)
+        copies = [line for line in lines if " copy(" in line]
+        assert not [line for line in copies if any(f"= {array}" in line for array in arrays)]
+    assert found >= {("prefill", 0), ("prefill", 1), "decode"}
+
+
 def test_refill_keeps_lanes_busy(draw_samples, make_sampler, same_samples, model, params):
     """Long and short samples: the same tokens, in fewer steps than a batch at a time."""
     many = [Request(f"p{i}", (5 + i % 7, 9, 17), (0, 1)) for i in range(24)]
