@@ -59,7 +59,9 @@ def main(args: Arguments) -> None:
         figures = figures_seconds(args, output / args.bench / "samples.jsonl")
     sampling = sum(row["seconds"] for row in spent)
     found = {
-        **{key: str(value) for key, value in dataclasses.asdict(args).items()},
+        "k": args.k,
+        "limit": args.limit,
+        "max_new_tokens": args.max_new_tokens,
         "versions": versions(),
         "samples": sum(row["samples"] for row in spent),
         "sampling_seconds": round(sampling, 1),

@@ -11,6 +11,7 @@ Writes refill.json, refill.md and refill.png.
 - heads: items whose orders of responses begin with the same 512 of 768 tokens, with and without
   sharing those pages.
 - gate: k samples of one prompt that share it, against k copies of it.
+- depth: prompts of 700 tokens, alone and beside one of 4,000: what one long prompt costs the others.
 - int8: effect of 8-bit weights and caches on log-probabilities of the same tokens.
 """
 
@@ -58,7 +59,7 @@ MODEL = ModelConfig(
 )
 
 
-PARTS = ("refill", "heads", "gate", "int8")
+PARTS = ("refill", "heads", "gate", "depth", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def main(args: Arguments) -> None:
     file = HERE / "refill.json"
     results: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
     results |= {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "versions": versions()}
-    measure = {"refill": refill, "heads": heads, "gate": gate, "int8": int8}
+    measure = {"refill": refill, "heads": heads, "gate": gate, "depth": depth, "int8": int8}
     for part in args.parts:
         results[part] = measure[part](params, args.repeats)
         results[f"commit of {part}"] = git_commit()
@@ -223,6 +224,25 @@ def gate(params: Any, repeats: int) -> list[dict[str, Any]]:
     return found
 
 
+def depth(params: Any, repeats: int) -> dict[str, Any]:
+    """Prompt tokens/s of 32 prompts in 3 pages each, alone and beside one in 16."""
+    short, settings = prompts([700] * 32, 7), SamplingConfig(max_new_tokens=1)
+    queues = {"alone": short, "beside": [*short, *prompts([4000], 8)]}
+    samplers = {name: sampler([MODEL.vocab_size], max_rows=64, page=256) for name in queues}
+
+    def run(name: str) -> Callable[[int], int]:
+        requests = [Request(str(i), prompt, (0,)) for i, prompt in enumerate(queues[name])]
+
+        def once(seed: int) -> int:
+            list(samplers[name].sample(params, requests, settings, jax.random.key(seed)))
+            return sum(map(len, queues[name]))
+
+        return once
+
+    rates = in_turn({name: run(name) for name in samplers}, repeats)
+    return {"tokens_per_second": rates, "ratio": round(rates["beside"] / rates["alone"], 2)}
+
+
 def int8(params: Any, repeats: int) -> dict[str, Any]:
     """Greedy decoding of 16 prompts: how far log-probabilities move, how often the token does."""
     found = prompts([256] * 16, 5)
@@ -277,6 +297,12 @@ def table(results: dict[str, Any]) -> str:
             f"| {row['prompt']} | {row['k']} | {rates['shared']:.0f} | {rates['repeated']:.0f} "
             f"| {row['ratio']}x |"
         )
+    d = results["depth"]["tokens_per_second"]
+    lines += [
+        "",
+        f"32 prompts of 700 tokens: {d['alone']:,.0f} prompt tokens/s; with one of 4,000 ",
+    ]
+    lines[-1] += f"beside them {d['beside']:,.0f} ({results['depth']['ratio']}x)."
     lines += ["", "| option | mean gap of log-probabilities | largest | same greedy text |"]
     lines += ["| :--- | ---: | ---: | ---: |"]
     for name, row in results["int8"].items():
