@@ -11,7 +11,7 @@ Writes refill.json, refill.md and refill.png.
 - heads: items whose orders of responses begin with the same 512 of 768 tokens, with and without
   sharing those pages.
 - gate: k samples of one prompt that share it, against k copies of it.
-- depth: prompts of 700 tokens, alone and beside one of 4,000: what one long prompt costs the others.
+- depth: prompts of 700 tokens, alone and beside one of 4,000: what that one costs the others.
 - int8: effect of 8-bit weights and caches on log-probabilities of the same tokens.
 """
 
