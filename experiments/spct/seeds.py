@@ -50,14 +50,15 @@ def main(args: Arguments) -> None:
         summary = json.loads((run_dir / "evaluation" / "summary.json").read_text())
         summary["seconds"] = json.loads((run_dir / "seconds.json").read_text())
         summary["meta_rm"] = json.loads((run_dir / "meta_rm" / "heldout.json").read_text())
-        recipe = json.loads((run_dir / "sft" / "config.json").read_text())
-        summary["cpu_devices"] = recipe["setup"]["mesh"]["cpu_devices"]
+        log = (args.runs / f"{seed}.log").read_text(encoding="utf-8")
+        summary["devices"] = next(line.split(maxsplit=1)[1] for line in log.splitlines())
         per_seed[str(seed)] = summary
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
     results = {
-        "command": f"python experiments/spct/seeds.py --seeds {' '.join(map(str, args.seeds))}",
+        "command": f"python experiments/spct/seeds.py --seeds {' '.join(map(str, args.seeds))}"
+        f" --jobs {args.jobs}",
         "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),
