@@ -51,7 +51,8 @@ def main(args: Arguments) -> None:
         summary["seconds"] = json.loads((run_dir / "seconds.json").read_text())
         summary["meta_rm"] = json.loads((run_dir / "meta_rm" / "heldout.json").read_text())
         log = (args.runs / f"{seed}.log").read_text(encoding="utf-8")
-        summary["devices"] = next(line.split(maxsplit=1)[1] for line in log.splitlines())
+        shown = [line for line in log.splitlines() if line.startswith("devices ")]
+        summary["devices"] = shown[-1].split(maxsplit=1)[1]
         per_seed[str(seed)] = summary
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE

@@ -118,7 +118,7 @@ def write_samples(path: str | Path, rows: Iterable[SampleRow]) -> None:
     """Write rows as JSONL; the file appears whole or not at all."""
     with (
         written_whole(Path(path)) as partial,
-        # A lone surrogate of a byte-level tokenizer becomes \udXXX, which JSON reads back.
+        # A lone surrogate of a byte-level tokenizer becomes an escape that JSON reads back.
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
     ):
         for row in rows:
