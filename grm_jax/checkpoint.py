@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
@@ -68,7 +69,7 @@ def save_model(
     """
     root = Path(directory).absolute()
     if (root / MODEL_FILE).exists() or (root / PARAMS_DIR).exists():
-        raise FileExistsError(f"{root}: already holds a model; give a new directory")
+        raise UserError(f"{root}: already holds a model; give a new directory")
     score = params.get("score")
     num_labels = 0 if score is None else int(score.shape[-1])
     if wrong := _misfits(params, param_table(config, num_labels=num_labels)):

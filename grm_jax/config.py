@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.errors import UserError
 from grm_jax.model.gemma2 import Remat
 from grm_jax.model.lora import LoRAConfig
 from grm_jax.sampler.critic import OrderMode, TemplateConfig
@@ -304,7 +305,7 @@ class SPCTRecipe:
 Recipe = SFTRecipe | RFTRecipe | RLRecipe | MetaRMRecipe | ScalarRMRecipe | SPCTRecipe
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A recipe that can not be used; the message says why and what to do."""
 
 

@@ -25,6 +25,7 @@ import jax
 import tyro
 
 from grm_jax import checkpoint
+from grm_jax.errors import UserError, describe, is_users
 from grm_jax.model import huggingface
 from grm_jax.model.config import model_config
 from grm_jax.model.hf_config import CheckpointError, special_ids
@@ -141,7 +142,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     unit = match and _UNITS.get(match[2].upper())
     if not match or not unit or not (size := math.floor(float(match[1]) * unit)):
-        raise ValueError(f"max_shard_size {text!r} is no size; give one such as 5GB or 500MB")
+        raise UserError(f"max_shard_size {text!r} is no size; give one such as 5GB or 500MB")
     return size
 
 
@@ -149,7 +150,7 @@ def _refuse_nonempty(path: Path) -> None:
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():
-        raise FileExistsError(f"{path}: exists and is not empty; give a new directory")
+        raise UserError(f"{path}: exists and is not empty; give a new directory")
 
 
 def _report(output: Path, params: Params) -> None:
@@ -169,8 +170,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 export_model(args)
             case Random():
                 random_model(args)
-    except (CheckpointError, OSError, ValueError) as error:
-        sys.exit(f"convert: {error}")
+    except (UserError, OSError) as error:
+        if not is_users(error):
+            raise
+        sys.exit(f"convert: {describe(error)}")
 
 
 if __name__ == "__main__":

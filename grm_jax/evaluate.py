@@ -38,6 +38,7 @@ from grm_jax.benchmarks.sources import locate
 from grm_jax.benchmarks.statistics import RESAMPLES
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.rows import DataError
+from grm_jax.errors import UserError, describe, is_users
 
 if TYPE_CHECKING:
     from grm_jax.model_judge import ModelJudge
@@ -301,14 +302,14 @@ def _model_judge(args: Arguments) -> ModelJudge:
 def _benchmarks(args: Arguments) -> list[Benchmark]:
     if args.bench == "all":
         if args.data is None:
-            raise ValueError("--bench all needs --data: the directory that holds the benchmarks")
+            raise UserError("--bench all needs --data: the directory that holds the benchmarks")
         found = [b for b in BENCHMARKS.values() if locate(b, args.data, None, strict=False)]
         if not found:
-            raise ValueError(f"--data {args.data} holds no folder of a benchmark")
+            raise UserError(f"--data {args.data} holds no folder of a benchmark")
         return found
     names = [name.strip() for name in args.bench.split(",") if name.strip()]
     if len(set(names)) < len(names) or not names:
-        raise ValueError(f"--bench {args.bench!r}: give each benchmark once")
+        raise UserError(f"--bench {args.bench!r}: give each benchmark once")
     return [get_benchmark(name) for name in names]
 
 
@@ -320,7 +321,7 @@ def _rules(args: Arguments, benchmark: Benchmark, about: Results | None) -> Rule
         drawn = {name: about.settings["rules"][name] for name in ("order", "form")}
         for name, value in drawn.items():
             if getattr(args, name) not in (None, value):
-                raise ValueError(
+                raise UserError(
                     f"--{name} {getattr(args, name)}: these samples were drawn with {value!r}; "
                     "give --model to draw others"
                 )
@@ -340,30 +341,30 @@ def _check(args: Arguments) -> None:
     given = [name for name in ("model", "judge", "samples") if getattr(args, name) is not None]
     if len(given) != 1:
         what = " and ".join(f"--{name}" for name in given) or "none of them"
-        raise ValueError(f"give exactly one of --model, --judge and --samples, not {what}")
+        raise UserError(f"give exactly one of --model, --judge and --samples, not {what}")
     if args.meta is not None and args.model is None:
-        raise ValueError("--meta guides the votes of a model; give --model too")
+        raise UserError("--meta guides the votes of a model; give --model too")
     if args.k < 0 or args.resamples < 1 or args.probes < 0 or min(args.k_meta, default=1) < 1:
-        raise ValueError(
+        raise UserError(
             f"--k {args.k} --k-meta {args.k_meta} --resamples {args.resamples} --probes "
             f"{args.probes}: k and probes are 0 or more, the others 1 or more"
         )
     for name in ("temperature", "max_new_tokens", "max_prompt_tokens", "adaptive"):
         if args.model is None and getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is for --model, which samples")
+            raise UserError(f"--{name.replace('_', '-')} is for --model, which samples")
     if min(args.max_new_tokens or 1, args.max_prompt_tokens or 1) < 1 or args.max_new_tokens == 0:
-        raise ValueError("--max-new-tokens and --max-prompt-tokens are 1 or more")
+        raise UserError("--max-new-tokens and --max-prompt-tokens are 1 or more")
     if args.k_meta and args.samples is None:
         if args.meta is None:
-            raise ValueError("--k-meta is of votes that a meta RM guides; give --meta too")
+            raise UserError("--k-meta is of votes that a meta RM guides; give --meta too")
         if max(args.k_meta) > args.k:
-            raise ValueError(f"--k-meta {max(args.k_meta)} of --k {args.k} samples")
+            raise UserError(f"--k-meta {max(args.k_meta)} of --k {args.k} samples")
     if args.adaptive is not None and not 0 <= args.adaptive < 1:
-        raise ValueError(f"--adaptive {args.adaptive} is a probability, 0 or more and below 1")
+        raise UserError(f"--adaptive {args.adaptive} is a probability, 0 or more and below 1")
     if args.adaptive is not None and args.meta is not None:
-        raise ValueError("--adaptive is for plain votes of a model: leave --meta out")
+        raise UserError("--adaptive is for plain votes of a model: leave --meta out")
     if args.temperature is not None and not args.temperature > 0:
-        raise ValueError(
+        raise UserError(
             f"--temperature {args.temperature}: samples of a vote need one above 0; -k 0 judges "
             "greedily only"
         )
@@ -407,8 +408,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         print(f"evaluate: {stopped}", file=sys.stderr)
         sys.exit(130)
-    except (OSError, ValueError) as error:
-        sys.exit(f"evaluate: {error}")
+    except (UserError, OSError) as error:
+        if not is_users(error):
+            raise
+        sys.exit(f"evaluate: {describe(error)}")
 
 
 if __name__ == "__main__":

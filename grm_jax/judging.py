@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ import jax
 from jax.sharding import Mesh
 
 import grm_jax
-from grm_jax import checkpoint
+from grm_jax import checkpoint, files
 from grm_jax.benchmarks.aggregate import Scales
 from grm_jax.benchmarks.cache import SampleCache, record_digest
 from grm_jax.benchmarks.samples import GREEDY, SampleRow
@@ -30,6 +29,7 @@ from grm_jax.config import JudgeDefaults
 from grm_jax.critique import Template, shuffle
 from grm_jax.data.loader import Example
 from grm_jax.data.preferences import Preference
+from grm_jax.errors import UserError
 from grm_jax.metrics import Progress
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
@@ -324,7 +324,7 @@ def sample_row(critique: Critique, sample: int) -> SampleRow:
 def read_about(path: Path) -> dict[str, Any]:
     """`grm.json` of a model folder; {} for a plain one."""
     file = path / checkpoint.ABOUT_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return files.read_json(file) if file.exists() or file.is_symlink() else {}
 
 
 def load_scorer(path: str | Path, mesh: Mesh) -> Scorer:
@@ -352,7 +352,7 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
     engine = about.get("engine", {})
     unknown = engine.keys() - {field.name for field in dataclasses.fields(EngineConfig)}
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{folder / checkpoint.ABOUT_FILE}: engine has the fields {sorted(unknown)}, which "
             "this version does not know; delete them there"
         )

@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from grm_jax.errors import UserError
+
 log = logging.getLogger("grm_jax")
 
 
@@ -158,7 +160,7 @@ class Tracer:
         if steps is not None:
             first, _, last = steps.partition(":")
             if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
-                raise ValueError(f"--profile {steps}: give FIRST:LAST, two step numbers")
+                raise UserError(f"--profile {steps}: give FIRST:LAST, two step numbers")
             self._first, self._last = int(first), int(last)
 
     def __enter__(self) -> Tracer:

@@ -8,9 +8,10 @@ parameter table, without compiling. Exit code 0: it fits; 2: it does not; 1: a m
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+
+from grm_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = tyro.cli(type(recipe), default=recipe, args=args, prog=prog)
     try:
         return plan(recipe, name)
-    except ValueError as error:
-        if os.environ.get("GRM_JAX_TRACEBACK"):
-            raise
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from grm_jax.errors import UserError, describe, is_users
 from grm_jax.parallel.host import use_huge_pages
 
 
@@ -94,10 +95,10 @@ def run(recipe, args: Sequence[str]) -> int:
         command = " ".join(["python -m grm_jax.train", *args])
         log.info("%s. Go on with the same command:\n    %s", stopped, command)
         return 0 if stopped.terminated else 130
-    except (ValueError, OSError) as error:
-        if os.environ.get("GRM_JAX_TRACEBACK"):
+    except (UserError, OSError) as error:
+        if not is_users(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {describe(error)}", file=sys.stderr)
         return 1
     return 0
 

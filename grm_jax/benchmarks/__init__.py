@@ -24,6 +24,7 @@ from grm_jax.benchmarks import (
     synthetic,
 )
 from grm_jax.benchmarks.base import Benchmark
+from grm_jax.errors import UserError
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -49,5 +50,5 @@ def get_benchmark(name: str) -> Benchmark:
     """The benchmark of that name; a ValueError lists the known ones."""
     if name not in BENCHMARKS:
         known = "".join(f"\n  {known}: {BENCHMARKS[known].about}" for known in sorted(BENCHMARKS))
-        raise ValueError(f"unknown benchmark {name!r}; there are{known}")
+        raise UserError(f"unknown benchmark {name!r}; there are{known}")
     return BENCHMARKS[name]

@@ -22,6 +22,7 @@ from grm_jax.benchmarks.figures import FigureLike
 from grm_jax.benchmarks.rules import PAPER, Form, Rules
 from grm_jax.data.preferences import Preference, Records
 from grm_jax.data.rows import DataError
+from grm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from grm_jax.benchmarks.measures import Measure
@@ -179,11 +180,11 @@ class Benchmark:
     def check(self, rules: Rules) -> None:
         """ValueError for rules that this benchmark does not have."""
         if rules.form not in self.forms:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} has no form {rules.form!r}; give one of {', '.join(self.forms)}"
             )
         if self.rankings and rules.form == "single" and rules.unparsed in ("half", "chance"):
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: unparsed={rules.unparsed!r} has no meaning in a ranking; give "
                 "'wrong' or 'excluded'"
             )
@@ -191,7 +192,7 @@ class Benchmark:
     def _games(self, records: Sequence[Preference]) -> Iterable[Item]:
         for record in records:
             if len(record.responses) != 2:
-                raise ValueError(
+                raise UserError(
                     f"{self.name}: order 'both' needs pairs, record {record.id!r} has "
                     f"{len(record.responses)} responses; give order 'random' or 'fixed'"
                 )

@@ -21,7 +21,8 @@ from typing import Any
 
 from grm_jax.benchmarks.samples import SampleRow, row_from_json
 from grm_jax.data.preferences import Preference, content_id
-from grm_jax.data.rows import DataError, parse_line, written_whole
+from grm_jax.data.rows import DataError, parse_line
+from grm_jax.files import written_whole
 
 
 def record_digest(record: Preference) -> str:

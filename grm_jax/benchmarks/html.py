@@ -33,7 +33,7 @@ from grm_jax.benchmarks.results import Results
 from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.data.preferences import Preference
-from grm_jax.data.rows import written_whole
+from grm_jax.files import written_whole
 
 ROOM = 40_000_000  # characters of records and critiques in one file
 _SAMPLE = 150  # characters that a sample takes without its text

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from grm_jax.benchmarks.samples import GREEDY, SampleRow
 from grm_jax.critique.voting import orders
 from grm_jax.data.preferences import Preference
+from grm_jax.errors import UserError
 
 JudgeName = Literal["longer", "random"]
 
@@ -36,7 +37,7 @@ def judge_rows(
         return [_longer(record, rating) for record in records]
     if name == "random":
         return [row for record in records for row in _random(record, k, seed)]
-    raise ValueError(f"unknown judge {name!r}; there are {', '.join(get_args(JudgeName))}")
+    raise UserError(f"unknown judge {name!r}; there are {', '.join(get_args(JudgeName))}")
 
 
 def _longer(record: Preference, rating: bool) -> SampleRow:

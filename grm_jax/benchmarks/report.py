@@ -15,6 +15,7 @@ from rich.text import Text
 from grm_jax.benchmarks.plot import plot_accuracy
 from grm_jax.benchmarks.results import Results, write_results
 from grm_jax.benchmarks.statistics import Difference, Interval
+from grm_jax.errors import UserError
 
 COMPARED = (
     "greedy",
@@ -156,7 +157,7 @@ def comparison_grid(
         shown = ", ".join(
             f"{benchmark} ({records} records)" for benchmark, records in sorted(kinds)
         )
-        raise ValueError(f"results of {shown} do not compare; evaluate on the same records")
+        raise UserError(f"results of {shown} do not compare; evaluate on the same records")
     found = {
         label: {method: one.figure(method, figure) for method in methods}
         for label, one in results.items()

@@ -14,7 +14,8 @@ import grm_jax
 from grm_jax.benchmarks.aggregate import Rates
 from grm_jax.benchmarks.bias import Finding
 from grm_jax.benchmarks.statistics import Difference, Interval
-from grm_jax.data.rows import DataError, written_whole
+from grm_jax.data.rows import DataError
+from grm_jax.files import written_whole
 
 Figures = Mapping[str, Mapping[str, Interval]]  # group -> name -> figure
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from grm_jax.data.rows import DataError, iterate_rows, show, written_whole
+from grm_jax.data.rows import DataError, iterate_rows, show
+from grm_jax.files import written_whole
 
 GREEDY = -1  # SampleRow.sample of the one judgement at temperature 0
 

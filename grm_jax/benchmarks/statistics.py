@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from grm_jax.benchmarks.figures import Resampled
+from grm_jax.errors import UserError
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -69,7 +70,7 @@ def bootstrap(
     if records < 1:
         raise ValueError("there are no records to draw from")
     if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; give 1 or more, {RESAMPLES} is usual")
+        raise UserError(f"resamples is {resamples}; give 1 or more, {RESAMPLES} is usual")
     once = np.ones((1, records))
     point = np.asarray([function(once)[0] for function in functions])
     drawn = np.empty((len(functions), resamples))

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from grm_jax.errors import UserError
+
 TieRule = Literal["paper", "expected"]
 
 
@@ -21,13 +23,13 @@ def best_label(labels: Sequence[float]) -> int:
             below are only defined with a single best response).
     """
     if not labels:
-        raise ValueError("labels is empty; give one label a response")
+        raise UserError("labels is empty; give one label a response")
     if any(math.isnan(label) for label in labels):
-        raise ValueError(f"labels {tuple(labels)} hold a NaN; give a number a response")
+        raise UserError(f"labels {tuple(labels)} hold a NaN; give a number a response")
     top = max(labels)
     best = [index for index, label in enumerate(labels) if label == top]
     if len(best) > 1:
-        raise ValueError(
+        raise UserError(
             f"labels {tuple(labels)} have {len(best)} best responses; the ground truth must have "
             "a single one: drop one of the tied responses or the whole record"
         )

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from grm_jax.critique.neutralise import neutralise
 from grm_jax.critique.template import OPTIONAL, Template, TemplateError, hint_text
+from grm_jax.errors import UserError
 
 
 class Turn(TypedDict):
@@ -74,7 +75,7 @@ def render(
             )
     if principles is not None:
         if isinstance(principles, str) or not principles:
-            raise ValueError(
+            raise UserError(
                 f"principles is {principles!r}; give a list with at least one text, or None"
             )
         principles = [
@@ -106,14 +107,14 @@ def _check_responses(template: Template, responses: Sequence[str]) -> list[str]:
         raise TypeError("responses is one text; give a list of texts: [response]")
     texts = [_text(response, f"responses[{index}]") for index, response in enumerate(responses)]
     if not texts:
-        raise ValueError("responses is empty; there is nothing to judge, give at least one")
+        raise UserError("responses is empty; there is nothing to judge, give at least one")
     if template.single and len(texts) != 1:
-        raise ValueError(
+        raise UserError(
             f"template {template.name!r} judges a single response, got {len(texts)}; "
             "use a template for several (grm, compact)"
         )
     if template.labels == "letter" and len(texts) > len(string.ascii_uppercase):
-        raise ValueError(
+        raise UserError(
             f"template {template.name!r} names responses by a letter, at most "
             f"{len(string.ascii_uppercase)}, got {len(texts)}; use a template that numbers them"
         )
@@ -135,15 +136,15 @@ def _conversation(query: str | Sequence[Turn], template: Template) -> str:
         return neutralise(query, template)
     turns = list(query)
     if not turns:
-        raise ValueError("query has no turns; the last turn must be the user's query")
+        raise UserError("query has no turns; the last turn must be the user's query")
     for index, turn in enumerate(turns):
         if turn["role"] not in _SPEAKERS:
-            raise ValueError(
+            raise UserError(
                 f"query[{index}]: role {turn['role']!r}; a role is one of {', '.join(_SPEAKERS)}"
             )
         _text(turn["content"], f"query[{index}].content")
     if turns[-1]["role"] != "user":
-        raise ValueError(
+        raise UserError(
             f"the last turn of the query is {turns[-1]['role']!r}, not 'user'; "
             "the responses under judgement belong in `responses`"
         )

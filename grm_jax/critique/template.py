@@ -36,6 +36,9 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import SandboxedEnvironment
 
+from grm_jax import files
+from grm_jax.errors import UserError
+
 LabelStyle = Literal["number", "letter"]
 
 BUILTIN = ("grm", "single", "meta", "judge", "compact", "compact_single", "compact_meta")
@@ -48,7 +51,7 @@ _HEADER_EXAMPLE = "{# grm_jax: name=mine low=1 high=10 reads=scores #}"
 _FIELDS = ("name", "low", "high", "reads", "labels", "responses", "guard")
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError):
     """A template that cannot be used, or used so. Says the file, the line and the fix."""
 
 
@@ -99,12 +102,7 @@ class Template:
             return _load_builtin(name_or_path)
         path = Path(name_or_path)
         if path.is_file():
-            try:
-                source = path.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                raise TemplateError(
-                    f"{path}: not UTF-8 text ({error}); save it as UTF-8"
-                ) from error
+            source = files.read_text(path, TemplateError)
             return cls.from_source(source, str(path))
         raise TemplateError(
             f"no template {str(name_or_path)!r}: it is neither a file nor one of the built-in "
@@ -176,10 +174,10 @@ def hint_text(
         ValueError: `best` is not one of the n places, or n = 1 without a 0/1 label.
     """
     if not 0 <= best < n:
-        raise ValueError(f"best is {best} of {n} responses; it is a 0-based place, 0..{n - 1}")
+        raise UserError(f"best is {best} of {n} responses; it is a 0-based place, 0..{n - 1}")
     if n == 1:
         if labels is None or len(labels) != 1 or labels[0] not in (0, 1):
-            raise ValueError(
+            raise UserError(
                 f"the hint for a single response needs labels=(1,) or labels=(0,), got {labels!r}"
             )
         correct = labels[0] == 1

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
+from grm_jax.errors import UserError
+
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 EVERY = slice(None)
@@ -106,7 +108,7 @@ def group_by_length(
     grouped: dict[int, list[T]] = {}
     too_long = [length(item) for item in items if length(item) > buckets[-1]]
     if too_long:
-        raise ValueError(
+        raise UserError(
             f"{len(too_long)} of {len(items)} {what} are longer than the last length bucket "
             f"{buckets[-1]} (the longest has {max(too_long)} tokens); raise length_buckets or drop "
             "them"

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from grm_jax.data.loader import Batch, Example
+from grm_jax.errors import UserError
 
 Row = tuple[Example, ...]
 PADDING = -1  # segment of slots without a token
@@ -29,7 +30,7 @@ def pack(examples: Sequence[Example], length: int, seed: int, what: str) -> list
     """
     too_long = [example.length for example in examples if example.length > length]
     if too_long:
-        raise ValueError(
+        raise UserError(
             f"{len(too_long)} of {len(examples)} {what} are longer than a packed row of {length} "
             f"tokens (the longest has {max(too_long)}); raise fitting.pack or drop them"
         )

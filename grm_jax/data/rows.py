@@ -6,7 +6,6 @@ legal inside JSON strings, and `str.splitlines` would cut there.
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import gzip
 import json
@@ -18,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grm_jax.errors import UserError
+from grm_jax.files import written_whole
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A fault in data. The message: "file:line: field: what was found; fix: what to do"."""
 
     def __init__(self, field: str, problem: str, fix: str, where: str = "") -> None:
@@ -101,18 +103,6 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             )
             blob = text.encode()
             partial.write_bytes(gzip.compress(blob, mtime=0) if suffix == ".jsonl.gz" else blob)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` at the end: it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_text(name: str, text: Any, *, filled: bool = False) -> None:

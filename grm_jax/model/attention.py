@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from grm_jax.errors import UserError
+
 # Below any softcapped score, and finite: a row with no visible key becomes uniform, not NaN. Such
 # rows are padding and their outputs are never read.
 MASKED = -1e30
@@ -130,6 +132,6 @@ def soft_weights(raw: jax.Array, mask: jax.Array | None, *, softcap: float) -> j
 def check_softcap(softcap: float) -> None:
     """Raise ValueError where exp() of a softcapped score could overflow float32."""
     if softcap > MAX_SOFTCAP:
-        raise ValueError(
+        raise UserError(
             f"attn_softcap={softcap} is above {MAX_SOFTCAP}: exp() of a score could overflow"
         )

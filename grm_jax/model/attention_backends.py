@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from grm_jax.errors import UserError
 from grm_jax.model.attention import SAVED, Places, attention, soft_weights
 from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention
 
@@ -56,7 +57,7 @@ def self_attention(
         mask = places.mask(window)
         return lambda q, k, v: checkpoint_name(attention(q, k, v, mask, softcap=softcap), SAVED)
     if backend != "chunked":
-        raise ValueError(f"unknown attention backend {backend!r}; choose one of {_names()}")
+        raise UserError(f"unknown attention backend {backend!r}; choose one of {_names()}")
     static = Static(window, softcap, True, BLOCK, BLOCK)
     return lambda q, k, v: chunked_attention(q, k, v, places, static)
 
@@ -94,17 +95,17 @@ def choose(requested: Backend | Literal["auto"], platform: str, device_kind: str
         _say(backend, why)
         return backend
     if requested not in get_args(Backend):
-        raise ValueError(f"unknown attention backend {requested!r}; choose auto or {_names()}")
+        raise UserError(f"unknown attention backend {requested!r}; choose auto or {_names()}")
     if requested == "splash" and platform != "tpu":
-        raise ValueError(f"attention=splash needs a TPU, not {device_kind}; choose auto or chunked")
+        raise UserError(f"attention=splash needs a TPU, not {device_kind}; choose auto or chunked")
     if requested == "tokamax":
         if not _hopper(platform, device_kind):
-            raise ValueError(
+            raise UserError(
                 f"attention=tokamax: its gradients with a softcap need an H100, H200 or B200, not "
                 f"{device_kind}; choose auto or chunked"
             )
         if importlib.util.find_spec("tokamax") is None:
-            raise ValueError("attention=tokamax: tokamax is not installed; pip install tokamax")
+            raise UserError("attention=tokamax: tokamax is not installed; pip install tokamax")
     return requested
 
 

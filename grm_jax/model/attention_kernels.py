@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from grm_jax.errors import UserError
 from grm_jax.model.attention import SAVED, Places
 from grm_jax.parallel.mesh import per_device
 
@@ -88,7 +89,7 @@ def tokamax(places: Places, *, window: int | None, softcap: float):
 
     def compute(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         if q.dtype != jnp.bfloat16 and q.dtype != jnp.float16:
-            raise ValueError(
+            raise UserError(
                 f"attention=tokamax computes in bfloat16 or float16, not {q.dtype}; choose chunked "
                 "or another compute dtype"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from grm_jax.errors import UserError
 from grm_jax.model.attention_backends import Backend
 
 
@@ -40,16 +41,16 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_layers % 2:
-            raise ValueError(
+            raise UserError(
                 f"num_layers={self.num_layers} is odd; Gemma-2 alternates sliding-window and "
                 "global layers, so give an even number"
             )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd; rotary embedding needs pairs")
+            raise UserError(f"head_dim={self.head_dim} is odd; rotary embedding needs pairs")
 
     @property
     def num_blocks(self) -> int:
@@ -127,5 +128,5 @@ SIZES: dict[str, ModelConfig] = {
 def model_config(size: str) -> ModelConfig:
     """The declaration of a size. Raises ValueError that lists the sizes for an unknown name."""
     if size not in SIZES:
-        raise ValueError(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
+        raise UserError(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
     return SIZES[size]

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from grm_jax.errors import UserError
 from grm_jax.model.attention import SAVED, Places
 from grm_jax.model.attention_backends import self_attention
 from grm_jax.model.config import ModelConfig
@@ -237,7 +238,7 @@ def _rematerialised(
             return block(checkpoint_name(x, "block_input"), *rest)
 
         return jax.checkpoint(named, policy=policy)
-    raise ValueError(f"remat={remat!r} is not known; choose one of {', '.join(get_args(Remat))}")
+    raise UserError(f"remat={remat!r} is not known; choose one of {', '.join(get_args(Remat))}")
 
 
 def encode(

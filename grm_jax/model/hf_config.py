@@ -8,13 +8,14 @@ error here, never a different model in silence.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
+from grm_jax import files
+from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.tokenizer.files import named_tokens, read_folder
 
@@ -69,7 +70,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A model directory that can not be read or written as asked; the message names the file."""
 
 
@@ -81,15 +82,7 @@ def listed(names: list[str]) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointError naming the file and what is wrong."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a JSON object")
-    return found
+    return files.read_json(path, CheckpointError)
 
 
 def read_config(directory: str | Path) -> ModelConfig:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import (
     DTYPES,
@@ -80,12 +81,12 @@ def save(
     """
     root = Path(directory)
     if max_shard_bytes <= 0:
-        raise ValueError(f"max_shard_bytes={max_shard_bytes}; give a positive size")
+        raise UserError(f"max_shard_bytes={max_shard_bytes}; give a positive size")
     if tokenizer_dir is not None and not Path(tokenizer_dir).is_dir():
         raise CheckpointError(f"{tokenizer_dir}: no such directory to copy a tokenizer from")
     old = [p.name for p in root.glob("*") if p.suffix == ".safetensors" or p.name == "config.json"]
     if old:
-        raise FileExistsError(f"{root}: already holds {listed(sorted(old))}; give a new directory")
+        raise UserError(f"{root}: already holds {listed(sorted(old))}; give a new directory")
     num_labels = _num_labels(params)
     table = param_table(config, num_labels=num_labels)
     _check_params(table, params)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from grm_jax.errors import UserError
 from grm_jax.model.linear import LowRank, dense
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf
 
@@ -36,7 +37,7 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.targets) - set(TARGETS))
         if unknown or not self.targets or self.rank < 0:
-            raise ValueError(
+            raise UserError(
                 f"lora: rank={self.rank}, targets={self.targets}; give rank >= 0 and targets among "
                 f"{', '.join(TARGETS)}"
             )

@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from grm_jax.errors import UserError
+
 AXES = ("replica", "fsdp", "sequence", "tensor")
 
 # Logical axis -> mesh axes. An axis that is not here is an error, not a replicated dimension.
@@ -51,7 +53,7 @@ def make_mesh(
     found = list(jax.devices() if devices is None else devices)
     sizes = [replica, fsdp, sequence, tensor]
     if sizes.count(-1) > 1:
-        raise ValueError(
+        raise UserError(
             f"at most one mesh axis may be -1, got {dict(zip(AXES, sizes, strict=True))}"
         )
     asked = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -59,13 +61,13 @@ def make_mesh(
     if -1 in sizes:
         known = -math.prod(sizes)
         if len(found) % known:
-            raise ValueError(
+            raise UserError(
                 f"the mesh ({asked}) needs a multiple of {known} devices, there are {len(found)}; "
                 f"{fix}"
             )
         sizes[sizes.index(-1)] = len(found) // known
     if math.prod(sizes) != len(found):
-        raise ValueError(
+        raise UserError(
             f"the mesh ({asked}) needs {math.prod(sizes)} devices, there are {len(found)}; {fix}"
         )
     kinds = (AxisType.Auto,) * len(AXES)
@@ -159,7 +161,7 @@ def local_shards(mesh: Mesh) -> range:
     held = sharding(mesh, ("batch",)).addressable_devices_indices_map((ways,)).values()
     found = sorted({part[0].indices(ways)[0] for part in held if part is not None})
     if found != list(range(found[0], found[-1] + 1)):
-        raise ValueError(
+        raise UserError(
             f"the mesh {dict(mesh.shape)} scatters this process's devices over the batch; let "
             "tensor * sequence divide the devices of a process, or be a multiple of them"
         )
@@ -173,7 +175,7 @@ def local_rows(mesh: Mesh, rows: int) -> slice:
     """
     ways, mine = data_parallel(mesh), local_shards(mesh)
     if rows % ways:
-        raise ValueError(
+        raise UserError(
             f"a batch of {rows} rows can not be shared evenly by {ways} data-parallel devices; "
             "change the batch size or the mesh"
         )
@@ -217,7 +219,7 @@ def put_batch(
             continue
         here, rest = value.shape[0], value.shape[1:]
         if here % (parts * mine):
-            raise ValueError(
+            raise UserError(
                 f"batch[{name!r}] has {here * ways // mine} rows, which do not divide into {parts} "
                 f"micro-batches that {ways} data-parallel devices can share evenly; change the "
                 "batch size, device_batch or the mesh"

@@ -20,6 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from grm_jax.errors import UserError
+
 log = logging.getLogger("grm_jax")
 
 Mode = Literal["auto", "on", "off"]
@@ -60,7 +62,7 @@ def detect(environment: Mapping[str, str]) -> str | None:
     if not missing:
         return "JAX_*"
     if len(missing) < len(VARIABLES):
-        raise ValueError(
+        raise UserError(
             f"{', '.join(missing)} not set: give all of {', '.join(VARIABLES)}, or none"
         )
 

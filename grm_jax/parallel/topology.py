@@ -10,6 +10,7 @@ import os
 import re
 from typing import Any
 
+from grm_jax.errors import UserError
 from grm_jax.parallel.devices import find_device
 
 # Names of slices, as Cloud TPU writes them, and how libtpu does.
@@ -17,7 +18,7 @@ CHIPS = ("v4", "v5e", "v5p", "v6e")
 _FORM = re.compile(r"(v\d+[a-z]*):(\d+(?:x\d+)+)")
 
 
-class TopologyError(ValueError):
+class TopologyError(UserError):
     """A topology that can not be planned for; the message says what can."""
 
 

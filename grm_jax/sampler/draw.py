@@ -17,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from grm_jax.errors import UserError
+
 
 class Filters(NamedTuple):
     """The static part of `SamplingConfig`: programs are compiled for it."""
@@ -45,13 +47,13 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} is negative; 0 is greedy")
+            raise UserError(f"temperature={self.temperature} is negative; 0 is greedy")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+            raise UserError(f"top_p={self.top_p} is not in (0, 1]")
         if not 0 <= self.min_p < 1:
-            raise ValueError(f"min_p={self.min_p} is not in [0, 1)")
+            raise UserError(f"min_p={self.min_p} is not in [0, 1)")
         if self.top_k < 0 or self.max_new_tokens < 1:
-            raise ValueError("top_k must be >= 0 and max_new_tokens >= 1")
+            raise UserError("top_k must be >= 0 and max_new_tokens >= 1")
 
     @property
     def filters(self) -> Filters:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel, replicated, sharding
@@ -197,9 +198,9 @@ class Sampler:
     def _check(self, request: Request, sampling: SamplingConfig) -> None:
         length = len(request.prompt)
         if not length:
-            raise ValueError(f"example {request.example_id}: the prompt has no tokens")
+            raise UserError(f"example {request.example_id}: the prompt has no tokens")
         if length + sampling.max_new_tokens > self.model.max_position:
-            raise ValueError(
+            raise UserError(
                 f"example {request.example_id}: {length} prompt tokens and "
                 f"max_new_tokens={sampling.max_new_tokens} exceed the model's "
                 f"{self.model.max_position} positions; lower max_new_tokens or drop the example"

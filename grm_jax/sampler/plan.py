@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.sampler.schedule import Request, Shape
 
@@ -56,7 +57,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_rows", "page", "prefill_tokens", "chunk", "min_lanes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"engine.{name}={getattr(self, name)}; give 1 or more")
+                raise UserError(f"engine.{name}={getattr(self, name)}; give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ def make_plan(
         if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
             return plan
         if lanes == 1:
-            raise ValueError(
+            raise UserError(
                 f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, and there is room for "
                 f"{engine.cache_bytes / 2**20:.0f} MiB; lower max_new_tokens, use more devices, or "
                 "give a larger engine.cache_bytes if that set the limit"

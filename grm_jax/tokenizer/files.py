@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from grm_jax import files
 from grm_jax.tokenizer.chat_template import GEMMA_TEMPLATE, PLAIN_TEMPLATE
 from grm_jax.tokenizer.vocabulary import TokenizerError
 
@@ -58,7 +59,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], list[int]]:
         if (folder / name).is_file():
             config |= read_json(folder / name)
     if (folder / "chat_template.jinja").is_file():
-        config["chat_template"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        config["chat_template"] = files.read_text(folder / "chat_template.jinja", TokenizerError)
     generation = folder / "generation_config.json"
     eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
     stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
@@ -99,7 +100,7 @@ def parse_json(blob: bytes, where: Path) -> dict[str, Any]:
 
 
 def read_json(where: Path) -> dict[str, Any]:
-    return parse_json(where.read_bytes(), where)
+    return files.read_json(where, TokenizerError)
 
 
 def write_json(where: Path, value: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from grm_jax.errors import UserError
+
 # Delimiters that converters often leave unflagged (transformers' own conversion of a Gemma
 # `tokenizer.model` writes `<start_of_turn>` with "special": false). Gemma's vocabulary also has
 # HTML tags as user-defined pieces (`<table>`, `<s>`): those are text and must stay text, hence a
@@ -27,7 +29,7 @@ OPEN, CLOSE = "\U000f0000", "\U000f0001"  # private use: mark what we insert, be
 Position = Literal["start", "after_control", "after_text"]
 
 
-class TokenizerError(ValueError):
+class TokenizerError(UserError):
     """A tokenizer directory, chat template or text that cannot be used; says what to do instead."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax import files
 from grm_jax.benchmarks import report, synthetic
 from grm_jax.benchmarks.aggregate import aggregate
 from grm_jax.benchmarks.assess import assess, compare
@@ -94,7 +95,7 @@ def sample(
 def scalar_rows(run: Run, records: Sequence[Preference], batch_size: int) -> list[SampleRow]:
     """The Bradley-Terry baseline's scores; of single responses, above its fitted threshold."""
     folder = run.directory / "scalar_rm" / "calibration.json"
-    threshold = json.loads(folder.read_text(encoding="utf-8"))["threshold"]
+    threshold = files.read_json(folder)["threshold"]
     scores = reply_scores(run, run.params("scalar_rm", num_labels=1), records, batch_size)
     return [
         SampleRow(

@@ -20,6 +20,7 @@ import grain
 import jax
 import numpy as np
 
+from grm_jax.errors import UserError
 from grm_jax.metrics import MetricsWriter, Progress, Timer, Tracer
 from grm_jax.parallel.devices import mesh_flops
 from grm_jax.parallel.multihost import any_of
@@ -37,7 +38,7 @@ from grm_jax.training.trainable import Trainable
 log = logging.getLogger("grm_jax")
 
 
-class Diverged(ValueError):
+class Diverged(UserError):
     """Too many steps in a row could not be taken, again and again."""
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
+from grm_jax.errors import UserError
 from grm_jax.model.params import ParamSpec, build_tree
 
 
@@ -79,7 +80,7 @@ def make_optimizer(
     elif config.name == "adafactor":
         update = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
     else:
-        raise ValueError(f"unknown optimiser {config.name!r}; choose adamw, muon or adafactor")
+        raise UserError(f"unknown optimiser {config.name!r}; choose adamw, muon or adafactor")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return _in_float32(optax.chain(clip, update))
 

@@ -25,6 +25,7 @@ from jax.sharding import Sharding
 from grm_jax import config as configs
 from grm_jax.data.loader import Example, collate, collate_groups, round_up
 from grm_jax.data.packing import collate_packed
+from grm_jax.errors import UserError
 from grm_jax.model.config import model_config
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params, abstract_params
@@ -90,7 +91,7 @@ class Phase:
         return sum(self.bytes.values())
 
 
-class OutOfMemory(ValueError):
+class OutOfMemory(UserError):
     """The compiler refuses a program that can not fit."""
 
 

@@ -20,6 +20,7 @@ from grm_jax.config import RFT
 from grm_jax.critique import is_correct, keep_hinted, keep_rft, shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
+from grm_jax.errors import UserError
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import any_of, barrier, first
 from grm_jax.sampler.critic import Critique, chunks
@@ -44,7 +45,7 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     report(rows, config)
     kept = [row for row in rows if row.kept]
     if not kept:
-        raise ValueError(
+        raise UserError(
             f"rft kept none of {len(rows)} trajectories; look at {file}: the start model writes no "
             "correct critiques, or all of them are (too easy)"
         )

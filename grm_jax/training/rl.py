@@ -28,6 +28,7 @@ from grm_jax.config import RL, ConfigError
 from grm_jax.critique import rule_reward
 from grm_jax.data.loader import batches, collate_groups, group_by_length, round_up
 from grm_jax.data.preferences import Preference
+from grm_jax.errors import UserError
 from grm_jax.metrics import StepLog
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params
@@ -239,7 +240,7 @@ def rollout_batch(
     longest = max(len(prompt) for prompt in prompts)
     length = next((bucket for bucket in prompt_buckets if bucket >= longest), None)
     if length is None:
-        raise ValueError(
+        raise UserError(
             f"a prompt of {longest} tokens is longer than the last of prompt_buckets, "
             f"{prompt_buckets[-1]}; raise it"
         )

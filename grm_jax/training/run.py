@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grm_jax import checkpoint
+from grm_jax import checkpoint, files
 from grm_jax.config import SYNTHETIC, ConfigError, Setup, differences, to_json
 from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
 from grm_jax.data.rows import expand
@@ -100,7 +100,7 @@ class Run:
         wanted = json.loads(to_json(self.setup.world))
         about = root / "world.json"
         if about.exists():
-            changed = differences(json.loads(about.read_text(encoding="utf-8")), wanted)
+            changed = differences(files.read_json(about, ConfigError), wanted)
             if changed:
                 raise ConfigError(
                     f"{root} holds another world ({'; '.join(changed)}); give another --run-dir"
@@ -248,7 +248,7 @@ class Stage:
         self._config = to_json(parts)
         self._config_file = self.directory / "config.json"
         if self._config_file.exists():
-            before = json.loads(self._config_file.read_text(encoding="utf-8"))
+            before = files.read_json(self._config_file, ConfigError)
             changed = differences(before, json.loads(self._config))
             if changed:
                 raise ConfigError(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from grm_jax import files
 from grm_jax.config import SPCTRecipe
 from grm_jax.metrics import clock
 from grm_jax.training.evaluation import evaluate_road
@@ -60,7 +61,7 @@ class StageTimes:
         self._path = path
         self._seconds: dict[str, float] = {}
         if path.exists():
-            self._seconds = json.loads(path.read_text(encoding="utf-8"))
+            self._seconds = files.read_json(path)
 
     def measure(self, name: str):
         return _Measured(self, name)

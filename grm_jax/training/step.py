@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from grm_jax.errors import UserError
 from grm_jax.model.params import Params, ParamSpec, abstract_params, build_tree, init_params
 from grm_jax.parallel.mesh import data_parallel, put_batch, replicated, sharding, use_mesh
 from grm_jax.training.losses import Aux, Loss
@@ -239,7 +240,7 @@ def micro_batches(rows: int, device_batch: int, mesh: Mesh) -> int:
     """
     ways = data_parallel(mesh)
     if rows % ways:
-        raise ValueError(
+        raise UserError(
             f"a batch of {rows} rows can not be shared evenly by {ways} data-parallel devices; "
             "change the batch size or the mesh"
         )

@@ -1,0 +1,78 @@
+"""Text and JSON files as people have them: every reader of a whole file goes through here.
+
+A UTF-8 byte order mark is legal and dropped. Everything else that is wrong (no such file, a link
+that leads nowhere, a Git LFS pointer in place of the file, another encoding, broken JSON) is an
+error that names the file, says what was found and how to mend it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grm_jax.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+LFS_POINTER = b"version https://git-lfs"
+
+
+def read_bytes(path: str | Path, kind: type[UserError] = UserError) -> bytes:
+    """The bytes of a file, without a UTF-8 byte order mark. Raises `kind`."""
+    path = Path(path)
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise kind(
+                f"{path}: a link to {os.readlink(path)}, which is not there; download the file "
+                "again, or copy it here"
+            ) from None
+        raise kind(f"{path}: no such file") from None
+    except OSError as error:
+        raise kind(f"{path}: can not be read: {error.strerror or error}") from error
+    if blob.startswith(LFS_POINTER):
+        raise kind(
+            f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its "
+            "repository, or download the file again"
+        )
+    return blob.removeprefix(BOM)
+
+
+def read_text(path: str | Path, kind: type[UserError] = UserError) -> str:
+    """The text of a UTF-8 file, without a byte order mark, line ends as they are. Raises `kind`."""
+    blob = read_bytes(path, kind)
+    try:
+        return blob.decode()
+    except UnicodeDecodeError as error:
+        raise kind(
+            f"{path}: not UTF-8: byte 0x{blob[error.start]:02x} at {error.start}; save the file as "
+            "UTF-8"
+        ) from None
+
+
+def read_json(path: str | Path, kind: type[UserError] = UserError) -> dict[str, Any]:
+    """The JSON object in a file. Raises `kind` naming the file and what is wrong."""
+    text = read_text(path, kind)
+    try:
+        found = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise kind(f"{path}: not valid JSON ({error}); copy the file again") from error
+    if not isinstance(found, dict):
+        raise kind(f"{path}: a JSON object is expected, not {type(found).__name__}")
+    return found
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path` at the end: it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
