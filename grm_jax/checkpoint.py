@@ -64,7 +64,7 @@ def save_model(
 ) -> None:
     """Write a model directory. Call it in every process; the parameters keep their dtypes.
 
-    Raises FileExistsError when `directory` already holds a model, and CheckpointError when the
+    Raises UserError when `directory` already holds a model, and CheckpointError when the
     parameters do not have the config's shapes.
     """
     root = Path(directory).absolute()

@@ -75,7 +75,7 @@ def save(
       tokenizer_dir: its tokenizer files are copied, and say the bos, eos and pad ids.
 
     Raises:
-      FileExistsError: `directory` already holds a model.
+      UserError: `directory` already holds a model.
       CheckpointError: the parameters do not fit the config, hold a type safetensors weights do not
         have here, or do not fit into float16.
     """

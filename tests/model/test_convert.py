@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from grm_jax import checkpoint, convert
+from grm_jax.errors import UserError
 from grm_jax.model import huggingface
 from grm_jax.model.params import build_tree, param_table
 from grm_jax.parallel import mesh
@@ -133,7 +134,7 @@ def test_clear_errors(files, tmp_path, capsys):
     assert "is no size; give one such as" in fails(
         capsys, "export", native, out, "--max-shard-size", "5 apples"
     )
-    with pytest.raises(FileExistsError, match="already holds a model"):
+    with pytest.raises(UserError, match="already holds a model"):
         checkpoint.save_model(native, *huggingface.load(hf))
     about = json.loads((native / "model.json").read_text())
     (native / "model.json").write_text(json.dumps(about | {"format": "grm_jax-model-9"}))

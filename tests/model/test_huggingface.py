@@ -13,6 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from grm_jax.errors import UserError
 from grm_jax.model import huggingface
 from grm_jax.model.huggingface import CheckpointError
 from grm_jax.model.params import build_tree, get_leaf, param_table
@@ -326,7 +327,7 @@ def test_parameters_that_do_not_fit_are_listed(files, tmp_path):
 
 def test_a_model_is_never_overwritten(files, tmp_path):
     config, params = huggingface.load(files.directory)
-    with pytest.raises(FileExistsError, match=r"already holds config.json, model.safetensors"):
+    with pytest.raises(UserError, match=r"already holds config.json, model.safetensors"):
         huggingface.save(files.directory, config, params)
     out = tmp_path / "out"
     out.mkdir()
