@@ -132,7 +132,7 @@ def test_files_that_are_not_configs(tmp_path):
     with pytest.raises(CheckpointError, match="not valid JSON"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="expected, not list"):
         read_config(tmp_path)
 
 
