@@ -20,6 +20,41 @@ BOM = b"\xef\xbb\xbf"
 LFS_POINTER = b"version https://git-lfs"
 
 
+def there(path: str | Path) -> bool:
+    """Whether something has this name, be it a link that leads nowhere.
+
+    Ask this of a file that need not be there: `is_file` is False for such a link too, and what the
+    file should have said would be missing without a word. Reading it then names the link.
+    """
+    path = Path(path)
+    return path.exists() or path.is_symlink()
+
+
+def require_content(path: str | Path, kind: type[UserError] = UserError) -> None:
+    """Raise `kind` for a link that leads nowhere and for a Git LFS pointer; reads a few bytes."""
+    path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise kind(_dangling(path))
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise kind(_lfs(path))
+
+
+def _dangling(path: Path) -> str:
+    return (
+        f"{path}: a link to {os.readlink(path)}, which is not there; download the file again, or "
+        "copy it here"
+    )
+
+
+def _lfs(path: Path) -> str:
+    return (
+        f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or "
+        "download the file again"
+    )
+
+
 def read_bytes(path: str | Path, kind: type[UserError] = UserError) -> bytes:
     """The bytes of a file, without a UTF-8 byte order mark. Raises `kind`."""
     path = Path(path)
@@ -27,18 +62,12 @@ def read_bytes(path: str | Path, kind: type[UserError] = UserError) -> bytes:
         blob = path.read_bytes()
     except FileNotFoundError:
         if path.is_symlink():
-            raise kind(
-                f"{path}: a link to {os.readlink(path)}, which is not there; download the file "
-                "again, or copy it here"
-            ) from None
+            raise kind(_dangling(path)) from None
         raise kind(f"{path}: no such file") from None
     except OSError as error:
         raise kind(f"{path}: can not be read: {error.strerror or error}") from error
     if blob.startswith(LFS_POINTER):
-        raise kind(
-            f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its "
-            "repository, or download the file again"
-        )
+        raise kind(_lfs(path))
     return blob.removeprefix(BOM)
 
 

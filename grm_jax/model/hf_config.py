@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from grm_jax import files
 from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
-from grm_jax.tokenizer.files import named_tokens, read_folder
+from grm_jax.tokenizer.files import ID_NAMES, MORE_TEMPLATES, folder_ids, named_tokens, read_folder
+from grm_jax.tokenizer.vocabulary import load_sentencepiece, read_vocabulary
 
 # Copied beside the weights. generation_config.json rides along: it holds the ids that end a text.
 TOKENIZER_FILES = (
@@ -32,7 +33,6 @@ TOKENIZER_FILES = (
 )
 LANGUAGE_MODEL = "Gemma2ForCausalLM"
 CLASSIFIER = "Gemma2ForSequenceClassification"
-ID_NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -40,8 +40,18 @@ INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 _SHOWN = 20  # names listed in an error before "and n more"
 
-_REQUIRED = object()
-# (ModelConfig field, config.json key, type, what transformers' Gemma2Config assumes if absent).
+# What transformers' Gemma2Config assumes for a key that is absent. These say how large the weights
+# are, so a file without one of them is refused: which value is meant is for its owner to say.
+_REQUIRED = {
+    "num_hidden_layers": 26,
+    "hidden_size": 2304,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "intermediate_size": 9216,
+    "vocab_size": 256000,
+}
+# (ModelConfig field, config.json key, type, what is assumed if it is absent).
 _FIELDS: tuple[tuple[str, str, type, Any], ...] = (
     ("num_layers", "num_hidden_layers", int, _REQUIRED),
     ("embed_dim", "hidden_size", int, _REQUIRED),
@@ -66,6 +76,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "hidden_activation": ("gelu_pytorch_tanh",),
     "is_decoder": (True, False, None),
+    "tie_word_embeddings": (True, False, None),  # untied ones need an lm_head: huggingface.py looks
     "add_cross_attention": (False, None),
 }
 
@@ -139,6 +150,11 @@ def read_num_labels(directory: str | Path) -> int:
     return len(labels) if isinstance(labels, dict) else int(raw.get("num_labels", 2))
 
 
+def is_tied(directory: str | Path) -> bool:
+    """Whether `config.json` says that the head is the embedding; transformers assumes so."""
+    return read_json(Path(directory) / "config.json").get("tie_word_embeddings") is not False
+
+
 def config_json(
     config: ModelConfig, *, num_labels: int, dtype: str, ids: dict[str, Any]
 ) -> dict[str, Any]:
@@ -188,10 +204,7 @@ def special_ids(directory: str | Path | None) -> dict[str, Any]:
     if directory is None:
         return {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     root = Path(directory)
-    ids: dict[str, Any] = dict.fromkeys(ID_NAMES)
-    for name in ("generation_config.json", "config.json"):
-        found = read_json(root / name) if (root / name).is_file() else {}
-        ids.update({key: found.get(key) for key in ID_NAMES if ids[key] is None})
+    ids: dict[str, Any] = dict.fromkeys(ID_NAMES) | folder_ids(root)
     missing = [key for key in ID_NAMES if ids[key] is None]
     if missing:
         names = named_tokens(read_folder(root)[0])
@@ -209,16 +222,22 @@ def special_ids(directory: str | Path | None) -> dict[str, Any]:
 
 
 def copy_tokenizer(source: str | Path, target: str | Path) -> list[str]:
-    """Copy the tokenizer's files (`TOKENIZER_FILES`) that `source` has; their names.
+    """Copy the tokenizer's files (`TOKENIZER_FILES`, more chat templates) of `source`; their names.
 
-    Raises CheckpointError when `source` is no directory.
+    Raises CheckpointError when `source` is no directory, or one of them is a link that leads
+    nowhere or a Git LFS pointer; nothing is copied then.
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such directory to copy a tokenizer from")
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if files.there(source / name)]
+    more = sorted((source / MORE_TEMPLATES).glob("*.jinja"))
+    names += [f"{MORE_TEMPLATES}/{file.name}" for file in more]
+    for name in names:
+        files.require_content(source / name, CheckpointError)
     if source.resolve() != target.resolve():
         for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
     return names
 
@@ -247,7 +266,11 @@ def _refuse_unimplemented(path: Path, raw: dict[str, Any]) -> None:
 def _number(path: Path, raw: dict[str, Any], key: str, kind: type, default: Any) -> Any:
     if key not in raw:
         if default is _REQUIRED:
-            raise CheckpointError(f"{path}: {key} is missing")
+            assumed = _REQUIRED[key]
+            raise CheckpointError(
+                f"{path}: {key} is missing; transformers assumes {assumed} for Gemma-2, so add "
+                f'"{key}": {assumed}, or the value that the weights have'
+            )
         return default
     value = raw[key]
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
@@ -277,25 +300,26 @@ def _rope_theta(path: Path, raw: dict[str, Any]) -> float:
     )
 
 
+def token_ids(root: Path) -> dict[str, int]:
+    """Literal -> id of the vocabulary in a folder; {} where the folder has none.
+
+    Raises CheckpointError or TokenizerError naming a file that can not be read.
+    """
+    if files.there(file := root / "tokenizer.json"):
+        ids, added = read_vocabulary(read_json(file), file)
+        return ids | {token["content"]: token["id"] for token in added}
+    if files.there(file := root / "tokenizer.model"):
+        model = load_sentencepiece(files.read_bytes(file, CheckpointError), file)
+        return {model.id_to_piece(index): index for index in range(len(model))}
+    return {}
+
+
 def _token_id(root: Path, token: str) -> int:
     """The id of a token by its text, from the tokenizer's own files."""
-    if (root / "tokenizer.json").is_file():
-        found = read_json(root / "tokenizer.json")
-        vocabulary = found.get("model", {}).get("vocab", {})
-        ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
-        if isinstance(vocabulary, list):  # Unigram: [piece, score] pairs
-            ids = {pair[0]: index for index, pair in enumerate(vocabulary)}
-        ids.update({added["content"]: added["id"] for added in found.get("added_tokens", [])})
-        if token in ids:
-            return ids[token]
-    elif (root / "tokenizer.model").is_file():
-        import sentencepiece  # only Gemma's original file needs it
-
-        model = sentencepiece.SentencePieceProcessor(model_file=str(root / "tokenizer.model"))
-        index = model.piece_to_id(token)
-        if index != model.unk_id():
-            return index
-    raise CheckpointError(
-        f"{root}: tokenizer_config.json names the token {token!r}, which the tokenizer's "
-        "vocabulary does not have"
-    )
+    ids = token_ids(root)
+    if token not in ids:
+        raise CheckpointError(
+            f"{root}: tokenizer_config.json names the token {token!r}, which the tokenizer's "
+            "vocabulary does not have"
+        )
+    return ids[token]

@@ -31,12 +31,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import SafetensorError, safe_open
 
+from grm_jax import files
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import (
     DTYPES,
     INDEX,
     SINGLE,
     CheckpointError,
+    is_tied,
     listed,
     read_config,
     read_json,
@@ -91,9 +93,10 @@ def load(
     declared = read_num_labels(root)
     labels = declared if num_labels is None else num_labels
     if labels != declared:
+        kind = f"a scalar head of width {declared} (a meta RM or another classifier)"
         raise CheckpointError(
-            f"{root / 'config.json'}: declares a scalar head of width {declared} (0: a language "
-            f"model), asked for {labels}; pass num_labels={declared} or give another checkpoint"
+            f"{root / 'config.json'}: declares {kind if declared else 'a language model'}, asked "
+            f"for {labels}; pass num_labels={declared} or give another checkpoint"
         )
     table = param_table(config, num_labels=labels)
     with _open(root) as tensors:
@@ -110,10 +113,10 @@ def load(
 @contextlib.contextmanager
 def _open(root: Path) -> Iterator[dict[str, Any]]:
     """Tensor name -> a lazy safetensors slice, over all files of the checkpoint."""
-    files = _weight_files(root)
     tensors: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        for path in files:
+        for path in _weight_files(root):
+            files.require_content(path, CheckpointError)
             try:
                 handle = stack.enter_context(safe_open(path, framework="numpy"))
             except (SafetensorError, OSError) as error:
@@ -129,21 +132,26 @@ def _open(root: Path) -> Iterator[dict[str, Any]]:
 
 def _weight_files(root: Path) -> list[Path]:
     single, index = root / SINGLE, root / INDEX
-    if single.is_file() and index.is_file():
+    if files.there(single) and files.there(index):
         raise CheckpointError(
             f"{root}: has both {SINGLE} and {INDEX}; remove the one that is out of date"
         )
-    if single.is_file():
+    if files.there(single):
         return [single]
-    if index.is_file():
+    if files.there(index):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: has no weight_map")
-        files = [root / name for name in sorted(set(weight_map.values()))]
-        lost = [path.name for path in files if not path.is_file()]
+        for name, file in weight_map.items():
+            if not isinstance(file, str):
+                raise CheckpointError(f"{index}: weight_map: {name} is in {file!r:.60}, no file")
+        shards = [root / name for name in sorted(set(weight_map.values()))]
+        for path in shards:
+            files.require_content(path, CheckpointError)
+        lost = [path.name for path in shards if not path.is_file()]
         if lost:
             raise CheckpointError(f"{index}: names files that are not there: {listed(lost)}")
-        return files
+        return shards
     if (root / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{root}: holds an adapter, not a model; merge it first (peft: merge_and_unload, then "
@@ -195,7 +203,19 @@ def _check_names_and_shapes(
     ]
     text = [f"{len(names)} {what}: {listed(names)}" for what, names in problems if names]
     if text:
+        if "score.weight" in shapes and "score.weight" not in expected:
+            text.append(
+                "score.weight is a scalar head (a meta RM or another classifier), and config.json "
+                "declares a language model: give one, or correct `architectures`"
+            )
         raise CheckpointError(f"{root}: tensors do not fit its config.json. " + "; ".join(text))
+    scalar = any(spec.path == ("score",) for spec in table)
+    if head not in tensors and not scalar and not is_tied(root):
+        raise CheckpointError(
+            f"{root}: tie_word_embeddings is false in config.json: the head is untied, but {head} "
+            "is not there. Save the model again with its head; if its head is the embedding, set "
+            "tie_word_embeddings to true"
+        )
     if head in tensors and not _same_values(tensors[head], tensors[embedding]):
         raise CheckpointError(
             f"{root}: {head} differs from {embedding}; Gemma-2's head is tied, and a separate one "

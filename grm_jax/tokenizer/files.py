@@ -1,8 +1,9 @@
 """What a tokenizer's directory says beside its vocabulary: special tokens, chat template, stop ids.
 
 tokenizer_config.json, special_tokens_map.json   names of bos, eos, pad; the chat template
-chat_template.jinja                              the chat template, where it has a file of its own
-generation_config.json                           further ids that end a generation
+chat_template.jinja, additional_chat_templates/  chat templates, where they have files of their own
+chat_template.json                               the chat template, as processors write it
+generation_config.json, config.json              ids that end a generation, in this order
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from grm_jax import files
 from grm_jax.tokenizer.chat_template import GEMMA_TEMPLATE, PLAIN_TEMPLATE
@@ -21,26 +22,39 @@ log = logging.getLogger(__name__)
 
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "pad", "unk", "mask", "cls", "sep"))
 _META_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # the later wins
+_ID_FILES = ("generation_config.json", "config.json")  # the first that has an id says it
+ID_NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
+MORE_TEMPLATES = "additional_chat_templates"
 
 
-def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token and the like -> literal. transformers writes a string or an AddedToken's fields."""
-    values = {field: config.get(field) for field in _NAMED}
-    texts = {f: v.get("content") if isinstance(v, Mapping) else v for f, v in values.items()}
-    return {f: v for f, v in texts.items() if isinstance(v, str)}
+def named_tokens(config: Mapping[str, Any], where: Path | str = "config") -> dict[str, str]:
+    """bos_token and the like -> literal. transformers writes a string or an AddedToken's fields.
+
+    Raises TokenizerError for anything else; null counts as not given.
+    """
+    found: dict[str, str] = {}
+    for field in _NAMED:
+        value = config.get(field)
+        literal = value.get("content") if isinstance(value, Mapping) else value
+        if literal is None and not isinstance(value, Mapping):
+            continue
+        if not isinstance(literal, str):
+            raise TokenizerError(
+                f'{where}: {field} is {value!r:.80}; give its text, or {{"content": its text}}'
+            )
+        found[field] = literal
+    return found
 
 
 def pick_template(config: Mapping[str, Any], literals: Iterable[str], where: Path) -> str:
-    """The checkpoint's own template, else Gemma's if the vocabulary has its turns, else plain."""
+    """The checkpoint's own template, else Gemma's if the vocabulary has its turns, else plain.
+
+    Raises TokenizerError for a template that is there and can not be understood: it is never
+    replaced by another.
+    """
     source = config.get("chat_template")
-    if isinstance(source, list):  # several named templates
-        source = {t["name"]: t["template"] for t in source}.get("default")
-        if source is None:
-            raise TokenizerError(
-                f"{where}: chat_template has several entries and none is named 'default'"
-            )
-    if isinstance(source, str):
-        return source
+    if source is not None:
+        return read_template(source, f"{where}: chat_template")
     if {"<start_of_turn>", "<end_of_turn>"} <= set(literals):
         log.warning(
             "%s: no chat template; using Gemma's (the vocabulary has <start_of_turn>)", where
@@ -52,22 +66,115 @@ def pick_template(config: Mapping[str, Any], literals: Iterable[str], where: Pat
     return PLAIN_TEMPLATE
 
 
+def read_template(value: Any, where: str) -> str:
+    """The chat template of a field: a text, {name: text}, or [{"name": .., "template": ..}, ..].
+
+    Of named ones it is the one named "default".
+    """
+    if isinstance(value, list):
+        named = {}
+        for index, entry in enumerate(value):
+            fields = entry if isinstance(entry, Mapping) else {}
+            if not isinstance(fields.get("name"), str):
+                raise TokenizerError(
+                    f'{where}[{index}] is {entry!r:.80}; give {{"name": .., "template": ..}}, or '
+                    "one template as a text"
+                )
+            named[fields["name"]] = fields.get("template")
+        value = named
+    if isinstance(value, Mapping):
+        if not value:
+            raise TokenizerError(f"{where} is empty; give a template, or leave the field out")
+        if "default" not in value:  # as transformers does: the others are for other uses
+            names = ", ".join(map(repr, value))
+            entries = f"one entry, {names}," if len(value) == 1 else f"several entries ({names})"
+            raise TokenizerError(
+                f"{where} has {entries} and none is named 'default'; name the one to use so"
+            )
+        value, where = value["default"], f"{where}: 'default'"
+    if not isinstance(value, str):
+        raise TokenizerError(
+            f"{where} is {value!r:.80}; a chat template is a text, or several with names"
+        )
+    if not value.strip():
+        raise TokenizerError(f"{where} is empty; give a template, or leave it out")
+    return value.removeprefix("\ufeff")
+
+
 def read_folder(folder: Path) -> tuple[dict[str, Any], list[int]]:
-    """(tokenizer_config.json with the chat template in it, stop ids of generation_config.json)."""
+    """(tokenizer_config.json with the chat template in it, ids that end a generation).
+
+    The template in the result is one text, or there is none at all. Each file that is there is
+    read, and one that can not be is an error that names it.
+    """
     config: dict[str, Any] = {}
     for name in _META_FILES:
-        if (folder / name).is_file():
+        if files.there(folder / name):
             config |= read_json(folder / name)
-    if (folder / "chat_template.jinja").is_file():
-        config["chat_template"] = files.read_text(folder / "chat_template.jinja", TokenizerError)
-    generation = folder / "generation_config.json"
-    eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if not all(type(i) is int and i >= 0 for i in stops):
-        raise TokenizerError(
-            f"{generation}: eos_token_id: {eos!r} is not an id or a list of ids; correct it"
-        )
-    return config, stops
+    named_tokens(config, folder / "tokenizer_config.json")
+    template = _folder_template(folder, config.pop("chat_template", None))
+    if template is not None:
+        config["chat_template"] = template
+    eos = folder_ids(folder).get("eos_token_id")
+    return config, eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def _folder_template(folder: Path, field: Any) -> str | None:
+    """The chat template of a folder, from the first place that has one, as transformers has it.
+
+    Other places that have another one are named in the log.
+    """
+    found: dict[str, str] = {}
+    file = folder / "chat_template.jinja"
+    if files.there(file):
+        found[str(file)] = read_template(files.read_text(file, TokenizerError), str(file))
+    if field is not None:
+        where = f"{folder / 'tokenizer_config.json'}: chat_template"
+        found[where] = read_template(field, where)
+    file = folder / "chat_template.json"
+    if files.there(file):
+        where = f"{file}: chat_template"
+        found[where] = read_template(read_json(file).get("chat_template"), where)
+    if not found and (more := _more_templates(folder)):
+        where = str(folder / MORE_TEMPLATES)
+        found[where] = read_template(more, where)
+    if not found:
+        return None
+    (used, template), *others = found.items()
+    for where, other in others:
+        if other != template:
+            log.warning("%s: another chat template than %s, which is used", where, used)
+    return template
+
+
+def _more_templates(folder: Path) -> dict[str, str]:
+    """Name -> text of the files in additional_chat_templates/."""
+    return {
+        file.stem: files.read_text(file, TokenizerError)
+        for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
+    }
+
+
+def folder_ids(folder: Path) -> dict[str, int | list[int]]:
+    """bos, eos and pad ids of a folder: each from generation_config.json, else config.json.
+
+    Raises TokenizerError naming the file for one that is neither an id nor (eos) a list of ids.
+    """
+    found: dict[str, int | list[int]] = {}
+    for file in (folder / name for name in _ID_FILES):
+        if not files.there(file):
+            continue
+        content = read_json(file)
+        for key in ID_NAMES:
+            value = content.get(key)
+            if value in (None, []) or (key == "pad_token_id" and value == -1):
+                continue  # not given; some configs write -1 for "no padding"
+            ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+            if not all(type(i) is int and i >= 0 for i in ids):
+                wanted = "an id or a list of ids" if key == "eos_token_id" else "an id"
+                raise TokenizerError(f"{file}: {key}: {value!r:.80} is not {wanted}; correct it")
+            found.setdefault(key, value)
+    return found
 
 
 def write_folder(
@@ -85,18 +192,8 @@ def write_folder(
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
     # The stop ids live where `generate` of transformers looks for them; other settings there stay.
     generation = folder / "generation_config.json"
-    kept = read_json(generation) if generation.exists() else {}
+    kept = read_json(generation) if files.there(generation) else {}
     write_json(generation, {**kept, "eos_token_id": list(stop_ids)})
-
-
-def parse_json(blob: bytes, where: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(blob)
-    except ValueError as e:
-        raise TokenizerError(f"{where}: not valid JSON ({e}); copy the file again") from e
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{where}: a JSON object is expected, not {type(value).__name__}")
-    return cast("dict[str, Any]", value)
 
 
 def read_json(where: Path) -> dict[str, Any]:

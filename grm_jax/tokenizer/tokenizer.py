@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from grm_jax import files, hub
 from grm_jax.tokenizer.chat_template import ChatTemplate, Slot
 from grm_jax.tokenizer.files import (
     named_tokens,
-    parse_json,
     pick_template,
     read_folder,
     write_folder,
@@ -40,6 +40,8 @@ from grm_jax.tokenizer.vocabulary import (
     TokenizersVocabulary,
     Vocabulary,
     is_control,
+    load_sentencepiece,
+    read_vocabulary,
 )
 
 if TYPE_CHECKING:
@@ -153,13 +155,13 @@ class ChatTokenizer:
         backend: Vocabulary,
         ids: Mapping[str, int],
         template: ChatTemplate,
-        files: Mapping[str, bytes],
+        blobs: Mapping[str, bytes],
         config: Mapping[str, Any],
         stops: Sequence[int],
         name: str,
     ) -> None:
         self._backend, self._template = backend, template
-        self._files, self._config = dict(files), dict(config)
+        self._blobs, self._config = dict(blobs), dict(config)
         self._plans: dict[tuple[tuple[str, ...], bool], _Plan] = {}
         self._literals = {i: c for c, i in backend.controls.items()}
         self.control_ids = frozenset(self._literals)
@@ -231,7 +233,7 @@ class ChatTokenizer:
     def save(self, directory: str | Path) -> None:
         """See `Tokenizer.save`. The chat format in use is written, also where there was no file."""
         write_folder(
-            Path(directory), self._files, self._config, self._template.source, self.stop_ids
+            Path(directory), self._blobs, self._config, self._template.source, self.stop_ids
         )
 
     def _encode(self, text: str, position: Position) -> list[int]:
@@ -373,10 +375,10 @@ def load_tokenizer(path: str | Path) -> ChatTokenizer:
     has `<start_of_turn>`, else a plain one (the log says so). Raises `TokenizerError` naming the
     file and what it lacks.
     """
-    path = Path(path)
+    path = hub.resolve(path, TokenizerError, weights=False)
     if path.is_dir():
         models = sorted(path.glob("*.model"))
-        if (path / "tokenizer.json").is_file():
+        if files.there(path / "tokenizer.json"):
             source = path / "tokenizer.json"
         elif (path / "tokenizer.model") in models or len(models) == 1:
             source = path / "tokenizer.model" if path / "tokenizer.model" in models else models[0]
@@ -384,20 +386,15 @@ def load_tokenizer(path: str | Path) -> ChatTokenizer:
             raise TokenizerError(
                 f"{path}: no tokenizer.json and no tokenizer.model; copy one beside the weights"
             )
-    elif path.is_file():
-        source = path
     else:
-        raise TokenizerError(
-            f"{path}: no such file or directory; give a checkpoint directory or a *.model file"
-        )
+        source = path
     named = source.name in ("tokenizer.json", "tokenizer.model")  # else a model on its own
     folder = source.parent if path.is_dir() or named else None
     config, stops = read_folder(folder) if folder else ({}, [])
-    blob = source.read_bytes()
     if source.suffix == ".json":
-        return _from_spec(
-            parse_json(blob, source), blob, config, stops, folder or source, path.name
-        )
+        spec, blob = files.read_json(source, TokenizerError), source.read_bytes()
+        return _from_spec(spec, blob.removeprefix(files.BOM), config, stops, source, path.name)
+    blob = files.read_bytes(source, TokenizerError)
     return _from_sentencepiece(blob, config, stops, source, path.resolve().name)
 
 
@@ -419,30 +416,23 @@ def _from_spec(
     blob: bytes,
     config: dict[str, Any],
     stops: list[int],
-    where: Path,
+    file: Path,
     name: str,
 ) -> ChatTokenizer:
-    if not isinstance(spec, dict) or "vocab" not in (spec.get("model") or {}):
-        raise TokenizerError(
-            f"{where}: not a tokenizer.json (no model.vocab); save it again with `tokenizers`"
-        )
-    named = named_tokens(config)
-    literals = {t["content"] for t in spec.get("added_tokens") or ()}
+    """Args: file: where `spec` is from; what is wrong with its neighbours names their folder."""
+    where = file.parent if file.name == "tokenizer.json" else file
+    named = named_tokens(config, where)
+    literals = {t["content"] for t in read_vocabulary(spec, file)[1]}
     source = pick_template(config, literals, where)
-    backend = TokenizersVocabulary(spec, named, source)
-    files = {"tokenizer.json": blob}
-    return _assemble(backend, backend.ids, named, source, files, config, stops, where, name)
+    backend = TokenizersVocabulary(spec, named, source, file)
+    blobs = {"tokenizer.json": blob}
+    return _assemble(backend, backend.ids, named, source, blobs, config, stops, where, name)
 
 
 def _from_sentencepiece(
     blob: bytes, config: dict[str, Any], stops: list[int], where: Path, name: str
 ) -> ChatTokenizer:
-    import sentencepiece
-
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=blob)
-    except RuntimeError as e:
-        raise TokenizerError(f"{where}: not a sentencepiece model: {e}") from e
+    model = load_sentencepiece(blob, where)
     own = {
         "bos": model.bos_id(),
         "eos": model.eos_id(),
@@ -454,9 +444,9 @@ def _from_sentencepiece(
     pieces = {model.id_to_piece(i): i for i in range(len(model))}
     source = pick_template(config, pieces, where)
     added: dict[str, int] = {}
-    for key, token in (config.get("added_tokens_decoder") or {}).items():
+    for key, token in _added_tokens(config, where.parent).items():
         literal = token["content"]
-        if pieces.get(literal) == int(key):
+        if pieces.get(literal) == key:
             continue
         if literal in pieces or not is_control(literal, bool(token.get("special")), source):
             raise TokenizerError(
@@ -464,10 +454,28 @@ def _from_sentencepiece(
                 "lacks or numbers otherwise; save the tokenizer with transformers, which writes "
                 "tokenizer.json"
             )
-        added[literal] = int(key)
+        added[literal] = key
     backend = SentencePieceVocabulary(blob, named, added, source)
-    files = {"tokenizer.model": blob}
-    return _assemble(backend, backend.ids, named, source, files, config, stops, where, name)
+    blobs = {"tokenizer.model": blob}
+    return _assemble(backend, backend.ids, named, source, blobs, config, stops, where, name)
+
+
+def _added_tokens(config: Mapping[str, Any], folder: Path) -> dict[int, Mapping[str, Any]]:
+    """Id -> fields of added_tokens_decoder. Raises TokenizerError for any other structure."""
+    found = config.get("added_tokens_decoder")
+    where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
+    if not isinstance(found, Mapping | None):
+        raise TokenizerError(f'{where} is {found!r:.80}; give {{"id": {{"content": ..}}, ..}}')
+    for key, token in (found or {}).items():
+        if (
+            not key.isdecimal()
+            or not isinstance(token, Mapping)
+            or not isinstance(token.get("content"), str)
+        ):
+            raise TokenizerError(
+                f'{where}: {key!r} is {token!r:.80}; give an id and {{"content": its text}}'
+            )
+    return {int(key): token for key, token in (found or {}).items()}
 
 
 def _assemble(
@@ -475,7 +483,7 @@ def _assemble(
     known: Mapping[str, int],
     named: Mapping[str, str],
     source: str,
-    files: Mapping[str, bytes],
+    blobs: Mapping[str, bytes],
     config: Mapping[str, Any],
     stops: Sequence[int],
     where: Path,
@@ -495,5 +503,5 @@ def _assemble(
         log.info("%s: no pad_token; arrays are filled with eos (lengths say what is real)", where)
     ids = {field: known[literal] for field, literal in named.items()}
     template = ChatTemplate(source, named, str(where))
-    kind = "tokenizers" if "tokenizer.json" in files else "sentencepiece"
-    return ChatTokenizer(backend, ids, template, files, config, stops, f"{name}: {kind}")
+    kind = "tokenizers" if "tokenizer.json" in blobs else "sentencepiece"
+    return ChatTokenizer(backend, ids, template, blobs, config, stops, f"{name}: {kind}")

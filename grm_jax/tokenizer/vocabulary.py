@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from grm_jax.errors import UserError
@@ -59,10 +60,84 @@ def is_control(literal: str, flagged: bool, template: str) -> bool:
     return flagged or used or _CONTROL_SHAPE.fullmatch(literal) is not None
 
 
-class TokenizersVocabulary:
-    """A `tokenizers` pipeline (tokenizer.json) rebuilt without its control tokens."""
+def read_vocabulary(spec: Any, where: Path | str) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """(piece -> id of the model, added tokens) of a parsed tokenizer.json.
 
-    def __init__(self, spec: dict[str, Any], named: Mapping[str, str], template: str) -> None:
+    Raises TokenizerError naming the file and the field for any other structure.
+    """
+
+    def bad(what: str) -> TokenizerError:
+        return TokenizerError(f"{where}: {what}; save it again with `tokenizers`")
+
+    model = spec.get("model") if isinstance(spec, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict | list):
+        raise bad("not a tokenizer.json (no model.vocab)")
+    if isinstance(vocab, list):  # Unigram keeps [piece, score] rows in id order; the others a dict
+        for index, row in enumerate(vocab):
+            if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)):
+                raise bad(f"model.vocab[{index}] is {row!r:.60}, not [piece, score]")
+        ids = {row[0]: index for index, row in enumerate(vocab)}
+    else:
+        ids = dict(vocab)
+        for piece, id in ids.items():
+            if type(id) is not int or id < 0:
+                raise bad(f"model.vocab: the id of {piece!r:.60} is {id!r:.60}")
+    added = spec.get("added_tokens")
+    if not isinstance(added, list | None):
+        raise bad(f"added_tokens is {added!r:.60}, not a list")
+    for index, token in enumerate(added or ()):
+        fields = token if isinstance(token, dict) else {}
+        id = fields.get("id")
+        if not isinstance(fields.get("content"), str) or type(id) is not int or id < 0:
+            raise bad(f"added_tokens[{index}] is {token!r:.80}, without a content and an id")
+    if not ids and not added:
+        raise bad("model.vocab is empty")
+    return ids, list(added or ())
+
+
+def _require_readable(spec: dict[str, Any], where: Path | str) -> None:
+    """Raise TokenizerError when the installed `tokenizers` can not read a tokenizer.json."""
+    import tokenizers
+
+    try:
+        tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the library raises no narrower class
+        raise TokenizerError(
+            f"{where}: tokenizers {tokenizers.__version__} can not read it: {error}; "
+            "`pip install -U tokenizers`, or save the file again with the installed version"
+        ) from error
+
+
+class TokenizersVocabulary:
+    """A `tokenizers` pipeline (tokenizer.json) rebuilt without its control tokens.
+
+    Raises TokenizerError naming `where` for a file that the installed `tokenizers` can not read.
+    """
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        named: Mapping[str, str],
+        template: str,
+        where: Path | str = "tokenizer.json",
+    ) -> None:
+        ids, added_tokens = read_vocabulary(spec, where)
+        try:
+            self._build(spec, ids, added_tokens, named, template)
+        except Exception:
+            # Whose fault it was, the file's or this program's, the library itself can say.
+            _require_readable(spec, where)
+            raise
+
+    def _build(
+        self,
+        spec: dict[str, Any],
+        ids: dict[str, int],
+        added_tokens: list[dict[str, Any]],
+        named: Mapping[str, str],
+        template: str,
+    ) -> None:
         import tokenizers
 
         self.collapses = False
@@ -72,9 +147,7 @@ class TokenizersVocabulary:
         unk = {named.get("unk_token"), model.get("unk_token")}
         unk -= {literal for field, literal in named.items() if field != "unk_token"}
         vocab = model["vocab"]
-        # Unigram keeps [piece, score] rows in id order; the others a dict.
-        ids = {p: i for i, (p, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
-        added = {t["content"]: t for t in spec.get("added_tokens") or ()}
+        added = {t["content"]: t for t in added_tokens}
         known = ids | {content: t["id"] for content, t in added.items()}
         self.vocab_size = max(known.values()) + 1
         self.ids = known
@@ -125,6 +198,26 @@ class TokenizersVocabulary:
 
     def decode(self, ids: list[int]) -> str:
         return self._text.decode(ids, skip_special_tokens=False)
+
+
+def load_sentencepiece(blob: bytes, where: Path | str) -> Any:
+    """A sentencepiece processor of a model file's bytes.
+
+    Raises TokenizerError naming the file when they are none. An empty file would give a processor
+    without pieces.
+    """
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=blob) if blob else None
+    except RuntimeError as error:
+        raise TokenizerError(
+            f"{where}: not a sentencepiece model: {error}; download the file again"
+        ) from error
+    if model is None or not len(model):
+        what = "has no pieces" if blob else "the file is empty"
+        raise TokenizerError(f"{where}: not a sentencepiece model: {what}; download it again")
+    return model
 
 
 class SentencePieceVocabulary:

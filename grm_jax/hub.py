@@ -1,0 +1,157 @@
+"""Where a model or tokenizer is: a path, a folder of the Hugging Face hub's cache, or a repo id.
+
+    resolve("models/2b")                          the path, `~` expanded
+    resolve("models--google--gemma-2-2b-it")      its snapshot (the layout of the hub's cache)
+    resolve("google/gemma-2-2b-it")               downloaded, or from the cache (HF_HUB_OFFLINE)
+
+What looks like a local path is never asked of the hub.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+
+from grm_jax import files
+from grm_jax.errors import UserError
+
+# What a tokenizer is read from; the last are small and say which ids end a text.
+TOKENIZER_PATTERNS = (
+    "tokenizer*.json",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+    "config.json",
+)
+# Weights: safetensors, or what this project writes. Pickles can run code and are left there.
+MODEL_PATTERNS = (
+    *TOKENIZER_PATTERNS,
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "model.json",
+    "params/*",
+    "grm.json",
+)
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_CACHED = re.compile(r"models--.+")
+
+
+def resolve(name: str | Path, kind: type[UserError] = UserError, *, weights: bool = True) -> Path:
+    """The file or folder that `name` means.
+
+    Args:
+      name: a path, a folder of the hub's cache, or a repo id such as `google/gemma-2-2b-it`.
+      kind: what to raise.
+      weights: False downloads only what a tokenizer is read from.
+
+    Raises `kind` when nothing is there, when a cache folder holds no snapshot or several, and when
+    a repo can not be downloaded; the message says what to do.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _snapshot(path, kind)
+    if files.there(path):
+        files.require_content(path, kind)
+        return path
+    if not _may_be_repo(str(name)):
+        wanted = "directory; give a folder that holds a model"
+        if not weights:
+            wanted = "file or directory; give a checkpoint directory or a *.model file"
+        raise kind(
+            f"{name}: no such {wanted}, or a repo id of the Hugging Face hub such as "
+            "google/gemma-2-2b-it"
+        )
+    return _download(str(name), weights, kind)
+
+
+def _may_be_repo(name: str) -> bool:
+    """Whether a name that is no file may be asked of the hub: OWNER/NAME, OWNER no folder here."""
+    if not _REPO_ID.fullmatch(name) or ".." in name or "--" in name:
+        return False
+    return not Path(name).parent.exists()
+
+
+def _snapshot(path: Path, kind: type[UserError]) -> Path:
+    """The snapshot of a folder of the hub's cache; any other folder is itself."""
+    if _CACHED.fullmatch(path.name) and (path / "snapshots").is_dir():
+        path = path / "snapshots"
+    elif _CACHED.fullmatch(path.name) and (path / "blobs").is_dir():
+        raise kind(f"{path}: holds no snapshot; its download did not end. Download it again")
+    if not (path.name == "snapshots" and _CACHED.fullmatch(path.absolute().parent.name)):
+        repos = sorted(p.name for p in path.iterdir() if _CACHED.fullmatch(p.name) and p.is_dir())
+        if repos and not any(p.is_file() and p.suffix == ".json" for p in path.iterdir()):
+            raise kind(
+                f"{path}: a cache of the Hugging Face hub with {len(repos)} models; give one of "
+                f"them: {', '.join(str(path / name) for name in repos[:20])}"
+            )
+        return path
+    found = sorted(p for p in path.iterdir() if p.is_dir())
+    if not found:
+        raise kind(f"{path}: holds no snapshot; its download did not end. Download it again")
+    if len(found) > 1:
+        main = path.parent / "refs" / "main"
+        newest = f" (main is {main.read_text().strip()})" if main.is_file() else ""
+        raise kind(
+            f"{path}: holds {len(found)} snapshots{newest}; give one of them: "
+            f"{', '.join(str(p) for p in found)}"
+        )
+    return found[0]
+
+
+def _download(name: str, weights: bool, kind: type[UserError]) -> Path:
+    try:
+        found = _fetch(name, weights)
+    except _Unreachable as error:
+        raise kind(str(error)) from error
+    if weights and not any(
+        files.there(found / known)
+        for known in ("model.safetensors", "model.safetensors.index.json", "model.json")
+    ):
+        raise kind(
+            f"{name}: {found} holds no weights as safetensors (the repo has none, or only a part "
+            f"of it was downloaded); save them as safetensors, or: hf download {name} --local-dir "
+            "DIR, and give DIR"
+        )
+    return found
+
+
+class _Unreachable(Exception):
+    """A repo could not be downloaded; the message is for the user."""
+
+
+@functools.lru_cache(maxsize=32)
+def _fetch(name: str, weights: bool) -> Path:
+    """Download a repo, once a process. Raises _Unreachable."""
+    import httpx  # what huggingface_hub asks with, and lets through in the middle of a file
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = MODEL_PATTERNS if weights else TOKENIZER_PATTERNS
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise _Unreachable(
+            f"{name}: not a folder, and its repo on the Hugging Face hub asks for consent; accept "
+            "its terms on its page there and log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise _Unreachable(
+            f"{name}: not a folder, and there is no such repo on the Hugging Face hub that you "
+            "may read; correct the name, or log in with `hf auth login`"
+        ) from error
+    except (OSError, httpx.HTTPError, HFValidationError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise _Unreachable(
+            f"{name}: not a folder and not reachable on the Hugging Face hub{offline}; where "
+            f"there is a network: hf download {name} --local-dir DIR, and give DIR ({lines[0]})"
+        ) from error
