@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from grm_jax import hub
 from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
@@ -46,10 +47,10 @@ def is_model_dir(path: str | Path) -> bool:
 def model_folder(path: str | Path, stage: str = "rl") -> Path:
     """The model directory that `path` means: itself, a stage's, or the given stage's of a run.
 
-    A path that is none of these is returned as it is (a Hugging Face folder, or a mistake that the
-    reader will name).
+    Any other folder is returned as it is (Hugging Face's, or a mistake that the reader will name);
+    `path` may be all that `hub.resolve` takes. Raises CheckpointError when it is nothing.
     """
-    root = Path(path)
+    root = hub.resolve(path, CheckpointError)
     for candidate in (root, root / "model", root / stage / "model"):
         if is_model_dir(candidate):
             return candidate

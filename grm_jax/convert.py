@@ -19,18 +19,21 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
-from grm_jax import checkpoint
+from grm_jax import checkpoint, files, hub
+from grm_jax.about import About
 from grm_jax.errors import UserError, describe, is_users
+from grm_jax.metrics import setup_logging
 from grm_jax.model import huggingface
 from grm_jax.model.config import model_config
-from grm_jax.model.hf_config import CheckpointError, special_ids
+from grm_jax.model.hf_config import CheckpointError, read_json, special_ids, token_ids
 from grm_jax.model.params import Params, init_params, param_table
 from grm_jax.tokenizer import load_tokenizer
+from grm_jax.tokenizer.vocabulary import require_rows
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -41,7 +44,8 @@ class Import:
     """Read a Hugging Face Gemma-2 (language model or meta RM) into a model directory."""
 
     input: Path
-    """Hugging Face directory: config.json, *.safetensors, tokenizer files."""
+    """Hugging Face directory (config.json, *.safetensors, tokenizer files), or a repo id of the
+    hub, such as google/gemma-2-2b-it."""
     output: Path
     """Model directory to make; must not exist or be empty."""
     dtype: Dtype | None = None
@@ -67,7 +71,7 @@ class Random:
     """Write a Hugging Face directory with random weights, to try things without pretrained ones."""
 
     tokenizer: Path
-    """Tokenizer folder, or a sentencepiece .model file; gives the vocabulary."""
+    """Tokenizer folder, a sentencepiece .model file, or a repo id; gives the vocabulary."""
     output: Path
     """New directory."""
     size: Literal["tiny", "2b", "9b", "27b"] = "tiny"
@@ -85,17 +89,23 @@ Command = (
 def import_model(args: Import) -> None:
     """Hugging Face directory -> model directory."""
     _refuse_nonempty(args.output)
-    if not huggingface.is_checkpoint_dir(args.input) and checkpoint.is_model_dir(args.input):
-        raise CheckpointError(f"{args.input}: already is a model directory; use `export`")
-    config, params = huggingface.load(args.input, dtype=args.dtype, num_labels=None)
-    checkpoint.save_model(args.output, config, params, tokenizer_dir=args.input)
-    # The ids that config.json held must outlive it; model.json knows no tokens.
-    generation = args.output / "generation_config.json"
-    if not generation.exists():
-        generation.write_text(json.dumps(special_ids(args.input), indent=2) + "\n")
+    source = hub.resolve(args.input, CheckpointError)
+    if not huggingface.is_checkpoint_dir(source) and checkpoint.is_model_dir(source):
+        raise CheckpointError(f"{source}: already is a model directory; use `export`")
+    # What can be wrong with small files is found before the weights are read.
+    about = _about(source)
+    ids = token_ids(source)
+    rows = huggingface.read_config(source).vocab_size
+    require_rows(max(ids.values(), default=-1) + 1, rows, source, source)
+    special = special_ids(source)
+    config, params = huggingface.load(source, dtype=args.dtype, num_labels=None)
+    checkpoint.save_model(args.output, config, params, tokenizer_dir=source)
+    _keep_ids(args.output / "generation_config.json", special)
+    if about is not None:
+        about.write(args.output)
     if not any((args.output / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         print(
-            f"convert: {args.input} has no tokenizer files; put them into {args.output} before use",
+            f"convert: {source} has no tokenizer files; put them into {args.output} before use",
             file=sys.stderr,
         )
     _report(args.output, params)
@@ -106,8 +116,9 @@ def export_model(args: Export) -> None:
     _refuse_nonempty(args.output)
     limit = parse_size(args.max_shard_size)
     source = checkpoint.model_folder(args.input)
-    if not checkpoint.is_model_dir(source) and huggingface.is_checkpoint_dir(args.input):
-        raise CheckpointError(f"{args.input}: already is a Hugging Face directory; use `import`")
+    if not checkpoint.is_model_dir(source) and huggingface.is_checkpoint_dir(source):
+        raise CheckpointError(f"{source}: already is a Hugging Face directory; use `import`")
+    about = _about(source)
     config, params = checkpoint.load_model(source)
     huggingface.save(
         args.output,
@@ -117,6 +128,8 @@ def export_model(args: Export) -> None:
         max_shard_bytes=limit,
         tokenizer_dir=source,
     )
+    if about is not None:
+        about.write(args.output)
     _report(args.output, params)
 
 
@@ -132,8 +145,7 @@ def random_model(args: Random) -> None:
     with tempfile.TemporaryDirectory() as files:
         tokenizer.save(files)
         huggingface.save(args.output, config, params, tokenizer_dir=files)
-    about = {"trained": False}
-    (args.output / checkpoint.ABOUT_FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
+    About(trained=False).write(args.output)
     _report(args.output, params)
 
 
@@ -144,6 +156,24 @@ def parse_size(text: str) -> int:
     if not match or not unit or not (size := math.floor(float(match[1]) * unit)):
         raise UserError(f"max_shard_size {text!r} is no size; give one such as 5GB or 500MB")
     return size
+
+
+def _about(source: Path) -> About | None:
+    """What grm.json says of the model; None where there is none."""
+    return About.read(source) if files.there(source / checkpoint.ABOUT_FILE) else None
+
+
+def _keep_ids(file: Path, ids: dict[str, Any]) -> None:
+    """Write special ids that config.json held into generation_config.json, beside what it says:
+    a model directory has no config.json."""
+    said = read_json(file) if file.exists() else {}
+    more = {
+        name: value
+        for name, value in ids.items()
+        if value is not None and said.get(name) in (None, [])
+    }
+    if more:
+        file.write_text(json.dumps(said | more, indent=2) + "\n", encoding="utf-8")
 
 
 def _refuse_nonempty(path: Path) -> None:
@@ -162,6 +192,8 @@ def _report(output: Path, params: Params) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Leaves with status 1 and one line on stderr for what the user can mend."""
     args = tyro.cli(Command, args=argv, prog="python -m grm_jax.convert", description=__doc__)  # type: ignore[arg-type]
+    setup_logging()
+    args = dataclasses.replace(args, output=args.output.expanduser())
     try:
         match args:
             case Import():

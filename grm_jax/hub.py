@@ -13,6 +13,7 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import cast
 
 from grm_jax import files
 from grm_jax.errors import UserError
@@ -127,14 +128,17 @@ class _Unreachable(Exception):
 @functools.lru_cache(maxsize=32)
 def _fetch(name: str, weights: bool) -> Path:
     """Download a repo, once a process. Raises _Unreachable."""
-    import httpx  # what huggingface_hub asks with, and lets through in the middle of a file
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
     )
 
+    # Its bases are the errors of the HTTP library, which come through in the middle of a file; that
+    # library depends on the version of huggingface_hub.
+    broken = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     patterns = MODEL_PATTERNS if weights else TOKENIZER_PATTERNS
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
@@ -148,7 +152,7 @@ def _fetch(name: str, weights: bool) -> Path:
             f"{name}: not a folder, and there is no such repo on the Hugging Face hub that you "
             "may read; correct the name, or log in with `hf auth login`"
         ) from error
-    except (OSError, httpx.HTTPError, HFValidationError) as error:
+    except (OSError, HFValidationError, *broken) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise _Unreachable(

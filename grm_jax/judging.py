@@ -21,7 +21,8 @@ import jax
 from jax.sharding import Mesh
 
 import grm_jax
-from grm_jax import checkpoint, files
+from grm_jax import checkpoint
+from grm_jax.about import LENGTH_BUCKETS, About
 from grm_jax.benchmarks.aggregate import Scales
 from grm_jax.benchmarks.cache import SampleCache, record_digest
 from grm_jax.benchmarks.samples import GREEDY, SampleRow
@@ -29,18 +30,27 @@ from grm_jax.config import JudgeDefaults
 from grm_jax.critique import Template, shuffle
 from grm_jax.data.loader import Example
 from grm_jax.data.preferences import Preference
-from grm_jax.errors import UserError
 from grm_jax.metrics import Progress
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, param_table
-from grm_jax.sampler.critic import AdaptiveK, Critic, Critique, OrderMode, TemplateConfig, chunks
+from grm_jax.sampler.critic import (
+    AdaptiveK,
+    Critic,
+    Critique,
+    OrderMode,
+    TemplateConfig,
+    Templates,
+    chunks,
+)
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.scoring import score_examples
-from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
+from grm_jax.tokenizer import ChatTokenizer, TokenizerError, load_tokenizer
+from grm_jax.tokenizer.vocabulary import require_rows
 from grm_jax.training.examples import meta_example
-from grm_jax.training.run import load_params, read_model_config
+from grm_jax.training.run import load_params, read_model_config, require_kind
 from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
@@ -96,7 +106,7 @@ class Judge:
         tokenizer: ChatTokenizer,
         mesh: Mesh,
         *,
-        templates: TemplateConfig,
+        templates: TemplateConfig | Templates,
         engine: EngineConfig,
         defaults: JudgeDefaults = JudgeDefaults(),
         meta: Scorer | Callable[[], Scorer] | None = None,
@@ -321,19 +331,13 @@ def sample_row(critique: Critique, sample: int) -> SampleRow:
     )
 
 
-def read_about(path: Path) -> dict[str, Any]:
-    """`grm.json` of a model folder; {} for a plain one."""
-    file = path / checkpoint.ABOUT_FILE
-    return files.read_json(file) if file.exists() or file.is_symlink() else {}
-
-
 def load_scorer(path: str | Path, mesh: Mesh) -> Scorer:
     """A meta RM from a run directory, its meta_rm stage, or a Hugging Face folder."""
     folder = checkpoint.model_folder(path, "meta_rm")
-    about, model = read_about(folder), read_model_config(folder)
+    about, model = About.read(folder), read_model_config(folder)
     table = param_table(model, num_labels=1)
     _, params = load_params(folder, shardings=param_shardings(table, mesh))
-    buckets = list(about.get("length_buckets", (1024, 2048, 4096, 8192)))
+    buckets = list(about.length_buckets or LENGTH_BUCKETS)
     while buckets[-1] < model.max_position:  # as trained, and up to what it can read
         buckets.append(min(2 * buckets[-1], model.max_position))
     return Scorer(model, params, meta_template(path), tuple(buckets))
@@ -341,32 +345,44 @@ def load_scorer(path: str | Path, mesh: Mesh) -> Scorer:
 
 def meta_template(path: str | Path) -> Template:
     """The template that a meta RM reads."""
-    about = read_about(checkpoint.model_folder(path, "meta_rm"))
-    return Template.load(about.get("templates", {}).get("meta", TemplateConfig().meta))
+    templates = About.read(checkpoint.model_folder(path, "meta_rm")).templates
+    return (templates or Templates.load(TemplateConfig())).meta
 
 
 def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) -> Judge:
     """A judge from a run directory, a stage directory, or a Hugging Face folder."""
     folder = checkpoint.model_folder(path)
-    about, model = read_about(folder), read_model_config(folder)
-    engine = about.get("engine", {})
-    unknown = engine.keys() - {field.name for field in dataclasses.fields(EngineConfig)}
-    if unknown:
-        raise UserError(
-            f"{folder / checkpoint.ABOUT_FILE}: engine has the fields {sorted(unknown)}, which "
-            "this version does not know; delete them there"
-        )
+    require_kind(folder, scalar=False)
+    about, model = About.read(folder), read_model_config(folder)
+    tokenizer = load_tokenizer(folder)
+    require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
+    if meta is not None:
+        _require_meta(checkpoint.model_folder(meta, "meta_rm"), folder)
     shardings = param_shardings(param_table(model), mesh)
     return Judge(
         model,
         lambda: load_params(folder, shardings=shardings)[1],
-        load_tokenizer(folder),
+        tokenizer,
         mesh,
-        templates=TemplateConfig(**about.get("templates", {})),
-        engine=EngineConfig(**engine),
-        defaults=JudgeDefaults(**about.get("judge", {})),
+        templates=about.templates or TemplateConfig(),
+        engine=about.engine or EngineConfig(),
+        defaults=about.judge or JudgeDefaults(),
         meta=None if meta is None else lambda: load_scorer(meta, mesh),
     )
+
+
+def _require_meta(meta: Path, judge: Path) -> None:
+    """Raise UserError unless `meta` is a meta RM that reads the ids that the judge writes."""
+    require_kind(meta, scalar=True)
+    ids, own = token_ids(judge), token_ids(meta)
+    rows = read_model_config(meta).vocab_size
+    require_rows(max(ids.values(), default=-1) + 1, rows, judge, meta)
+    if own and own != ids:
+        other = sorted(own.items() ^ ids.items(), key=lambda pair: pair[1])[0][1]
+        raise TokenizerError(
+            f"{meta}: its tokenizer is not that of {judge} (id {other} differs, for one): the meta "
+            "RM would read other words than the judge wrote; give one that was trained with it"
+        )
 
 
 def model_info(model: Path) -> dict[str, Any]:
@@ -376,5 +392,5 @@ def model_info(model: Path) -> dict[str, Any]:
     figures speak for themselves, so `trained` is None there: not known.
     """
     folder = checkpoint.model_folder(model)
-    about = read_about(folder)
-    return {"path": str(folder), "stage": about.get("stage"), "trained": about.get("trained")}
+    about = About.read(folder)
+    return {"path": str(folder), "stage": about.stage, "trained": about.trained}

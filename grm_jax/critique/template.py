@@ -91,13 +91,15 @@ class Template:
     uses: frozenset[str] = frozenset()
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> Template:
-        """The built-in template of that name, or the template file at that path.
+    def load(cls, name_or_path: str | Path | Template) -> Template:
+        """The built-in template of that name, or the template file at that path; a template itself.
 
         Raises:
             TemplateError: no such template or file, no header on its first line, a wrong header
                 field, a jinja syntax error, or a variable that render() does not set.
         """
+        if isinstance(name_or_path, Template):
+            return name_or_path
         if isinstance(name_or_path, str) and name_or_path in BUILTIN:
             return _load_builtin(name_or_path)
         path = Path(name_or_path)

@@ -43,6 +43,25 @@ class TemplateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Templates:
+    """The templates that a `TemplateConfig` names, read once: what is done with them later does
+    not depend on their files."""
+
+    many: Template
+    single: Template
+    meta: Template
+
+    @classmethod
+    def load(cls, names: TemplateConfig) -> Templates:
+        """Raises TemplateError for a name that is no template."""
+        return cls(*map(Template.load, (names.many, names.single, names.meta)))
+
+    def items(self) -> list[tuple[str, Template]]:
+        """(field, template) of each."""
+        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+
+
+@dataclasses.dataclass(frozen=True)
 class AdaptiveK:
     """Stop sampling a record when further samples would hardly change its verdict."""
 
@@ -88,7 +107,7 @@ class Critic:
         self,
         sampler: Sampler,
         tokenizer: Tokenizer,
-        templates: TemplateConfig,
+        templates: TemplateConfig | Templates,
         *,
         order: OrderMode = "balanced",
         seed: int = 0,

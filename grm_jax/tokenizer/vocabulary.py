@@ -34,6 +34,18 @@ class TokenizerError(UserError):
     """A tokenizer directory, chat template or text that cannot be used; says what to do instead."""
 
 
+def require_rows(ids: int, rows: int, tokenizer: str | Path, model: str | Path) -> None:
+    """Raise TokenizerError when a tokenizer has more ids than a model's embedding has rows.
+
+    Fewer are usual: embeddings are padded to round sizes.
+    """
+    if ids > rows:
+        raise TokenizerError(
+            f"{tokenizer}: has {ids:,} token ids, but the embedding of {model} has {rows:,} rows: "
+            "they do not belong together; give the tokenizer that the model was trained with"
+        )
+
+
 class Vocabulary(Protocol):
     """Text <-> ids over a vocabulary whose control pieces cannot be reached from text."""
 

@@ -21,7 +21,7 @@ from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import GREEDY, SampleRow, read_samples, write_samples
 from grm_jax.benchmarks.statistics import mean_interval
 from grm_jax.config import SPCTRecipe
-from grm_jax.critique import Template, shuffle
+from grm_jax.critique import shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judging import Judge, JudgeOptions, Scorer
@@ -65,7 +65,7 @@ def make_judge(run: Run, stage: str, *, guided: bool) -> Judge:
         meta = Scorer(
             run.model,
             run.params("meta_rm", num_labels=1),
-            Template.load(setup.templates.meta),
+            run.templates.meta,
             setup.length_buckets,
         )
     return Judge(
@@ -73,7 +73,7 @@ def make_judge(run: Run, stage: str, *, guided: bool) -> Judge:
         run.params(stage),
         run.tokenizer,
         run.mesh,
-        templates=setup.templates,
+        templates=run.templates,
         engine=setup.engine,
         defaults=setup.judge,
         meta=meta,

@@ -20,13 +20,15 @@ from grm_jax.model.gemma2 import Remat, encode, encode_packed
 from grm_jax.model.heads import scalar, take_rows, token_logprobs
 from grm_jax.model.params import Params
 from grm_jax.model.shared_prefix import encode_completions
-from grm_jax.sampler.critic import TemplateConfig
+from grm_jax.sampler.critic import TemplateConfig, Templates
 from grm_jax.tokenizer import Tokenizer
 from grm_jax.training.step import Batch
 
 
 def trajectory_example(
-    trajectory: Trajectory | Instruction, tokenizer: Tokenizer, templates: TemplateConfig
+    trajectory: Trajectory | Instruction,
+    tokenizer: Tokenizer,
+    templates: TemplateConfig | Templates,
 ) -> Example:
     """Prompt (never hinted: hints only help sampling) and critique, or an instruction and reply."""
     if isinstance(trajectory, Instruction):

@@ -20,7 +20,7 @@ import numpy as np
 
 from grm_jax.benchmarks.statistics import mean_auc_within, roc_auc
 from grm_jax.config import ConfigError, MetaRM
-from grm_jax.critique import Template, is_correct
+from grm_jax.critique import is_correct
 from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.trajectories import Trajectory, read_trajectories, write_trajectories
 from grm_jax.metrics import Progress
@@ -133,7 +133,7 @@ def sample_grm(run: Run, config: MetaRM, grm: str) -> list[Trajectory]:
 
 def meta_examples(run: Run, rows: Sequence[Trajectory]) -> list[Example]:
     """What the meta RM reads, with its labels."""
-    template = Template.load(run.setup.templates.meta)
+    template = run.templates.meta
     return [
         meta_example(
             row.query,

@@ -49,7 +49,7 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
             f"rft kept none of {len(rows)} trajectories; look at {file}: the start model writes no "
             "correct critiques, or all of them are (too easy)"
         )
-    examples = [trajectory_example(row, run.tokenizer, run.setup.templates) for row in kept]
+    examples = [trajectory_example(row, run.tokenizer, run.templates) for row in kept]
     train_on(stage, config.fitting, examples, start)
 
 

@@ -27,7 +27,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grm_jax import checkpoint, files
+from grm_jax import checkpoint, files, hub
+from grm_jax.about import About
 from grm_jax.config import SYNTHETIC, ConfigError, Setup, differences, to_json
 from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
 from grm_jax.data.rows import expand
@@ -35,12 +36,14 @@ from grm_jax.data.synthetic_files import write_world
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig, model_config
+from grm_jax.model.hf_config import read_num_labels
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
 from grm_jax.parallel.multihost import barrier, first
-from grm_jax.sampler.critic import Critic, OrderMode
+from grm_jax.sampler.critic import Critic, OrderMode, Templates
 from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
+from grm_jax.tokenizer.vocabulary import require_rows
 from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
@@ -49,6 +52,10 @@ log = logging.getLogger("grm_jax")
 STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm": 5, "evaluate": 6}
 
 
+# What is said of a scalar model where a language model is needed.
+SCALAR = (
+    "a scalar model (a meta RM or a baseline), which can not write critiques; give a language model"
+)
 # What a run may be taken up again with another value of: where and how it runs, not what it does.
 FREE = ("run_dir", "log_every", "checkpoint_every", "keep", "mesh", "profile", "distributed")
 
@@ -88,6 +95,8 @@ class Run:
             sequence=setup.mesh.sequence,
         )
         self.key = jax.random.key(setup.seed)
+        # Read at the start: their files may change while the run goes on.
+        self.templates = Templates.load(setup.templates)
 
     @property
     def synthetic(self) -> bool:
@@ -113,10 +122,12 @@ class Run:
 
     @functools.cached_property
     def tokenizer(self) -> ChatTokenizer:
-        if self.setup.tokenizer:
-            return load_tokenizer(self.setup.tokenizer)
-        if self.setup.base:
-            return load_tokenizer(self.setup.base)
+        if source := self.setup.tokenizer or self.setup.base:
+            found = load_tokenizer(source)
+            if self.setup.base:
+                rows = read_model_config(self.setup.base).vocab_size
+                require_rows(found.vocab_size, rows, source, self.setup.base)
+            return found
         if self.synthetic:
             return load_tokenizer(self.world / "tokenizer")
         raise ConfigError(
@@ -179,7 +190,7 @@ class Run:
         return Critic(
             self.sampler,
             self.tokenizer,
-            self.setup.templates,
+            self.templates,
             order=order,
             seed=self.setup.seed,
         )
@@ -211,8 +222,7 @@ class Run:
             init = jax.jit(lambda key: init_params(self.table(), key, dtype), out_shardings=where)
             params = init(self.stage_key("init"))
         else:
-            path = self.setup.base if source == "base" else self._locate(source)
-            assert path is not None
+            path = self._locate(source)
             config, params = load_params(path, shardings=where, dtype=dtype)
             if config.shape != self.model.shape:
                 raise ConfigError(f"{path}: its shape is not the run's: {config} / {self.model}")
@@ -221,12 +231,15 @@ class Run:
         return params
 
     def require(self, source: str) -> None:
-        """Raise MissingStage unless `params(source)` would find a model."""
-        if source != "base" and source in STAGE_KEYS:
-            self.model_dir(source)
+        """Raise MissingStage, or another UserError, unless `params(source)` would find a model."""
+        if source != "base" or self.setup.base is not None:
+            self._locate(source)
 
-    def _locate(self, source: str) -> str | Path:
-        return self.model_dir(source) if source in STAGE_KEYS else source
+    def _locate(self, source: str) -> Path:
+        """The folder of "base", of a stage's model, or of a checkpoint by path or repo id."""
+        if source == "base" and self.setup.base is not None:
+            return hub.resolve(self.setup.base)
+        return self.model_dir(source) if source in STAGE_KEYS else hub.resolve(source)
 
 
 class Stage:
@@ -284,7 +297,7 @@ class Stage:
         checkpoint.save_model(partial, self.run.model, params)
         if first():
             self.run.tokenizer.save(partial)
-            write_about(partial, self.run.setup, self.name)
+            write_about(partial, self.run, self.name)
             partial.rename(self.model_path)
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         barrier("stage: finished")
@@ -294,10 +307,29 @@ class Stage:
 def read_model_config(path: str | Path) -> ModelConfig:
     """The shape of a checkpoint folder, Hugging Face's or converted. Compute dtype bfloat16 on
     accelerators."""
+    path = hub.resolve(path, huggingface.CheckpointError)
     if checkpoint.is_model_dir(path):
         return checkpoint.read_model_file(path)[0]
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return huggingface.read_config(path).replace(compute_dtype=dtype)
+
+
+def require_kind(path: str | Path, *, scalar: bool) -> None:
+    """Raise ConfigError when a checkpoint folder holds a language model where one with a scalar
+    head is needed, or the other way round. Reads no weights."""
+    path = hub.resolve(path, huggingface.CheckpointError)
+    if checkpoint.is_model_dir(path):
+        labels = checkpoint.read_model_file(path)[1]
+    else:
+        labels = read_num_labels(path)
+    if labels and not scalar:
+        raise ConfigError(f"{path}: {SCALAR}")
+    if scalar and labels != 1:
+        kind = f"has a head of width {labels}" if labels else "a language model"
+        raise ConfigError(
+            f"{path}: {kind}, which can not score critiques; give a meta RM (`--config meta_rm.py` "
+            "trains one)"
+        )
 
 
 def load_params(
@@ -307,28 +339,27 @@ def load_params(
     `shardings` names one. Raises ConfigError for a scalar model where a language model is needed.
     """
     scalar = "score" in shardings
+    path = hub.resolve(path, huggingface.CheckpointError)
+    if not scalar:
+        require_kind(path, scalar=False)
     if not checkpoint.is_model_dir(path):
         labels = None if scalar else 0
         return huggingface.load(path, dtype=dtype, shardings=shardings, num_labels=labels)
-    if checkpoint.read_model_file(path)[1] and not scalar:
-        raise ConfigError(
-            f"{path}: a scalar model (a meta RM or a baseline), which can not write critiques; "
-            "give a language model"
-        )
     return checkpoint.load_model(path, dtype=dtype, shardings=shardings)
 
 
-def write_about(directory: Path, setup: Setup, stage: str) -> None:
+def write_about(directory: Path, run: Run, stage: str) -> None:
     """What a judge needs besides weights and tokenizer: templates and shapes as trained."""
-    about = {
-        "stage": stage,
-        "trained": True,
-        "templates": setup.templates,
-        "judge": setup.judge,
-        "engine": setup.engine,
-        "length_buckets": setup.length_buckets,
-    }
-    (directory / checkpoint.ABOUT_FILE).write_text(to_json(about), encoding="utf-8")
+    setup = run.setup
+    about = About(
+        stage=stage,
+        trained=True,
+        templates=run.templates,
+        judge=setup.judge,
+        engine=setup.engine,
+        length_buckets=setup.length_buckets,
+    )
+    about.write(directory)
 
 
 class StopRequest:

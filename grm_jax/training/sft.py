@@ -31,7 +31,7 @@ def run_sft(run: Run, config: SFT) -> None:
             "Without it, start RFT from an instruction-tuned model: --config rft.py --init PATH"
         )
     rows = read_trajectories(source)
-    examples = [trajectory_example(row, run.tokenizer, run.setup.templates) for row in rows]
+    examples = [trajectory_example(row, run.tokenizer, run.templates) for row in rows]
     log.info("sft              %d examples from %s", len(examples), source)
     stage.begin()
     train_on(stage, config.fitting, examples, "base")
