@@ -4,7 +4,7 @@ A model directory:
 
     model.json        what the model is: format, config, width of the scalar head; written last
     params/           the parameters, an orbax checkpoint, each in the dtype it had
-    grm.json          templates, shapes, how the judge is sampled (of trained models)
+    grm.json          templates, how the judge is sampled (of trained models): about.py
     tokenizer.json …  the tokenizer's files, as in a Hugging Face directory
 """
 

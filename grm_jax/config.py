@@ -92,8 +92,8 @@ class Setup:
     size: str = "tiny"
     """Model size when there is no `base`: tiny, 2b, 9b or 27b."""
     base: str | None = None
-    """Pretrained checkpoint the road starts from: a Hugging Face folder or a converted one. None:
-    random weights (only sensible for the embedded world)."""
+    """Pretrained checkpoint the road starts from: a Hugging Face folder, a repo id of the hub, or a
+    converted one. None: random weights (only sensible for the embedded world)."""
     tokenizer: str | None = None
     """Tokenizer folder or sentencepiece model; None: the base checkpoint's, or the embedded one."""
     preferences: str = SYNTHETIC

@@ -58,7 +58,8 @@ class Arguments:
     """Its file or directory, or one above the directories of several. Default: the Hugging Face
     hub, where the benchmark is there; for the embedded world the run that the model is of."""
     model: Path | None = None
-    """Generative reward model: a run directory, a model directory or a Hugging Face one."""
+    """Generative reward model: a run directory, a model directory, a Hugging Face one or a repo id
+    of the hub."""
     meta: Path | None = None
     """Meta RM that guides the votes; only with --model."""
     judge: JudgeName | None = None

@@ -2,8 +2,8 @@
 
     model folder (+ meta RM folder) -> Judge -> greedy and k sampled critiques, meta scores
 
-What a trained model needs besides its weights (templates, shapes) stands in `grm.json` beside them;
-a plain Hugging Face folder gets the defaults.
+What a trained model needs besides its weights (templates, shapes) stands in `grm.json` beside them
+(`about.py`); a plain Hugging Face folder gets the defaults.
 """
 
 from __future__ import annotations
@@ -332,7 +332,7 @@ def sample_row(critique: Critique, sample: int) -> SampleRow:
 
 
 def load_scorer(path: str | Path, mesh: Mesh) -> Scorer:
-    """A meta RM from a run directory, its meta_rm stage, or a Hugging Face folder."""
+    """A meta RM from a run directory, its meta_rm stage, a Hugging Face folder, or a repo id."""
     folder = checkpoint.model_folder(path, "meta_rm")
     about, model = About.read(folder), read_model_config(folder)
     table = param_table(model, num_labels=1)
@@ -350,7 +350,11 @@ def meta_template(path: str | Path) -> Template:
 
 
 def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) -> Judge:
-    """A judge from a run directory, a stage directory, or a Hugging Face folder."""
+    """A judge from a run directory, a stage directory, a Hugging Face folder, or a repo id.
+
+    Raises UserError when model and tokenizer, or judge and meta RM, do not belong together. Weights
+    are read when the first sample is drawn.
+    """
     folder = checkpoint.model_folder(path)
     require_kind(folder, scalar=False)
     about, model = About.read(folder), read_model_config(folder)
