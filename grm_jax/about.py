@@ -16,14 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from grm_jax import files
+from grm_jax import files, typed
 from grm_jax.checkpoint import ABOUT_FILE
 from grm_jax.config import JudgeDefaults
 from grm_jax.critique import Template
@@ -34,7 +31,6 @@ from grm_jax.sampler.plan import EngineConfig
 
 # Of rows that the meta RM reads, where the file does not say.
 LENGTH_BUCKETS = (1024, 2048, 4096, 8192)
-_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +63,7 @@ class About:
             return cls()
         raw = dict(files.read_json(file))
         templates = raw.pop("templates", None)
-        about = _decode(cls, raw, str(file))
+        about = typed.decode(cls, raw, str(file))
         _check(about, str(file))
         if templates is not None:
             about = dataclasses.replace(about, templates=_read_templates(templates, file))
@@ -95,7 +91,7 @@ class About:
 def _read_templates(raw: Any, file: Path) -> Templates:
     where = f"{file}: templates"
     names = [field.name for field in dataclasses.fields(Templates)]
-    _require_known(raw, names, where)
+    typed.require_known(raw, names, where)
     defaults = TemplateConfig()
     return Templates(
         **{
@@ -110,7 +106,7 @@ def _read_templates(raw: Any, file: Path) -> Templates:
 def _read_template(value: Any, where: str, folder: Path) -> Template:
     """A template: its text, or as older files have it a built-in's name or a path."""
     if isinstance(value, Mapping):
-        _require_known(value, ["text"], where)
+        typed.require_known(value, ["text"], where)
         value = value.get("text")
         if not isinstance(value, str):
             raise UserError(f'{where} is {value!r:.60}; give {{"text": the template}}')
@@ -152,57 +148,3 @@ def _check(about: About, where: str) -> None:
             f"{where}: length_buckets is {list(buckets)}; give lengths of 1 or more, each larger "
             "than the one before"
         )
-
-
-def _require_known(raw: Any, known: list[str], where: str) -> None:
-    """Raise UserError unless `raw` is a JSON object with known fields only."""
-    if not isinstance(raw, Mapping):
-        raise UserError(
-            f"{where} is {raw!r:.60}; a JSON object with the fields {', '.join(known)} is expected"
-        )
-    unknown = sorted(raw.keys() - set(known))
-    if unknown:
-        raise UserError(
-            f"{where} has the fields {unknown}, which this version does not know (it knows "
-            f"{', '.join(known)}); delete them there, or install the version that wrote them"
-        )
-
-
-def _decode(kind: type, raw: Any, where: str) -> Any:
-    """A dataclass from a JSON object; fields that are not there take their defaults."""
-    _require_known(raw, [field.name for field in dataclasses.fields(kind)], where)
-    hints = typing.get_type_hints(kind)
-    separator = ": " if where.endswith(ABOUT_FILE) else "."
-    values = {
-        name: _value(hints[name], value, f"{where}{separator}{name}") for name, value in raw.items()
-    }
-    try:
-        return kind(**values)
-    except UserError as error:  # of the class itself, which knows no file
-        raise UserError(f"{where}: {error}") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as `hint` has it: a number, text, None, tuple, literal or dataclass."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _value(hint, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise UserError(f"{where} is {value!r:.60}; a list is expected")
-        return tuple(_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is Literal:
-        if value not in arguments:
-            raise UserError(
-                f"{where} is {value!r:.60}; give one of {', '.join(map(str, arguments))}"
-            )
-        return value
-    if dataclasses.is_dataclass(hint):
-        return _decode(typing.cast(type, hint), value, where)
-    right = type(value) is hint or (hint is float and type(value) is int)
-    if not right or (hint is float and not math.isfinite(value)):
-        raise UserError(f"{where} is {value!r:.60}; {_KINDS[hint]} is expected")
-    return hint(value)

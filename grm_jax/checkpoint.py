@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from grm_jax import hub
+from grm_jax import hub, typed
 from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
@@ -131,10 +131,11 @@ def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
         raise CheckpointError(
             f"{path}: format is {about.get('format')!r}, this version reads {MODEL_FORMAT!r}"
         )
-    try:
-        return ModelConfig(**about["config"]), int(about["num_labels"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {type(error).__name__}: {error}") from error
+    labels = about.get("num_labels")
+    if type(labels) is not int or labels < 0:
+        raise CheckpointError(f"{path}: num_labels is {labels!r}; a number, 0 or more, is expected")
+    config = typed.decode(ModelConfig, about.get("config"), f"{path}: config", CheckpointError)
+    return config, labels
 
 
 def _misfits(tree: Params, table: tuple[ParamSpec, ...]) -> str:

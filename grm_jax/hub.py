@@ -58,6 +58,8 @@ def resolve(name: str | Path, kind: type[UserError] = UserError, *, weights: boo
         return _snapshot(path, kind)
     if files.there(path):
         files.require_content(path, kind)
+        if weights:
+            raise kind(f"{path}: a file; give the directory of the model that it is part of")
         return path
     if not _may_be_repo(str(name)):
         wanted = "directory; give a folder that holds a model"
@@ -96,7 +98,7 @@ def _snapshot(path: Path, kind: type[UserError]) -> Path:
         raise kind(f"{path}: holds no snapshot; its download did not end. Download it again")
     if len(found) > 1:
         main = path.parent / "refs" / "main"
-        newest = f" (main is {main.read_text().strip()})" if main.is_file() else ""
+        newest = f" (main is {files.read_text(main, kind).strip()})" if main.is_file() else ""
         raise kind(
             f"{path}: holds {len(found)} snapshots{newest}; give one of them: "
             f"{', '.join(str(p) for p in found)}"

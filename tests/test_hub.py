@@ -57,8 +57,10 @@ def test_paths_are_themselves(tmp_path, monkeypatch, asked):
     (tmp_path / "google" / "model").mkdir(parents=True)
     (tmp_path / "google" / "t.model").write_bytes(b"x")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("google/model", "./google/model", "google/t.model", tmp_path / "google"):
+    for name in ("google/model", "./google/model", tmp_path / "google"):
         assert hub.resolve(name) == Path(name)
+    assert hub.resolve("google/t.model", weights=False) == Path("google/t.model")
+    refused("google/t.model", "google/t.model: a file", "give the directory")
     assert hub.resolve("~/google/model") == tmp_path / "google" / "model"
     assert hub.resolve(Path("~/google")) == tmp_path / "google"
     assert not asked

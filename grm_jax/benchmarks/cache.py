@@ -15,14 +15,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grm_jax import files
 from grm_jax.benchmarks.samples import SampleRow, row_from_json
 from grm_jax.data.preferences import Preference, content_id
-from grm_jax.data.rows import DataError, parse_line
+from grm_jax.data.rows import DataError, parse_line, show
+from grm_jax.errors import UserError
 from grm_jax.files import written_whole
+
+log = logging.getLogger("grm_jax")
 
 
 def record_digest(record: Preference) -> str:
@@ -87,7 +92,14 @@ class SampleCache:
 
     def seconds_per_sample(self) -> float | None:
         """Mean over all that was sampled here; None: not known."""
-        rows = [json.loads(line) for line in _read_whole_lines(self._seconds)]
+        rows = []
+        for number, line in enumerate(_read_whole_lines(self._seconds), 1):
+            where = f"{self._seconds}:{number}"
+            row = parse_line(line, where)
+            for name in ("samples", "seconds"):
+                if type(row.get(name)) not in (int, float):
+                    raise DataError(name, show(row.get(name)), f"delete {self._seconds}", where)
+            rows.append(row)
         samples = sum(row["samples"] for row in rows)
         return sum(row["seconds"] for row in rows) / samples if samples else None
 
@@ -114,14 +126,17 @@ def fingerprint(folder: str | Path, memory: Path) -> str:
         memory: a JSON file that remembers digests by name, size and time of change.
     """
     folder = Path(folder)
-    known: dict[str, str] = {}
+    known: dict[str, Any] = {}
     if memory.exists():
-        known = json.loads(memory.read_text(encoding="utf-8"))
+        try:
+            known = files.read_json(memory)
+        except UserError as error:  # it only saves time: the files are read again
+            log.warning("%s; reading the model's files again", error)
     whole = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         stat = file.stat()
         name = f"{file.absolute()} {stat.st_size} {stat.st_mtime_ns}"
-        if name not in known:
+        if not isinstance(known.get(name), str):
             with file.open("rb") as blob:
                 known[name] = hashlib.file_digest(blob, "sha256").hexdigest()
         whole.update(f"{file.relative_to(folder)} {known[name]}\n".encode())

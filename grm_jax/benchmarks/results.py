@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grm_jax
+from grm_jax import files
 from grm_jax.benchmarks.aggregate import Rates
 from grm_jax.benchmarks.bias import Finding
 from grm_jax.benchmarks.statistics import Difference, Interval
@@ -128,7 +129,7 @@ def read_results(path: str | Path) -> Results:
     if not path.is_file():
         raise DataError("", "no such file", "give the results.json of an evaluation", str(path))
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(files.read_text(path))
         methods = tuple(
             MethodResult(**{**method, "figures": _read_figures(method["figures"])})
             for method in values["methods"]

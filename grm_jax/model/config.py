@@ -40,6 +40,10 @@ class ModelConfig:
     scan_unroll: int = 1  # blocks per scan iteration; the whole depth unrolled is faster when tiny
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value > 0:
+                raise UserError(f"{field.name}={value}; give a positive number")
         if self.num_layers % 2:
             raise UserError(
                 f"num_layers={self.num_layers} is odd; Gemma-2 alternates sliding-window and "

@@ -147,7 +147,12 @@ def read_num_labels(directory: str | Path) -> int:
             f"{CLASSIFIER}"
         )
     labels = raw.get("id2label")
-    return len(labels) if isinstance(labels, dict) else int(raw.get("num_labels", 2))
+    if isinstance(labels, dict):
+        return len(labels)
+    count = raw.get("num_labels", 2)
+    if type(count) is not int or count < 1:
+        raise CheckpointError(f"{path}: num_labels is {count!r}; give the width of the scalar head")
+    return count
 
 
 def is_tied(directory: str | Path) -> bool:

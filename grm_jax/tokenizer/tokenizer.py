@@ -180,6 +180,11 @@ class ChatTokenizer:
     def __repr__(self) -> str:
         return f"<tokenizer {self.name}>"
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Piece -> id, added tokens included."""
+        return self._backend.ids
+
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
         return self._encode(text, "start")
@@ -426,7 +431,7 @@ def _from_spec(
     source = pick_template(config, literals, where)
     backend = TokenizersVocabulary(spec, named, source, file)
     blobs = {"tokenizer.json": blob}
-    return _assemble(backend, backend.ids, named, source, blobs, config, stops, where, name)
+    return _assemble(backend, named, source, blobs, config, stops, where, name)
 
 
 def _from_sentencepiece(
@@ -457,7 +462,7 @@ def _from_sentencepiece(
         added[literal] = key
     backend = SentencePieceVocabulary(blob, named, added, source)
     blobs = {"tokenizer.model": blob}
-    return _assemble(backend, backend.ids, named, source, blobs, config, stops, where, name)
+    return _assemble(backend, named, source, blobs, config, stops, where, name)
 
 
 def _added_tokens(config: Mapping[str, Any], folder: Path) -> dict[int, Mapping[str, Any]]:
@@ -480,7 +485,6 @@ def _added_tokens(config: Mapping[str, Any], folder: Path) -> dict[int, Mapping[
 
 def _assemble(
     backend: Vocabulary,
-    known: Mapping[str, int],
     named: Mapping[str, str],
     source: str,
     blobs: Mapping[str, bytes],
@@ -489,6 +493,7 @@ def _assemble(
     where: Path,
     name: str,
 ) -> ChatTokenizer:
+    known = backend.ids
     for field, literal in named.items():
         if literal not in known:
             raise TokenizerError(

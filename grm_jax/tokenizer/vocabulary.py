@@ -50,6 +50,7 @@ class Vocabulary(Protocol):
     """Text <-> ids over a vocabulary whose control pieces cannot be reached from text."""
 
     vocab_size: int
+    ids: dict[str, int]  # piece -> id, added tokens included
     controls: dict[str, int]  # literal -> id
     strips: dict[str, tuple[bool, bool]]  # literal -> (eats whitespace on its left, on its right)
     collapses: bool  # runs of whitespace become one space, and none at the ends of a text

@@ -36,7 +36,7 @@ from grm_jax.data.synthetic_files import write_world
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig, model_config
-from grm_jax.model.hf_config import read_num_labels
+from grm_jax.model.hf_config import read_num_labels, token_ids
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
 from grm_jax.parallel.multihost import barrier, first
@@ -125,8 +125,11 @@ class Run:
         if source := self.setup.tokenizer or self.setup.base:
             found = load_tokenizer(source)
             if self.setup.base:
-                rows = read_model_config(self.setup.base).vocab_size
+                base = hub.resolve(self.setup.base)
+                rows = read_model_config(base).vocab_size
                 require_rows(found.vocab_size, rows, source, self.setup.base)
+                if self.setup.tokenizer:
+                    _warn_of_other_ids(found, base, source)
             return found
         if self.synthetic:
             return load_tokenizer(self.world / "tokenizer")
@@ -302,6 +305,21 @@ class Stage:
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         barrier("stage: finished")
         log.info("%-16s done: %s", self.name, self.model_path)
+
+
+def _warn_of_other_ids(tokenizer: ChatTokenizer, base: Path, source: str) -> None:
+    """Say so where ids of a given tokenizer mean other pieces than those the base was trained on.
+
+    Renaming unused ids is usual; another model's tokenizer differs nearly everywhere.
+    """
+    own = {id: piece for piece, id in token_ids(base).items()}
+    other = [id for piece, id in tokenizer.vocabulary.items() if own.get(id, piece) != piece]
+    if other:
+        log.warning(
+            "%s: %d of its %d ids are other pieces than in the tokenizer of %s, such as id %d: "
+            "the base model has learnt those as other words",
+            source, len(other), tokenizer.vocab_size, base, min(other),
+        )  # fmt: skip
 
 
 def read_model_config(path: str | Path) -> ModelConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 
 import pytest
@@ -105,3 +106,29 @@ def test_long_prompts_are_cut_in_the_middle(records):
     assert found.notes == ("2 prompts longer than 400 tokens were cut in the middle",)
     with pytest.raises(DataError, match="even with 64 characters of each text"):
         fit(records, words, 50, "truncate-middle")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a', '{"%s": 3}'])
+def test_a_broken_memory_of_digests_only_costs_time(tmp_path, content, caplog):
+    folder, memory = tmp_path / "model", tmp_path / "digests.json"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"1")
+    first = fingerprint(folder, memory)
+    (name,) = json.loads(memory.read_text())
+    memory.write_text(content % name if "%s" in content else content)
+    assert fingerprint(folder, memory) == first
+    assert ("digests.json" in caplog.text) == ("%s" not in content)
+    assert list(json.loads(memory.read_text())) == [name]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("{", "not valid JSON"), ("[]", "list"), ("{}", "samples"), ('{"samples": "1"}', "samples")],
+)
+def test_notes_of_seconds_that_are_none(tmp_path, line, words):
+    cache = SampleCache(tmp_path, {"weights": "a"})
+    (cache.folder / "seconds.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=words) as error:
+        cache.seconds_per_sample()
+    assert "seconds.jsonl:1" in str(error.value)
+    cache.close()

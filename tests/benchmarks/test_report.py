@@ -79,6 +79,9 @@ def test_compare_two_judges(records):
 def test_results_read_back(tmp_path, results):
     write_results(tmp_path / "results.json", results)
     assert read_results(tmp_path / "results.json") == results
+    marked = tmp_path / "marked.json"  # a byte order mark, as some editors write it
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "results.json").read_bytes())
+    assert read_results(marked) == results
     with pytest.raises(DataError, match=r"gone\.json: no such file"):
         read_results(tmp_path / "gone.json")
     for text in ("{}", "[]", "{", '{"methods": 3}'):

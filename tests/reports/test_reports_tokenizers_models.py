@@ -216,6 +216,40 @@ def test_the_users_config_without_head_dim(folder):
     refused("import", folder, "config.json: head_dim is missing", '"head_dim": 256')
 
 
+@pytest.mark.parametrize("count", ["x", 0, -1, None, [1], True])
+def test_an_ill_typed_width_of_a_scalar_head(tmp_path, count):
+    folder = make(tmp_path / "rm", num_labels=1)
+    edit(folder / "config.json", id2label=..., num_labels=count)
+    refused("import", folder, "config.json: num_labels is ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": None}, "config is None"),
+        ({"config": []}, "config is []"),
+        ({"config": {"embed_dim": 16}}, "config: num_layers, num_heads, "),
+        ({"num_labels": "one"}, "num_labels is 'one'"),
+        ({"num_labels": ...}, "num_labels is None"),
+        ({"embed_dim": "16"}, "config.embed_dim is '16'; an integer is expected"),
+        ({"num_kv_heads": 0}, "num_kv_heads=0; give a positive number"),
+        ({"attention": "fast"}, "config.attention is 'fast'; give one of"),
+        ({"rope_theta": None}, "config.rope_theta is None"),
+    ],
+)
+def test_model_json_is_read_by_type(folder, changes, words):
+    native = convert_of(folder)
+    file = native / "model.json"
+    inner = {k: v for k, v in changes.items() if k not in ("config", "num_labels")}
+    outer = {k: v for k, v in changes.items() if k not in inner}
+    edit(file, **outer)
+    if inner:
+        edit(file, config=json.loads(file.read_text())["config"] | inner)
+    with pytest.raises(UserError) as error:
+        checkpoint.read_model_file(native)
+    assert str(error.value).startswith(f"{file}: ") and words in str(error.value)
+
+
 def test_untied_without_a_head_is_refused(folder):
     theirs = json.loads((INPUTS / "16_config_untied.json").read_text())
     edit(folder / "config.json", tie_word_embeddings=theirs["tie_word_embeddings"])
@@ -279,6 +313,26 @@ def test_more_ids_than_rows_are_refused_at_the_start(folder, tmp_path, one_devic
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tokenizer_of_another_model_is_said(folder, tmp_path, caplog):
+    tokenizer = shutil.copytree(folder, tmp_path / "tokenizer")
+    given = {"base": str(folder), "tokenizer": str(tokenizer)}
+    with caplog.at_level("WARNING"):
+        assert start(tmp_path, **given).tokenizer.vocab_size == ROWS
+    assert "other pieces" not in caplog.text
+    swap_two_pieces(tokenizer)
+    with caplog.at_level("WARNING"):
+        assert start(tmp_path, **given).tokenizer.vocab_size == ROWS
+    assert "2 of its 600 ids are other pieces" in caplog.text
+
+
+def swap_two_pieces(folder: Path) -> None:
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = spec["model"]["vocab"]
+    last, other = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[last], vocabulary[other] = vocabulary[other], vocabulary[last]
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+
+
 def test_fewer_ids_than_rows_are_usual(folder, one_device):
     spec = json.loads((folder / "tokenizer.json").read_text())
     spec["model"]["vocab"] = {k: v for k, v in spec["model"]["vocab"].items() if v < 590}
@@ -310,11 +364,7 @@ def convert_of(folder: Path) -> Path:
 
 def test_a_meta_rm_of_another_vocabulary(folder, tmp_path, one_device):
     meta = make(tmp_path / "meta", num_labels=1)
-    spec = json.loads((meta / "tokenizer.json").read_text())
-    vocabulary = spec["model"]["vocab"]
-    last, other = sorted(vocabulary, key=vocabulary.get)[-2:]
-    vocabulary[last], vocabulary[other] = vocabulary[other], vocabulary[last]
-    (meta / "tokenizer.json").write_text(json.dumps(spec))
+    swap_two_pieces(meta)
     with pytest.raises(UserError, match=r"its tokenizer is not that of .*id 59\d differs"):
         load_judge(folder, one_device, meta=meta)
 
