@@ -81,17 +81,12 @@ def _may_be_repo(name: str) -> bool:
 
 def _snapshot(path: Path, kind: type[UserError]) -> Path:
     """The snapshot of a folder of the hub's cache; any other folder is itself."""
-    if _CACHED.fullmatch(path.name) and (path / "snapshots").is_dir():
+    if _is_cached_repo(path):
         path = path / "snapshots"
     elif _CACHED.fullmatch(path.name) and (path / "blobs").is_dir():
         raise kind(f"{path}: holds no snapshot; its download did not end. Download it again")
-    if not (path.name == "snapshots" and _CACHED.fullmatch(path.absolute().parent.name)):
-        repos = sorted(p.name for p in path.iterdir() if _CACHED.fullmatch(p.name) and p.is_dir())
-        if repos and not any(p.is_file() and p.suffix == ".json" for p in path.iterdir()):
-            raise kind(
-                f"{path}: a cache of the Hugging Face hub with {len(repos)} models; give one of "
-                f"them: {', '.join(str(path / name) for name in repos[:20])}"
-            )
+    if not (path.name == "snapshots" and _is_cached_repo(path.absolute().parent)):
+        _refuse_whole_cache(path, kind)
         return path
     found = sorted(p for p in path.iterdir() if p.is_dir())
     if not found:
@@ -104,6 +99,27 @@ def _snapshot(path: Path, kind: type[UserError]) -> Path:
             f"{', '.join(str(p) for p in found)}"
         )
     return found[0]
+
+
+def _is_cached_repo(path: Path) -> bool:
+    """Whether a folder has the layout of a repo in the hub's cache, be it renamed or copied."""
+    if not (path / "snapshots").is_dir():
+        return False
+    return _CACHED.fullmatch(path.name) is not None or all(
+        (path / part).is_dir() for part in ("blobs", "refs")
+    )
+
+
+def _refuse_whole_cache(path: Path, kind: type[UserError]) -> None:
+    for folder in (path, path / "hub"):
+        if not folder.is_dir() or (path / "config.json").exists():
+            continue
+        repos = sorted(str(p) for p in folder.iterdir() if _CACHED.fullmatch(p.name) and p.is_dir())
+        if repos and not any(p.is_file() and p.suffix == ".json" for p in folder.iterdir()):
+            raise kind(
+                f"{path}: a cache of the Hugging Face hub with {len(repos)} models; give one of "
+                f"them: {', '.join(repos[:20])}"
+            )
 
 
 def _download(name: str, weights: bool, kind: type[UserError]) -> Path:
@@ -155,7 +171,8 @@ def _fetch(name: str, weights: bool) -> Path:
             "may read; correct the name, or log in with `hf auth login`"
         ) from error
     except (OSError, HFValidationError, *broken) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        set_to = os.environ.get("HF_HUB_OFFLINE", "").upper()
+        offline = " (HF_HUB_OFFLINE is set)" if set_to in ("1", "ON", "YES", "TRUE") else ""
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise _Unreachable(
             f"{name}: not a folder and not reachable on the Hugging Face hub{offline}; where "

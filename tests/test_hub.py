@@ -84,6 +84,13 @@ def test_a_snapshot_is_found_from_above(tmp_path):
         assert hub.resolve(name) == folder / "snapshots" / "abc123"
 
 
+def test_a_renamed_cache_folder_is_known_by_its_layout(tmp_path):
+    folder = cache(tmp_path, "abc123", name="gemma")
+    (tmp_path / "link").symlink_to("gemma")
+    for name in (folder, tmp_path / "link", folder / "snapshots"):
+        assert hub.resolve(name).name == "abc123"
+
+
 def test_several_snapshots_are_named_and_none_is_guessed(tmp_path):
     folder = cache(tmp_path, "abc", "def")
     for name in (folder, folder / "snapshots"):
@@ -101,7 +108,8 @@ def test_a_cache_without_a_snapshot(tmp_path):
 def test_the_cache_itself_names_its_models(tmp_path):
     for name in ("models--a--b", "models--c--d"):
         cache(tmp_path / "hub", "1", name=name)
-    refused(tmp_path / "hub", "2 models", "models--a--b", "models--c--d")
+    for name in (tmp_path / "hub", tmp_path):
+        refused(name, "2 models", "hub/models--a--b", "hub/models--c--d")
     # A folder that only happens to hold one, and a run, are what they are.
     (tmp_path / "hub" / "model.json").write_text("{}")
     assert hub.resolve(tmp_path / "hub") == tmp_path / "hub"
@@ -156,6 +164,10 @@ def test_a_repo_that_can_not_be_reached_says_what_to_fetch(asked, monkeypatch):
     words = ("google/gemma-2-2b-it: not a folder and not reachable",
              "hf download google/gemma-2-2b-it --local-dir DIR", "no network")  # fmt: skip
     refused("google/gemma-2-2b-it", *words)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(UserError) as error:
+        hub.resolve("google/gemma-2-2b-it")
+    assert "is set" not in str(error.value)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused("google/gemma-2-2b-it", *words, "HF_HUB_OFFLINE is set")
     assert {name for name, _ in asked} == {"google/gemma-2-2b-it"}

@@ -35,6 +35,16 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
 
+# What a template that is somebody's program can fail with.
+_FAILURES = (
+    jinja2.TemplateError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+)
 _PAD = "\u2003"  # an em space: `trim` removes it, and no template writes one
 
 
@@ -99,7 +109,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=generation_prompt, **self._variables
             )
-        except (jinja2.TemplateError, TypeError, KeyError, IndexError, AttributeError) as e:
+        except _FAILURES as e:
             raise TokenizerError(
                 f"{self.where}: the chat template refused roles {list(roles)}: {e}"
             ) from e

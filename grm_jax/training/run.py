@@ -129,7 +129,7 @@ class Run:
                 rows = read_model_config(base).vocab_size
                 require_rows(found.vocab_size, rows, source, self.setup.base)
                 if self.setup.tokenizer:
-                    _warn_of_other_ids(found, base, source)
+                    _warn_of_other_ids(found, base)
             return found
         if self.synthetic:
             return load_tokenizer(self.world / "tokenizer")
@@ -235,8 +235,11 @@ class Run:
 
     def require(self, source: str) -> None:
         """Raise MissingStage, or another UserError, unless `params(source)` would find a model."""
-        if source != "base" or self.setup.base is not None:
-            self._locate(source)
+        if source == "base" and self.setup.base is None:
+            return
+        path = self._locate(source)
+        if source != "base" and source not in STAGE_KEYS:
+            _warn_of_other_ids(self.tokenizer, path)
 
     def _locate(self, source: str) -> Path:
         """The folder of "base", of a stage's model, or of a checkpoint by path or repo id."""
@@ -307,18 +310,18 @@ class Stage:
         log.info("%-16s done: %s", self.name, self.model_path)
 
 
-def _warn_of_other_ids(tokenizer: ChatTokenizer, base: Path, source: str) -> None:
-    """Say so where ids of a given tokenizer mean other pieces than those the base was trained on.
+def _warn_of_other_ids(tokenizer: ChatTokenizer, model: Path) -> None:
+    """Say so where ids mean other pieces than in the tokenizer that a model has.
 
     Renaming unused ids is usual; another model's tokenizer differs nearly everywhere.
     """
-    own = {id: piece for piece, id in token_ids(base).items()}
+    own = {id: piece for piece, id in token_ids(model).items()}
     other = [id for piece, id in tokenizer.vocabulary.items() if own.get(id, piece) != piece]
     if other:
         log.warning(
-            "%s: %d of its %d ids are other pieces than in the tokenizer of %s, such as id %d: "
-            "the base model has learnt those as other words",
-            source, len(other), tokenizer.vocab_size, base, min(other),
+            "%s: %d ids are other pieces than in the tokenizer of %s, such as id %d: that model "
+            "has learnt them as other words",
+            tokenizer.name, len(other), model, min(other),
         )  # fmt: skip
 
 

@@ -278,3 +278,21 @@ def test_stop_ids_are_read_from_every_file(folder):
     for wrong in ("1", [1, "x"], [True], -1, 1.5, {"a": 1}):
         write(folder / "config.json", {"eos_token_id": wrong})
         refused(folder, "config.json: eos_token_id", "correct it")
+
+
+def test_a_stop_id_beyond_the_vocabulary_is_said(folder, caplog):
+    write(folder / "config.json", {"eos_token_id": [1, 999]})
+    with caplog.at_level(logging.WARNING):
+        load_tokenizer(folder)
+    assert "eos_token_id [999] is beyond the vocabulary of 600 ids" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{{ 1 // 0 }}", "{{ range(10 ** 9) | list }}", "{{ messages[7].content }}", "{{ '%d' % 'a' }}",
+     "{{ strftime_now(3) }}", "{% include 'x' %}", "{{ raise_exception('no') }}"],
+)  # fmt: skip
+def test_a_template_that_fails_is_refused_by_name(folder, body):
+    config_field("{{ bos_token }}" + body)(folder)
+    with pytest.raises(TokenizerError, match="the chat template refused roles"):
+        load_tokenizer(folder).chat([{"role": "user", "content": "hi"}])

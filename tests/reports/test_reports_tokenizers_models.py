@@ -322,7 +322,14 @@ def test_a_tokenizer_of_another_model_is_said(folder, tmp_path, caplog):
     swap_two_pieces(tokenizer)
     with caplog.at_level("WARNING"):
         assert start(tmp_path, **given).tokenizer.vocab_size == ROWS
-    assert "2 of its 600 ids are other pieces" in caplog.text
+    assert "2 ids are other pieces than in the tokenizer of" in caplog.text
+    # The same of a model to start from.
+    caplog.clear()
+    begun = start(tmp_path, base=str(folder))
+    begun.require(str(folder))
+    assert "other pieces" not in caplog.text
+    begun.require(str(tokenizer))
+    assert "2 ids are other pieces" in caplog.text
 
 
 def swap_two_pieces(folder: Path) -> None:
