@@ -3,7 +3,9 @@
 A batch is a dict of arrays with leading dimension [B]. `make_train_step` splits it into
 micro-batches [M, B/M], adds up gradients of loss sums and denominators, divides once and applies
 one update. A step whose loss or gradient is not finite, or whose gradient norm is a spike, changes
-nothing but the count of such steps (`training.loop` decides what comes of many in a row).
+nothing but the count of such steps (`training.loop` decides what comes of many in a row). A step
+whose gradient is exactly zero changes nothing at all: momentum and weight decay rest too. The
+learning rate follows the number of the step, whatever was skipped before it.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ LossFn = Callable[[Params, Any, Batch], Loss]
 
 GUARD_WARMUP = 20  # steps before anything is a spike
 GUARD_DECAY = 0.95
+GUARD_POWERS = 8  # spikes in a row after which the cut grows no further (30 ** 9 = 2e13)
 
 
 @flax.struct.dataclass
@@ -52,22 +55,37 @@ class Guard:
         zeros = (jnp.zeros((), dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32))
         return cls(*zeros)
 
-    def judge(self, loss: jax.Array, norm: jax.Array, spike: float) -> tuple[jax.Array, Guard]:
-        """Whether to take the step, and the guard after it.
+    def judge(
+        self, loss: jax.Array, norm: jax.Array, spike: float
+    ) -> tuple[jax.Array, jax.Array, Guard]:
+        """(whether to take the step, whether it would do harm, the guard after it).
 
-        A spike is a gradient norm of `spike` times the running mean (0: never one). What is skipped
-        still enters the mean, cut to the bound, so that a lasting change is accepted in time.
+        A spike is a gradient norm above `spike` times the running mean (0: no norm is one). A
+        spike still enters the mean, cut to `spike` times the mean, the next in a row to `spike`
+        squared times it, and so on: one spike hardly moves the mean, and a lasting change of
+        scale, by whatever factor, is accepted after a handful of steps.
+
+        A gradient of exactly zero (no rollout, or no group with signal) says nothing: the step is
+        not taken, does no harm, and leaves the guard as it is.
         """
-        known = self.good >= GUARD_WARMUP
+        # A mean of zero is of a run begun when steps without signal still entered it.
+        known = (self.good >= GUARD_WARMUP) & (self.norm > 0.0)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        silent = finite & (norm == 0.0)
         bound = jnp.where(known, spike * self.norm, jnp.inf) if spike else jnp.inf
-        good = jnp.isfinite(loss) & jnp.isfinite(norm) & (norm <= bound)
-        seen = jnp.minimum(jnp.where(jnp.isfinite(norm), norm, self.norm), bound)
+        harmful = ~finite | (norm > bound)
+        take = ~harmful & ~silent
+        row = jnp.minimum(self.skipped, GUARD_POWERS).astype(jnp.float32)
+        cut = bound * spike**row if spike else jnp.inf
+        seen = jnp.minimum(jnp.where(finite, norm, self.norm), cut)
         decay = jnp.where(known, GUARD_DECAY, self.good / (self.good + 1.0))
-        return good, Guard(
+        after = Guard(
             norm=decay * self.norm + (1.0 - decay) * seen,
-            good=self.good + good,
-            skipped=jnp.where(good, 0, self.skipped + 1),
+            good=self.good + take,
+            skipped=jnp.where(take, 0, self.skipped + 1),
         )
+        guard = jax.tree.map(lambda old, new: jnp.where(silent, old, new), self, after)
+        return take, harmful, guard
 
 
 @flax.struct.dataclass
@@ -163,7 +181,7 @@ def make_train_step(
       spike: see `Guard.judge`.
 
     Returns metrics: every entry of the loss's aux as a mean over the batch, `grad_norm`, `skipped`
-    (1 for a step that was not taken) and `skipped_in_a_row`.
+    (1 for a step that would have done harm) and `skipped_in_a_row`.
     """
     shardings = state_shardings(table, optimizer, mesh)
 
@@ -192,17 +210,15 @@ def make_train_step(
         count = jnp.maximum(loss.count, 1e-8)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
         norm = optax.tree.norm(grads)
-        good, guard = state.guard.judge(loss.total / count, norm, spike)
+        take, harmful, guard = state.guard.judge(loss.total / count, norm, spike)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates, state.step)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (params, opt_state), (state.params, state.opt_state),
-        )  # fmt: skip
+        params = jax.tree.map(lambda new, old: jnp.where(take, new, old), params, state.params)
+        opt_state = taken_or_kept(take, opt_state, state.opt_state)
         metrics = {
             **means(loss.aux),
             "grad_norm": norm,
-            "skipped": 1.0 - good,
+            "skipped": harmful.astype(jnp.float32),
             "skipped_in_a_row": guard.skipped,
         }
         return TrainState(state.step + 1, params, opt_state, guard), metrics
@@ -232,6 +248,19 @@ class TrainStep:
         """The step for abstract arguments, the batch already in its micro-batches."""
         with use_mesh(self._mesh):
             return self._jitted.lower(state, frozen, batch)
+
+
+def taken_or_kept(take: jax.Array, new: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """The optimiser's state after a step that was taken or not. Schedules go on either way, so that
+    the learning rate of step n is the schedule's n-th.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda n, o: n if is_schedule(n) else jnp.where(take, n, o), new, old, is_leaf=is_schedule
+    )
 
 
 def micro_batches(rows: int, device_batch: int, mesh: Mesh) -> int:

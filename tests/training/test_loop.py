@@ -18,7 +18,7 @@ from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.model.config import SIZES
 from grm_jax.training.loop import Diverged, Loop, Work
 from grm_jax.training.losses import Loss
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.step import Guard, init_state, make_train_step, round_randomly
 from grm_jax.training.trainable import Trainable
@@ -73,10 +73,79 @@ def test_a_spike_is_not_taken_but_a_lasting_change_is(steps):
 def test_the_guard_is_its_formula():
     guard, norms = Guard.fresh(), [2.0, 4.0, 3.0]
     for norm in norms:
-        good, guard = guard.judge(jnp.asarray(0.0), jnp.asarray(norm), 10.0)
-        assert bool(good)
+        take, harmful, guard = guard.judge(jnp.asarray(0.0), jnp.asarray(norm), 10.0)
+        assert bool(take) and not bool(harmful)
     assert float(guard.norm) == pytest.approx(np.mean(norms))
     assert int(guard.good) == 3
+
+
+def judged(norms, guard=None, spike=30.0) -> list[tuple[bool, bool, int]]:
+    """(taken, harmful, harmful ones in a row) of steps with these gradient norms."""
+    judge, found = jax.jit(Guard.judge, static_argnums=3), []
+    guard = guard or Guard.fresh()
+    for norm in norms:
+        take, harmful, guard = judge(guard, jnp.asarray(0.0), jnp.asarray(norm, jnp.float32), spike)
+        found.append((bool(take), bool(harmful), int(guard.skipped)))
+    return found
+
+
+@pytest.mark.parametrize("period", [2, 20, 25, 50])
+def test_sparse_signal_is_learnt_from(period):
+    """Steps without signal enter neither the mean nor the count, nor do they end a row."""
+    norms = [0.1 * (1 + i % 3) if i % period == 0 else 0.0 for i in range(30 * period)]
+    found = judged(norms)
+    assert [take for take, _, _ in found] == [norm > 0 for norm in norms]
+    assert not any(harmful for _, harmful, _ in found)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-30, 1e-8, 1e-4, 1e2])
+@pytest.mark.parametrize("steps", [19, 20, 21, 60])
+@pytest.mark.parametrize("after", [1e-6, 0.1, 1e3])
+def test_a_lasting_change_is_accepted_before_patience_ends(start, steps, after):
+    """By whatever factor the norms change, and wherever in the warm-up."""
+    found = judged([start] * steps + [after] * 40)[steps:]
+    assert max(row for _, _, row in found) < GuardConfig().patience
+    assert all(take for take, _, _ in found[10:])
+
+
+def test_a_guard_that_zeros_had_closed_opens_again():
+    """Older runs let steps without signal into the mean: their checkpoints may hold a zero."""
+    closed = Guard(jnp.zeros(()), jnp.asarray(20), jnp.asarray(3))
+    assert judged([0.5, 0.4], closed) == [(True, False, 0), (True, False, 0)]
+
+
+def test_single_spikes_are_still_skipped():
+    quiet = [1.0, 0.7, 1.3] * 10
+    for spikes in ([31.5], [200.0], [1e6], [50.0, 1e4]):
+        found = judged(quiet + spikes + quiet)
+        assert [h for _, h, _ in found] == [False] * 30 + [True] * len(spikes) + [False] * 30
+        assert found[29 + len(spikes)][2] == len(spikes)
+    found = judged([*quiet, 40.0, *quiet, 45.0])
+    assert found[30][1] and found[-1][1], "a spike does not open the door to the next one"
+
+
+def test_an_empty_step_changes_nothing_and_the_schedule_goes_on(table, params, one_device):
+    """Momentum and weight decay rest; the rate of a step is the schedule's own."""
+    rates = OptimizerConfig(learning_rate=1e-2, warmup_steps=4, weight_decay=0.1)
+    optimizer = make_optimizer(rates, 10, table)
+    step = make_train_step(scaled_loss, optimizer, table, one_device)
+    state = init_state(table, optimizer, one_device, params=params)
+    for size in (1.0, 1.0):
+        state, _ = step(state, None, sizes(size)[0])
+    before = jax.device_get(state.params)
+    for size in (0.0, np.nan):
+        state, metrics = step(state, None, sizes(size)[0])
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True):
+            np.testing.assert_array_equal(old, new)
+        assert float(metrics["skipped"]) == (not np.isfinite(size))
+    counts = [
+        int(node.count)
+        for node in jax.tree.leaves(
+            state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
+        )
+        if isinstance(node, optax.ScaleByScheduleState)
+    ]
+    assert counts == [int(state.step)] == [4]
 
 
 def test_rounding_is_right_on_average():
