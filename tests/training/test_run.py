@@ -13,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from grm_jax.about import About
 from grm_jax.benchmarks.statistics import roc_auc
 from grm_jax.checkpoint import save_model
 from grm_jax.config import SFT, ConfigError, Fitting, MeshConfig, Setup
+from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.model.config import SIZES
 from grm_jax.training import meta_rm, scalar_rm
@@ -112,6 +114,27 @@ def test_a_stage_that_can_not_begin_leaves_nothing(run):
     with pytest.raises(MissingStage):
         Stage(run, "rl", SFT()).begin("rft")
     assert not (run.directory / "rl").exists()
+
+
+def test_a_finished_model_holds_the_text_of_its_templates(setup, tmp_path, monkeypatch):
+    own = tmp_path / "own.jinja"
+    own.write_text(
+        "{# grm_jax: name=own low=0 high=5 reads=scores #}\n{{ query }}{{ responses }}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    names = dataclasses.replace(setup.templates, many="own.jinja")
+    run = Run(dataclasses.replace(setup, templates=names))
+    text = own.read_text()
+    own.unlink()  # what the run began with is what it wrote
+    stage = Stage(run, "sft", SFT())
+    stage.begin()
+    stage.finish(run.params("base"))
+    monkeypatch.chdir("/")
+    about = About.read(stage.model_path)
+    assert about.templates is not None and about.templates.many.source == text
+    assert about.templates.meta.source == Template.load("meta").source
+    assert (about.stage, about.trained, about.judge) == ("sft", True, setup.judge)
+    assert (about.engine, about.length_buckets) == (setup.engine, setup.length_buckets)
 
 
 def test_stage_keys_differ(run):
