@@ -36,6 +36,8 @@ MODEL_FILE = "model.json"
 ABOUT_FILE = "grm.json"  # what a judge needs besides: templates, shapes, how it is sampled
 PARAMS_DIR = "params"
 MODEL_FORMAT = "grm_jax-model-1"
+# How a model is computed belongs to the machine that loads it: not stored, not read where it is.
+HOW = ("attention", "compute_dtype", "scan_unroll")
 
 
 def is_model_dir(path: str | Path) -> bool:
@@ -85,7 +87,7 @@ def save_model(
     if writing:
         about = {
             "format": MODEL_FORMAT,
-            "config": dataclasses.asdict(config),
+            "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in HOW},
             "num_labels": num_labels,
         }
         text = json.dumps(about, indent=2) + "\n"
@@ -122,7 +124,10 @@ def load_model(
 
 
 def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
-    """(config, num_labels) of a model directory, without its parameters."""
+    """(config, num_labels) of a model directory, without its parameters.
+
+    How the model is computed (`HOW`) has the config's defaults: who loads it chooses.
+    """
     path = Path(directory) / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(f"{directory}: not a model directory (no {MODEL_FILE})")
@@ -134,7 +139,10 @@ def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
     labels = about.get("num_labels")
     if type(labels) is not int or labels < 0:
         raise CheckpointError(f"{path}: num_labels is {labels!r}; a number, 0 or more, is expected")
-    config = typed.decode(ModelConfig, about.get("config"), f"{path}: config", CheckpointError)
+    shape = about.get("config")
+    if isinstance(shape, dict):
+        shape = {name: value for name, value in shape.items() if name not in HOW}
+    config = typed.decode(ModelConfig, shape, f"{path}: config", CheckpointError)
     return config, labels
 
 

@@ -31,6 +31,7 @@ from grm_jax.critique import Template, shuffle
 from grm_jax.data.loader import Example
 from grm_jax.data.preferences import Preference
 from grm_jax.metrics import Progress
+from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, param_table
@@ -309,8 +310,11 @@ class Judge:
             record = by_id[row.example_id]
             shown = shuffle(record.responses, row.order)
             examples.append(
-                meta_example(record.turns, shown, row.text, self.tokenizer, meta.template)
-            )
+                meta_example(
+                    record.turns, shown, row.text, self.tokenizer, meta.template,
+                    reference=record.reference, principles=record.principles,
+                )
+            )  # fmt: skip
         values = score_examples(
             meta.params, meta.model, examples, meta.buckets, meta.batch_size, self.mesh
         )
@@ -334,9 +338,9 @@ def sample_row(critique: Critique, sample: int) -> SampleRow:
 def load_scorer(path: str | Path, mesh: Mesh) -> Scorer:
     """A meta RM from a run directory, its meta_rm stage, a Hugging Face folder, or a repo id."""
     folder = checkpoint.model_folder(path, "meta_rm")
-    about, model = About.read(folder), read_model_config(folder)
-    table = param_table(model, num_labels=1)
-    _, params = load_params(folder, shardings=param_shardings(table, mesh))
+    about, model = About.read(folder), _on(mesh, read_model_config(folder))
+    where = param_shardings(param_table(model, num_labels=1), mesh)
+    _, params = load_params(folder, shardings=where, dtype=model.compute_dtype)
     buckets = list(about.length_buckets or LENGTH_BUCKETS)
     while buckets[-1] < model.max_position:  # as trained, and up to what it can read
         buckets.append(min(2 * buckets[-1], model.max_position))
@@ -357,7 +361,7 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
     """
     folder = checkpoint.model_folder(path)
     require_kind(folder, scalar=False)
-    about, model = About.read(folder), read_model_config(folder)
+    about, model = About.read(folder), _on(mesh, read_model_config(folder))
     tokenizer = load_tokenizer(folder)
     require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
     if meta is not None:
@@ -365,7 +369,7 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
     shardings = param_shardings(param_table(model), mesh)
     return Judge(
         model,
-        lambda: load_params(folder, shardings=shardings)[1],
+        lambda: load_params(folder, shardings=shardings, dtype=model.compute_dtype)[1],
         tokenizer,
         mesh,
         templates=about.templates or TemplateConfig(),
@@ -373,6 +377,12 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
         defaults=about.judge or JudgeDefaults(),
         meta=None if meta is None else lambda: load_scorer(meta, mesh),
     )
+
+
+def _on(mesh: Mesh, model: ModelConfig) -> ModelConfig:
+    """The model with the attention of the devices that it is loaded on."""
+    device = mesh.devices.flat[0]
+    return model.replace(attention=choose("auto", device.platform, device.device_kind))
 
 
 def _require_meta(meta: Path, judge: Path) -> None:

@@ -90,7 +90,10 @@ class ModelJudge:
         if self._meta_limit is None:
             return tokens
         template, most = self._meta_limit
-        example = meta_example(record.turns, record.responses, "", self._judge.tokenizer, template)
+        example = meta_example(
+            record.turns, record.responses, "", self._judge.tokenizer, template,
+            reference=record.reference, principles=record.principles,
+        )  # fmt: skip
         spare = (
             most
             - self._judge.sampling(options).max_new_tokens

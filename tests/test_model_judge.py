@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from grm_jax import checkpoint
+from grm_jax import checkpoint, judging
 from grm_jax.benchmarks import get_benchmark, synthetic
 from grm_jax.benchmarks.base import BenchmarkRecords
 from grm_jax.benchmarks.rules import Rules
+from grm_jax.benchmarks.samples import SampleRow
+from grm_jax.data.loader import Example
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.judging import JudgeOptions
@@ -21,8 +25,10 @@ from grm_jax.model.params import init_params, param_table
 from grm_jax.model_judge import ModelJudge
 from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.sampler.engine import Sampler, SamplerStats
+from grm_jax.sampler.scoring import score_examples
 from grm_jax.tokenizer import load_tokenizer
 
+ONES = np.ones(1, np.float32)
 OPTIONS = JudgeOptions(k=4, temperature=1.0, max_new_tokens=12)
 
 
@@ -159,6 +165,57 @@ def test_meta_scores_are_kept_apart(make, model, records, monkeypatch):
     again = make(meta=model / "meta")
     monkeypatch.setattr(again._judge, "_meta_scores", None)  # not called
     assert again.judge(synthetic.BENCHMARK, records[:6], Rules())[0] == rows
+
+
+def test_the_meta_rm_sees_reference_and_principles(make, model, records, monkeypatch):
+    judge = make(meta=model / "meta")._judge
+    record = dataclasses.replace(records[0], reference=" 3", principles=(" cat",))
+    row = SampleRow(
+        record.id, 0, tuple(range(len(record.responses))), (1.0,) * len(record.responses),
+        None, "stop", "",
+    )  # fmt: skip
+    seen = []
+    monkeypatch.setattr(
+        judging, "score_examples", lambda p, m, examples, *a, **k: seen.append(examples) or ONES
+    )
+    judge._meta_scores([record], [row])
+    plain = dataclasses.replace(record, reference=None, principles=None)
+    judge._meta_scores([plain], [row])
+    (given,), (bare,) = seen
+    assert len(given.prompt) == len(bare.prompt) + 4
+
+
+def test_a_model_is_computed_as_its_machine_can(model, world, tmp_path, one_device):
+    """Trained on a TPU in bfloat16, judged and scored on a CPU."""
+    file = "model.json"
+    for name in ("judge", "meta"):
+        folder = tmp_path / name
+        shutil.copytree(model / name, folder)
+        about = json.loads((folder / file).read_text())
+        assert not {"attention", "compute_dtype", "scan_unroll"} & set(about["config"])
+        # As older versions wrote it.
+        about["config"] |= {"attention": "splash", "compute_dtype": "bfloat16", "scan_unroll": 2}
+        (folder / file).write_text(json.dumps(about))
+    scorer = judging.load_scorer(tmp_path / "meta", one_device)
+    judge = judging.load_judge(tmp_path / "judge", one_device)
+    for config in (scorer.model, judge.model):
+        assert (config.attention, config.compute_dtype) == ("chunked", "float32")
+    examples = [Example((4, 5), (6, 7))]
+    scores = score_examples(scorer.params, scorer.model, examples, (16,), 1, one_device)
+    assert np.isfinite(scores).all()
+
+
+def test_a_judge_is_loaded_in_its_compute_dtype(model, tmp_path, one_device, monkeypatch):
+    config, params = checkpoint.load_model(model / "judge")
+    half = jax.tree.map(lambda w: w.astype("bfloat16"), params)
+    checkpoint.save_model(tmp_path / "half", config, half, model / "judge")
+    monkeypatch.setattr(
+        judging, "read_model_config", lambda path: config.replace(compute_dtype="bfloat16")
+    )
+    judge = judging.load_judge(tmp_path / "half", one_device)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(judge.params)} == {"bfloat16"}
+    scorer = judging.load_scorer(model / "meta", one_device)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(scorer.params)} == {"bfloat16"}
 
 
 def _digest(record) -> str:

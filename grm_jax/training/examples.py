@@ -54,9 +54,17 @@ def meta_example(
     tokenizer: Tokenizer,
     template: Template,
     label: float = 0.0,
+    *,
+    reference: str | None = None,
+    principles: Sequence[str] | None = None,
 ) -> Example:
-    """What the meta RM reads: query and responses as the user's turn, the critique as the reply."""
-    prompt = tokenizer.chat(render(template, query, responses))
+    """What the meta RM reads: what the judge was shown as the user's turn, critique as the reply.
+
+    Raises TemplateError for a reference or principles that the template has no place for.
+    """
+    prompt = tokenizer.chat(
+        render(template, query, responses, reference=reference, principles=principles)
+    )
     return Example(tuple(prompt), tuple(tokenizer.completion(critique)), label)
 
 

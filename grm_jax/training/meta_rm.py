@@ -119,7 +119,8 @@ def sample_grm(run: Run, config: MetaRM, grm: str) -> list[Trajectory]:
     """Critiques of the trained GRM, labelled by Eq. (10)."""
     # From the end: the records that earlier stages, which begin at the front, saw least.
     records = run.records[-(config.records or len(run.records)) :]
-    params, critic, key = run.params(grm), run.critic("one"), run.stage_key("meta_rm")
+    params = run.params(grm, dtype=run.model.compute_dtype)
+    critic, key = run.critic("one"), run.stage_key("meta_rm")
     progress, rows = Progress("meta_rm sampling", len(records)), []
     for part in chunks(records, 256):
         found = critic.critiques(params, part, range(config.samples), config.sampling, key)
@@ -142,6 +143,8 @@ def meta_examples(run: Run, rows: Sequence[Trajectory]) -> list[Example]:
             run.tokenizer,
             template,
             float(bool(row.correct)),
+            reference=row.reference,
+            principles=row.principles,
         )
         for row in rows
     ]

@@ -60,7 +60,7 @@ def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> No
     partial = file.with_name(file.name + ".partial")
     done = _resume(partial, config, len(records))
     barrier("rft: resumed")
-    params = run.params(start)
+    params = run.params(start, dtype=run.model.compute_dtype)
     critic = run.critic("one")
     key = run.stage_key("rft")
     progress = Progress("rft sampling", len(records), done=done)

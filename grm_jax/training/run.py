@@ -327,11 +327,13 @@ def _warn_of_other_ids(tokenizer: ChatTokenizer, model: Path) -> None:
 
 def read_model_config(path: str | Path) -> ModelConfig:
     """The shape of a checkpoint folder, Hugging Face's or converted. Compute dtype bfloat16 on
-    accelerators."""
+    accelerators, whatever machine has written the folder."""
     path = hub.resolve(path, huggingface.CheckpointError)
-    if checkpoint.is_model_dir(path):
-        return checkpoint.read_model_file(path)[0]
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if checkpoint.is_model_dir(path):
+        found = checkpoint.read_model_file(path)[0]
+        unroll = found.num_blocks if found.num_blocks <= 2 and found.embed_dim <= 128 else 1
+        return found.replace(compute_dtype=dtype, scan_unroll=unroll)
     return huggingface.read_config(path).replace(compute_dtype=dtype)
 
 

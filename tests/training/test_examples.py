@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from grm_jax.critique import Template
+from grm_jax.critique import Template, render
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.data.trajectories import Instruction, parse_trajectory
@@ -60,6 +60,20 @@ def test_the_meta_rm_reads_the_critique_as_the_reply():
     assert TOKENIZER.decode(example.prompt) == " sum 1 2 [A] anna"
     assert TOKENIZER.decode(example.completion) == " answer 3"
     assert example.label == 1.0
+
+
+def test_the_meta_rm_reads_what_the_judge_was_shown():
+    template = Template.load("compact_meta")
+    plain = meta_example(" sum 1 2", (" anna",), " answer 3", TOKENIZER, template)
+    more = {"reference": " 3", "principles": [" cat", " dog"]}
+    example = meta_example(" sum 1 2", (" anna",), " answer 3", TOKENIZER, template, **more)
+    own = render(template, " sum 1 2", (" anna",), **more)
+    assert example.prompt == tuple(TOKENIZER.chat(own)) != plain.prompt
+    for text in (" reference 3", " principle cat", " principle dog"):
+        assert text in own[0]["content"]
+    nothing = {"reference": None, "principles": None}
+    again = meta_example(" sum 1 2", (" anna",), " answer 3", TOKENIZER, template, **nothing)
+    assert again == plain
 
 
 def test_the_baseline_reads_one_response_as_the_reply():
