@@ -87,6 +87,8 @@ class Scorer:
     template: Template
     buckets: tuple[int, ...]
     batch_size: int = 128
+    tokens: int | None = None
+    """Most tokens a device scores at once; None: the sampler's `prefill_tokens`."""
 
 
 class Judge:
@@ -128,7 +130,9 @@ class Judge:
     @functools.cached_property
     def meta(self) -> Scorer:
         assert self._meta is not None
-        return self._meta() if callable(self._meta) else self._meta
+        found = self._meta() if callable(self._meta) else self._meta
+        self.sampler.budget.forget()  # it takes memory that caches were planned with
+        return found
 
     def rows(
         self,
@@ -155,8 +159,9 @@ class Judge:
         before = self.sampler.stats.samples
         for part in chunks(records, chunk):
             digests = {record.id: record_digest(record) for record in part}
-            found = self._chunk(part, options, progress, cache, digests)
-            if guided and self._meta is not None:
+            guiding = guided and self._meta is not None
+            found = self._chunk(part, options, progress, cache, digests, guiding)
+            if guiding:
                 found = self._guided(part, found, meta_cache, digests)
             rows += found
         if self.sampler.stats.samples > before:
@@ -170,8 +175,9 @@ class Judge:
         progress: Progress | None,
         cache: SampleCache | None,
         digests: Mapping[str, str],
+        guiding: bool,
     ) -> list[SampleRow]:
-        """Samples without meta scores."""
+        """Samples without meta scores; `guiding`: the meta RM will score them."""
         critic = self.critic(options)
         key = jax.random.key(options.seed)
         hot = self.sampling(options)
@@ -206,6 +212,8 @@ class Judge:
             total = len(records) * len(wanted)
             log.info("cache            %d of %d samples are there already", known, total)
         params = self.params if missing else {}  # weights are read when they are needed
+        if missing and guiding:
+            _ = self.meta  # before caches are planned, which get what is free
         started = time.perf_counter()
         try:
             for left, part in missing.items():
@@ -316,8 +324,9 @@ class Judge:
                 )
             )  # fmt: skip
         values = score_examples(
-            meta.params, meta.model, examples, meta.buckets, meta.batch_size, self.mesh
-        )
+            meta.params, meta.model, examples, meta.buckets, meta.batch_size, self.mesh,
+            meta.tokens or self.sampler.engine.prefill_tokens,
+        )  # fmt: skip
         return values.tolist()
 
 
@@ -335,8 +344,12 @@ def sample_row(critique: Critique, sample: int) -> SampleRow:
     )
 
 
-def load_scorer(path: str | Path, mesh: Mesh) -> Scorer:
-    """A meta RM from a run directory, its meta_rm stage, a Hugging Face folder, or a repo id."""
+def load_scorer(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Scorer:
+    """A meta RM from a run directory, its meta_rm stage, a Hugging Face folder, or a repo id.
+
+    Args:
+      tokens: most tokens a device scores at once; None: as many as the judge's sampler computes.
+    """
     folder = checkpoint.model_folder(path, "meta_rm")
     about, model = About.read(folder), _on(mesh, read_model_config(folder))
     where = param_shardings(param_table(model, num_labels=1), mesh)
@@ -344,7 +357,7 @@ def load_scorer(path: str | Path, mesh: Mesh) -> Scorer:
     buckets = list(about.length_buckets or LENGTH_BUCKETS)
     while buckets[-1] < model.max_position:  # as trained, and up to what it can read
         buckets.append(min(2 * buckets[-1], model.max_position))
-    return Scorer(model, params, meta_template(path), tuple(buckets))
+    return Scorer(model, params, meta_template(path), tuple(buckets), tokens=tokens)
 
 
 def meta_template(path: str | Path) -> Template:
@@ -353,7 +366,13 @@ def meta_template(path: str | Path) -> Template:
     return (templates or Templates.load(TemplateConfig())).meta
 
 
-def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) -> Judge:
+def load_judge(
+    path: str | Path,
+    mesh: Mesh,
+    *,
+    meta: str | Path | None = None,
+    score_tokens: int | None = None,
+) -> Judge:
     """A judge from a run directory, a stage directory, a Hugging Face folder, or a repo id.
 
     Raises UserError when model and tokenizer, or judge and meta RM, do not belong together. Weights
@@ -375,7 +394,7 @@ def load_judge(path: str | Path, mesh: Mesh, *, meta: str | Path | None = None) 
         templates=about.templates or TemplateConfig(),
         engine=about.engine or EngineConfig(),
         defaults=about.judge or JudgeDefaults(),
-        meta=None if meta is None else lambda: load_scorer(meta, mesh),
+        meta=None if meta is None else lambda: load_scorer(meta, mesh, score_tokens),
     )
 
 

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from grm_jax import checkpoint
 from grm_jax.benchmarks.aggregate import Scales
 from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords
@@ -37,6 +39,8 @@ class ModelJudge:
       cache: directory of the caches.
       probes: how many records with identical responses are judged too.
       long_prompts, max_prompt_tokens: see `benchmarks.long_prompts`.
+      mesh: how devices are used; None: each has the whole weights.
+      score_tokens: most tokens a device scores at once; None: as many as the sampler computes.
 
     Attributes:
       about: what results.json says of the model.
@@ -52,9 +56,11 @@ class ModelJudge:
         probes: int = 0,
         long_prompts: LongPrompts = "error",
         max_prompt_tokens: int | None = None,
+        mesh: Mesh | None = None,
+        score_tokens: int | None = None,
     ):
         self.about = model_info(model)
-        self._judge = load_judge(model, make_mesh(), meta=meta)
+        self._judge = load_judge(model, mesh or make_mesh(), meta=meta, score_tokens=score_tokens)
         self._options, self._cache, self._probes = options, cache, probes
         self._policy: LongPrompts = long_prompts
         self._most = max_prompt_tokens

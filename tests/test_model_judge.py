@@ -23,6 +23,7 @@ from grm_jax.judging import JudgeOptions
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
 from grm_jax.model_judge import ModelJudge
+from grm_jax.sampler import memory
 from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.sampler.engine import Sampler, SamplerStats
 from grm_jax.sampler.scoring import score_examples
@@ -216,6 +217,28 @@ def test_a_judge_is_loaded_in_its_compute_dtype(model, tmp_path, one_device, mon
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(judge.params)} == {"bfloat16"}
     scorer = judging.load_scorer(model / "meta", one_device)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(scorer.params)} == {"bfloat16"}
+
+
+def test_caches_are_planned_with_the_meta_rm_loaded(model, records, one_device, monkeypatch):
+    judge = judging.load_judge(model / "judge", one_device, meta=model / "meta", score_tokens=300)
+    seen = []
+
+    def critiques(*args, **more):
+        seen.append("meta" in vars(judge))
+
+    monkeypatch.setattr(judging.Critic, "critiques", critiques)
+    judge.rows(records[:2], OPTIONS)
+    assert seen == [True, True]
+    assert judge.meta.tokens == 300
+    # Loaded later, it is known from then on.
+    plain = judging.load_judge(model / "judge", one_device, meta=model / "meta")
+    free = [100_000_000, 60_000_000]
+    monkeypatch.setattr(memory, "free_bytes", lambda mesh: free.pop(0))
+    before = plain.sampler.budget.within(64).cache_bytes
+    assert plain.sampler.budget.within(64).cache_bytes == before
+    _ = plain.meta
+    after = plain.sampler.budget.within(64).cache_bytes
+    assert before is not None and after is not None and before - after == 36_000_000
 
 
 def _digest(record) -> str:

@@ -17,7 +17,9 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Remat, encode
 from grm_jax.model.heads import scalar
 from grm_jax.model.params import Params
-from grm_jax.parallel.mesh import own_rows, put_batch, replicated, use_mesh
+from grm_jax.parallel.mesh import data_parallel, own_rows, put_batch, replicated, use_mesh
+
+SCORE_TOKENS = 8192
 
 
 def row_scores(
@@ -45,23 +47,29 @@ def score_examples(
     buckets: Sequence[int],
     batch_size: int,
     mesh: Mesh,
+    tokens: int = SCORE_TOKENS,
 ) -> np.ndarray:
     """Scores [len(examples)] in their order; rows of similar length share a batch.
 
     Args:
       buckets: rows are padded to the next of these lengths; a longer one raises ValueError.
-      batch_size: rows computed at once.
+      batch_size: most rows computed at once.
+      tokens: most tokens, padding included, that a data-parallel shard computes at once; one row
+        always. Scores do not depend on either.
     """
+    shards = data_parallel(mesh)
     scores = np.zeros(len(examples), np.float32)
     score = _program(config, mesh)
     groups = group_by_length(
         range(len(examples)), lambda i: examples[i].length, buckets, "rows to score"
     )
     for bucket, members in groups.items():
-        for start in range(0, len(members), batch_size):
-            part = members[start : start + batch_size]
+        fitting = min(-(-batch_size // shards), max(1, tokens // bucket))
+        size = shards * fitting
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
             # The last batch repeats its last row, so that every batch has the same shape.
-            rows = [examples[i] for i in part] + [examples[part[-1]]] * (batch_size - len(part))
+            rows = [examples[i] for i in part] + [examples[part[-1]]] * (size - len(part))
             batch: Batch = collate_rows(rows, length=bucket)
             with use_mesh(mesh):
                 put = put_batch(own_rows(batch, mesh), mesh)

@@ -162,8 +162,9 @@ def validate(
     """Accuracy at probability one half, ROC-AUC, ROC-AUC within items, of held-out critiques."""
     examples = meta_examples(run, rows)
     scores = score_examples(
-        params, run.model, examples, run.setup.length_buckets, batch_size, run.mesh
-    )
+        params, run.model, examples, run.setup.length_buckets, batch_size, run.mesh,
+        run.setup.engine.prefill_tokens,
+    )  # fmt: skip
     labels = np.asarray([example.label for example in examples])
     return {
         "accuracy": float(np.mean((scores > 0) == (labels > 0.5))),

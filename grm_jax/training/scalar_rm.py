@@ -91,7 +91,13 @@ def reply_scores(
     ]
     flat = iter(
         score_examples(
-            params, run.model, examples, run.setup.length_buckets, batch_size, run.mesh
+            params,
+            run.model,
+            examples,
+            run.setup.length_buckets,
+            batch_size,
+            run.mesh,
+            run.setup.engine.prefill_tokens,
         ).tolist()
     )
     return [tuple(itertools.islice(flat, len(record.responses))) for record in records]

@@ -8,6 +8,7 @@ import pytest
 
 from grm_jax.data.loader import Example
 from grm_jax.model.params import param_table
+from grm_jax.sampler import scoring
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.training.step import param_shardings
 
@@ -34,6 +35,34 @@ def test_scores_do_not_depend_on_batches_and_buckets(model, weights, examples, o
     put = jax.device_put(weights, param_shardings(param_table(model, num_labels=1), mesh))
     found = score_examples(put, model, examples, (16,), 4, mesh)
     np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_a_device_scores_so_many_tokens_at_once(
+    model, weights, examples, one_device, mesh_of, monkeypatch
+):
+    whole = score_examples(weights, model, examples, (8, 16), 8, one_device)
+    shapes, program = set(), scoring._program
+
+    def watched(config, mesh):
+        score = program(config, mesh)
+
+        def call(params, tokens, lengths):
+            shapes.add(tokens.shape)
+            return score(params, tokens=tokens, lengths=lengths)
+
+        return call
+
+    monkeypatch.setattr(scoring, "_program", watched)
+    found = score_examples(weights, model, examples, (8, 16), 8, one_device, tokens=20)
+    assert shapes == {(2, 8), (1, 16)}
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    # One row at least, and as many on each shard.
+    mesh = mesh_of(2, 2, 1)
+    put = jax.device_put(weights, param_shardings(param_table(model, num_labels=1), mesh))
+    shapes.clear()
+    found = score_examples(put, model, examples, (16,), 512, mesh, tokens=10)
+    assert shapes == {(4, 16)}
+    np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 def test_rows_that_do_not_fit_are_an_error(model, weights, examples, one_device):
