@@ -28,13 +28,15 @@ from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
-from grm_jax.parallel.multihost import barrier, first
+from grm_jax.parallel.multihost import any_of, barrier, first
+from grm_jax.room import require_room, state_bytes, system_words
 
 log = logging.getLogger("grm_jax")
 
 MODEL_FILE = "model.json"
 ABOUT_FILE = "grm.json"  # what a judge needs besides: templates, shapes, how it is sampled
 PARAMS_DIR = "params"
+OLD = "old-checkpoint-"  # a checkpoint that is being deleted
 MODEL_FORMAT = "grm_jax-model-1"
 # How a model is computed belongs to the machine that loads it: not stored, not read where it is.
 HOW = ("attention", "compute_dtype", "scan_unroll")
@@ -67,8 +69,8 @@ def save_model(
 ) -> None:
     """Write a model directory. Call it in every process; the parameters keep their dtypes.
 
-    Raises UserError when `directory` already holds a model, and CheckpointError when the
-    parameters do not have the config's shapes.
+    Raises UserError when `directory` already holds a model, when there is no room for it or it
+    can not be written, and CheckpointError when the parameters do not have the config's shapes.
     """
     root = Path(directory).absolute()
     if (root / MODEL_FILE).exists() or (root / PARAMS_DIR).exists():
@@ -83,7 +85,11 @@ def save_model(
         root.mkdir(parents=True, exist_ok=True)
         if tokenizer_dir is not None:
             copy_tokenizer(tokenizer_dir, root)
-    ocp.save(str(root / PARAMS_DIR), params)
+    require_room(root, state_bytes(params), "the model")
+    try:
+        ocp.save(str(root / PARAMS_DIR), params)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{root}: the model was not written: {system_words(error)}") from error
     if writing:
         about = {
             "format": MODEL_FORMAT,
@@ -167,16 +173,22 @@ class StageCheckpoints:
 
     Beside each checkpoint stands a list of its files with sizes and checksums, written when all of
     them are: one without the list was cut off, one that does not fit it is damaged. Neither is
-    taken up.
+    taken up. Old ones are deleted here, not by orbax: only when the new one has its list, so that
+    a run that is killed at any moment has a whole one.
 
     Args:
       directory: `checkpoints/` of the stage.
-      latest: how many of the newest are kept.
+      latest: how many of the newest are kept, at least 1.
       every: those of steps that are multiples of it are kept, too; 0: none.
+
+    Raises UserError for other numbers.
     """
 
     def __init__(self, directory: str | Path, latest: int = 2, every: int = 0):
+        require_kept(latest, every)
         self.directory = Path(directory).absolute()
+        self._undeletable: set[int] = set()
+        self._failed = False
         self._latest, self._every = latest, every
         self._clean()
         self._checkpointer = self._open()
@@ -184,15 +196,10 @@ class StageCheckpoints:
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint-files")
 
     def _open(self) -> ocp.training.Checkpointer:
-        policies = ocp.training.preservation_policies
         decisions = ocp.training.save_decision_policies
-        kept: list[Any] = [policies.LatestN(self._latest)]
-        if self._every:
-            kept.append(policies.EveryNSteps(self._every))
         return ocp.training.Checkpointer(
             str(self.directory),
-            # orbax's own policies do not match its protocols' parameter types
-            preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
+            # orbax's own policy does not match its protocol's parameter types
             save_decision_policy=decisions.FixedIntervalPolicy(1),  # pyright: ignore[reportArgumentType]
             cleanup_tmp_directories=True,
         )
@@ -200,35 +207,65 @@ class StageCheckpoints:
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are there, oldest first."""
-        return [found.step for found in self._checkpointer.checkpoints]
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
     def save(self, step: int, state: Any, position: Any) -> None:
         """Write `state` (arrays) and `position` (JSON), in the background.
 
-        Raises OSError when there is no room for it or it can not be written, before anything is;
+        Raises UserError when there is no room for it or it can not be written, before anything is;
         and what went wrong with the one before, if something did.
         """
         self.wait()
-        self._require_room(state)
+        require_room(self.directory, state_bytes(state), "a checkpoint")
         items = {"state": state, "position": {"json": json.dumps(position)}}
-        response = self._checkpointer.save_checkpointables_async(step, items)
+        try:
+            response = self._checkpointer.save_checkpointables_async(step, items)
+        except OSError as error:
+            raise self._not_written(step, error) from error
         self._writing = self._background.submit(self._finish, step, response)
 
     def _finish(self, step: int, response: Any) -> None:
-        """In the background: when the checkpoint is written, list its files."""
+        """In the background: when the checkpoint is written, list its files, delete old ones."""
         try:
             response.result()
+            if first():
+                write_file_list(self.directory / str(step), self._list(step))
         except (OSError, ValueError) as error:
-            message = f"{self.directory}: checkpoint {step} was not written: {error}"
-            raise OSError(message) from error
+            raise self._not_written(step, error) from error
         if first():
-            write_file_list(self.directory / str(step), self._list(step))
-            for path in self.directory.glob("*.files.json"):
-                if not (self.directory / path.name.removesuffix(".files.json")).is_dir():
-                    path.unlink()
+            whole = [step for step in self.steps if self._list(step).exists()]
+            for old in whole[: -self._latest]:
+                if not (self._every and old % self._every == 0):
+                    self._delete(old)
+
+    def _not_written(self, step: int, error: Exception) -> UserError:
+        self._failed = True
+        return UserError(
+            f"{self.directory}: checkpoint {step} was not written: {system_words(error)}; the "
+            "checkpoints before it are untouched. Mend that and give the same command again"
+        )
+
+    def _delete(self, step: int) -> None:
+        """Delete a checkpoint; one that can not be deleted is a warning and stays listed."""
+        aside = self.directory / f"{OLD}{step}"
+        try:
+            # Renamed first: a checkpoint that is deleted in part would look like a damaged one.
+            (self.directory / str(step)).rename(aside)
+            self._list(step).unlink(missing_ok=True)
+            shutil.rmtree(aside)
+        except OSError as error:
+            if step not in self._undeletable:
+                self._undeletable.add(step)
+                log.warning(
+                    "%s: the old checkpoint %d can not be deleted (%s); training goes on, delete "
+                    "it by hand",
+                    self.directory, step, system_words(error),
+                )  # fmt: skip
 
     def wait(self) -> None:
-        """Until what is being written is whole. Raises OSError when it could not be written."""
+        """Until what is being written is whole. Raises UserError when it could not be written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -236,10 +273,16 @@ class StageCheckpoints:
     def restore(self, abstract_state: Any) -> tuple[int, Any, Any] | None:
         """(step, state, position) of the newest whole checkpoint, laid out as `abstract_state`;
         None if there is none. Damaged ones are named in the log and moved aside.
+
+        The first process alone reads the files for their checksums and tells the others. Raises
+        UserError when there is no room for a checkpoint of this size: what is computed from here
+        on could not be kept.
         """
         self.wait()
+        require_room(self.directory, state_bytes(abstract_state), "a checkpoint")
         for step in reversed(self.steps):
-            if wrong := damage(self.directory / str(step), self._list(step)):
+            wrong = damage(self.directory / str(step), self._list(step)) if first() else ""
+            if any_of(bool(wrong)):
                 self._set_aside(step, wrong)
                 continue
             items = {"state": abstract_state, "position": {"json": ""}}
@@ -253,16 +296,25 @@ class StageCheckpoints:
             self.wait()
         finally:
             self._background.shutdown()
-            self._checkpointer.close()
+            try:
+                self._checkpointer.close()
+            except (OSError, ValueError):
+                if not self._failed:  # orbax raises again what was said already
+                    raise
 
     def _list(self, step: int) -> Path:
         return self.directory / f"{step}.files.json"
 
     def _clean(self) -> None:
-        """Move away what a killed process left: checkpoints without a list, lists without one."""
+        """Move away what a killed process left: checkpoints without a list, lists without one, old
+        ones that were being deleted."""
         if first() and self.directory.is_dir():
-            for path in self.directory.iterdir():
-                if path.name.isdigit() and not self._list(int(path.name)).exists():
+            for path in sorted(self.directory.iterdir()):
+                if path.name.startswith(OLD):
+                    shutil.rmtree(path, ignore_errors=True)
+                    if path.exists():
+                        log.warning("%s can not be deleted; delete it by hand", path)
+                elif path.name.isdigit() and not self._list(int(path.name)).exists():
                     # The newest such one is kept: it may be whole but for its list.
                     target = self.directory.with_name("unlisted-checkpoint")
                     log.warning("checkpoint %s has no file list; moved to %s", path, target)
@@ -285,17 +337,24 @@ class StageCheckpoints:
         barrier("checkpoints: moved")
         self._checkpointer.reload()
 
-    def _require_room(self, state: Any) -> None:
-        """Raise OSError unless this process's part of the state fits on the disk."""
-        leaves = jax.tree.leaves(state)
-        need = sum(s.data.nbytes for x in leaves for s in x.addressable_shards if s.replica_id == 0)
-        free = shutil.disk_usage(self.directory).free
-        if need > free:
-            raise OSError(
-                f"{self.directory}: a checkpoint needs {need / 2**30:.2f} GiB and the disk has "
-                f"{free / 2**30:.2f} GiB free; the checkpoints before it are untouched. Make room "
-                "and give the same command again"
-            )
+
+def require_kept(latest: int, every: int) -> None:
+    """Raise UserError unless at least the newest checkpoint is kept."""
+    if latest < 1:
+        raise UserError(f"--keep.latest {latest}: give 1 or more, or nothing could be taken up")
+    if every < 0:
+        raise UserError(f"--keep.every {every}: give a number of steps, or 0 for none")
+
+
+def drop_leftovers(stage: str | Path) -> None:
+    """Delete what `StageCheckpoints` had moved aside in a stage's directory, and say so."""
+    for pattern in ("unlisted-checkpoint", "damaged-checkpoint-*"):
+        for path in sorted(Path(stage).glob(pattern)):
+            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                log.warning("%s can not be deleted; delete it by hand", path)
+            else:
+                log.info("%s is deleted: the stage's model is there", path)
 
 
 def write_file_list(directory: Path, path: Path) -> None:

@@ -6,11 +6,12 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
@@ -27,12 +28,16 @@ def setup_logging() -> None:
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    # Orbax warns at every checkpoint that the data position holds no arrays.
-    return "Skipping merge of" not in str(record.msg)
+    # Orbax warns at every checkpoint that the data position holds no arrays; and it logs what it
+    # raises, with the traceback of each of its threads, where one line says it.
+    return "Skipping merge of" not in str(record.msg) and not record.exc_info
 
 
 class StepLog:
-    """A JSONL file whose rows carry a step; process 0 writes.
+    """A JSONL file whose rows carry a step, in their order; process 0 writes.
+
+    Taking it up again reads from the end, only what is dropped and one row more: the rollouts of a
+    long run are gigabytes.
 
     Args:
       path: appended to.
@@ -45,12 +50,7 @@ class StepLog:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            # Bytes: a line may have been cut off within a character.
-            lines = path.read_bytes().split(b"\n")
-            kept = [line for line in lines if _step_of(line) <= resume_step]
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(b"".join(line + b"\n" for line in kept))
-            partial.replace(path)
+            _cut(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
 
     def rewind(self, step: int) -> None:
@@ -99,42 +99,87 @@ class MetricsWriter:
             self._board.close()
 
 
+def _cut(path: Path, step: int) -> None:
+    """Drop all that follows the last whole row of `step` or an earlier one."""
+    with path.open("r+b") as file:
+        for start, line in _backwards(file):
+            if _step_of(line) <= step:
+                file.truncate(start + len(line))
+                if not line.endswith(b"\n"):
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
+                return
+        file.truncate(0)
+
+
+def _backwards(file: BinaryIO, block: int = 1 << 16) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file from the last to the first, with their offsets; their ends belong to them.
+
+    Bytes: a line may have been cut off within a character.
+    """
+    start = end = file.seek(0, os.SEEK_END)  # the line under way is what lies between
+    parts: list[bytes] = []
+    while start:
+        size = min(block, start)
+        file.seek(start - size)
+        data = file.read(size)
+        stop = size
+        # A line begins behind each line end, the file's last one aside.
+        while (at := data.rfind(b"\n", 0, stop)) >= 0:
+            begin = start - size + at + 1
+            if begin < end:
+                yield begin, b"".join([data[at + 1 : stop], *reversed(parts)])
+            # The line end itself belongs to the line before.
+            parts, end, stop = [b"\n"], begin, at
+        parts.append(data[:stop])
+        start -= size
+    if end:
+        yield 0, b"".join(reversed(parts))
+
+
 def _step_of(line: bytes) -> float:
     """The step of a JSONL row; infinity for a line that was cut off."""
     try:
-        return json.loads(line)["step"]
+        step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf
+    return step if isinstance(step, int | float) else math.inf
 
 
 class Progress:
-    """A progress line: what, how far, values, rate, time left. At most one in `every` seconds."""
+    """A progress line: what, how far, values, rate, time left. At most one in `every` seconds.
+
+    Rate and time left count from the end of the first update, since that one compiles; a line
+    before the second has neither.
+    """
 
     def __init__(self, what: str, total: int, *, done: int = 0, every: float = 5.0):
         self.what, self.total, self.done = what, total, done
-        self._first, self._started = done, time.perf_counter()
-        self._every, self._last = every, self._started
+        self._counted = 0
+        self._started: float | None = None
+        self._every, self._last = every, time.perf_counter()
 
     def skip(self, count: int) -> None:
         """Advance by `count` that were there already: they are no part of the rate."""
         self.done += count
-        self._first += count
 
     def update(self, count: int = 1, values: Mapping[str, float] | None = None) -> None:
         """Advance by `count` and print when it is time."""
         self.done += count
         now = time.perf_counter()
+        pace = ""
+        if self._started is None:
+            self._started = now
+        else:
+            self._counted += count
+            rate = self._counted / max(now - self._started, 1e-9)
+            left = (self.total - self.done) / max(rate, 1e-9)
+            pace = f"  {rate:.3g}/s  {clock(left)} left"
         if self.done < self.total and now - self._last < self._every:
             return
         self._last = now
-        elapsed = now - self._started
-        rate = (self.done - self._first) / max(elapsed, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
         shown = "".join(f"  {name} {value:.4g}" for name, value in (values or {}).items())
-        log.info(
-            "%-16s %d/%d%s  %.3g/s  %s left",
-            self.what, self.done, self.total, shown, rate, clock(left),
-        )  # fmt: skip
+        log.info("%-16s %d/%d%s%s", self.what, self.done, self.total, shown, pace)
 
 
 def clock(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import resource
 from pathlib import Path
 
 import jax
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.checkpoint import StageCheckpoints
+from grm_jax.checkpoint import StageCheckpoints, drop_leftovers
+from grm_jax.errors import UserError
+from grm_jax.room import amount
 
 
 def state(value: float):
@@ -92,12 +94,93 @@ def test_one_that_was_cut_off_is_removed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "4.files.json"]
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+def limited(size: int) -> None:
+    """Files beyond `size` bytes fail, as under a quota, `ulimit -f` or on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_no_room_is_noticed_before_anything_is_written(tmp_path):
     saved(tmp_path, 4)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     checkpoints = StageCheckpoints(tmp_path)
-    with pytest.raises(OSError, match=r"needs 0.00 GiB and the disk has 0.00 GiB free.*untouched"):
-        checkpoints.save(8, state(8), {})
+    limited(1024)
+    try:
+        with pytest.raises(UserError, match=r"needs 2\.0 KiB.*File too large.*free.*untouched"):
+            checkpoints.save(8, state(8), {})
+        with pytest.raises(UserError, match="a checkpoint needs"):
+            checkpoints.restore(abstract())
+    finally:
+        limited(resource.RLIM_INFINITY)
+    checkpoints.close()
+    assert not list(tmp_path.glob(".room*"))
+    assert restored(tmp_path)[0] == 4
+
+
+def test_an_error_in_writing_is_the_users_and_leaves_the_one_before(tmp_path, monkeypatch):
+    saved(tmp_path, 4)
+    monkeypatch.setattr("grm_jax.checkpoint.require_room", lambda *args: None)
+    checkpoints = StageCheckpoints(tmp_path)
+    limited(100)
+    try:
+        with pytest.raises(UserError, match=r"checkpoint 8 was not written: .*untouched") as found:
+            checkpoints.save(8, state(8), {})
+            checkpoints.wait()
+    finally:
+        limited(resource.RLIM_INFINITY)
+    assert "\n" not in str(found.value) and "File too large" in str(found.value)
     checkpoints.close()
     assert restored(tmp_path)[0] == 4
+
+
+def test_a_run_killed_before_the_list_keeps_the_one_before(tmp_path, monkeypatch):
+    saved(tmp_path, 4, latest=1)
+
+    def killed(*args):
+        raise OSError(5, "killed here")
+
+    monkeypatch.setattr("grm_jax.checkpoint.write_file_list", killed)
+    with pytest.raises(UserError, match="killed here"):
+        saved(tmp_path, 8, latest=1)
+    assert restored(tmp_path)[0] == 4
+
+
+def test_an_old_checkpoint_that_can_not_be_deleted_is_a_warning(tmp_path, monkeypatch, caplog):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    with monkeypatch.context() as patch, caplog.at_level("WARNING", logger="grm_jax"):
+        patch.setattr(Path, "rename", refuse)
+        saved(tmp_path, 1, 2, 3, latest=1)
+    assert caplog.text.count("can not be deleted") == 2  # one line for each of 1 and 2
+    assert StageCheckpoints(tmp_path).steps == [1, 2, 3]
+    caplog.clear()
+    with monkeypatch.context() as patch, caplog.at_level("WARNING", logger="grm_jax"):
+        patch.setattr("grm_jax.checkpoint.shutil.rmtree", refuse)
+        saved(tmp_path, 4, latest=3)
+    assert "the old checkpoint 1 can not be deleted" in caplog.text
+    assert (tmp_path / "old-checkpoint-1").is_dir()
+    caplog.clear()
+    assert restored(tmp_path)[0] == 4
+    assert "damaged" not in caplog.text
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "latest, every, option", [(0, 0, "latest"), (-1, 0, "latest"), (1, -2, "every")]
+)
+def test_keeping_no_checkpoint_is_refused(latest, every, option, tmp_path):
+    with pytest.raises(UserError, match=f"--keep.{option} "):
+        StageCheckpoints(tmp_path / "c", latest, every)
+
+
+def test_what_was_moved_aside_goes_when_the_model_is_there(tmp_path, caplog):
+    for name in ("unlisted-checkpoint", "damaged-checkpoint-8", "model"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    with caplog.at_level("INFO", logger="grm_jax"):
+        drop_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert "damaged-checkpoint-8 is deleted" in caplog.text
+
+
+def test_sizes_are_in_the_unit_that_fits():
+    assert amount(100) == "100 bytes" and amount(2100) == "2.1 KiB"
+    assert amount(5 << 20) == "5.0 MiB" and amount(3 << 40) == "3.0 TiB"

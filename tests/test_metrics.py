@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from grm_jax import metrics
 from grm_jax.metrics import MetricsWriter, Progress, StepLog, Timer, clock
 
 
@@ -102,14 +103,48 @@ def test_progress_prints_the_last_and_not_too_often(caplog):
         assert "1/4" in caplog.messages[1]
 
 
-def test_what_was_there_is_no_part_of_the_rate(caplog, monkeypatch):
-    now = iter((0.0, 10.0))
+def test_the_rate_is_without_the_first_update_and_what_was_there(caplog, monkeypatch):
+    """The first update compiles; its seconds made a user's first line say days."""
+    now = iter((0.0, 600.0, 610.0, 620.0))
     monkeypatch.setattr("grm_jax.metrics.time.perf_counter", lambda: next(now))
     with caplog.at_level(logging.INFO, "grm_jax"):
         progress = Progress("judging", 1000, every=5.0)
         progress.skip(900)
         progress.update(10)
-    assert caplog.messages == ["judging          910/1000  1/s  1:30 left"]
+        progress.update(10)
+        progress.done = 910  # a stage went back to a checkpoint
+        progress.update(10)
+    assert caplog.messages == [
+        "judging          910/1000",
+        "judging          920/1000  1/s  1:20 left",
+        "judging          920/1000  1/s  1:20 left",
+    ]
+
+
+@pytest.mark.parametrize("step", range(7))
+@pytest.mark.parametrize("block", [1, 7, 64, 1 << 16])
+def test_the_cut_is_found_from_the_end(block, step, tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    rows = [json.dumps({"step": i // 2, "text": "x" * (i * 5)}).encode() + b"\n" for i in range(12)]
+    monkeypatch.setattr(metrics._backwards, "__defaults__", (block,))
+    for tail in (b"", b"\n", b"\n\n{", b'{"step": "1"}\n'):
+        path.write_bytes(b"".join(rows) + tail)
+        StepLog(path, step).close()
+        assert path.read_bytes() == b"".join(rows[: 2 * step + 2])
+    path.write_bytes(b"".join(rows)[:-1])  # the line is whole but for its end
+    StepLog(path, step).close()
+    assert path.read_bytes() == b"".join(rows[: 2 * step + 2])
+
+
+def test_taking_a_log_up_parses_only_what_is_dropped(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    fill(path, 500)
+    parsed = []
+    step_of = metrics._step_of
+    monkeypatch.setattr(metrics, "_step_of", lambda line: parsed.append(line) or step_of(line))
+    StepLog(path, 498).close()
+    assert len(parsed) == 5  # two rows a step, and the last that stays
+    assert b'"step": 498' in path.read_bytes().splitlines()[-1]
 
 
 def test_clock():

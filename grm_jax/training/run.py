@@ -306,6 +306,7 @@ class Stage:
             write_about(partial, self.run, self.name)
             partial.rename(self.model_path)
             shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+            checkpoint.drop_leftovers(self.directory)
         barrier("stage: finished")
         log.info("%-16s done: %s", self.name, self.model_path)
 
