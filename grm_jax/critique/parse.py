@@ -5,42 +5,54 @@ Which scores count, in this order:
 1. Candidates are the `\boxed{...}` groups; bare brackets (`[8, 9]`, `[[8, 9]]`) only if the text
    has no `\boxed{` at all, and only brackets that hold nothing but numbers: an echo such as
    `[The End of Response 2]` is no candidate. The number after `Scores:` is never read.
-2. A candidate with n entries, separated by commas, is a verdict. Groups with another number of
-   entries are passed over (`\boxed{42}` may quote an answer), and so are placeholders whose
-   entries hold no digit (`\boxed{x, x}` repeats the format).
-3. The *last* verdict decides alone. If one of its entries is not a plain decimal number the text
-   fails with not_a_number, if one lies outside low..high with out_of_range; an earlier verdict is
-   not taken instead, since it may be a draft or a quotation from a judged response. Nothing is
-   clipped. A plain number is ASCII: `8`, `8.5`, `-3`; not `9/10`, `1e3`, `NaN`, full-width digits.
-4. A `\boxed{` after the last verdict that is never closed is an unfinished verdict: no_box.
-5. Without a verdict the failure is not_a_number (placeholders only), wrong_count (other groups of
-   numbers) or no_box.
-6. Truncated text (stopped by the length limit) is accepted, or fails with out_of_range or
-   not_a_number, only if a verdict closes it, with nothing but white space, markup or punctuation
-   behind. Else the failure is `truncated`: a verdict in the middle may be a quotation.
+   What a group holds is read by boxes.py: separators, full-width digits, markup around numbers.
+2. A group with n entries is a verdict. Groups with another number of entries are passed over
+   (`\boxed{42}` may quote an answer), and so are placeholders whose entries hold no digit
+   (`\boxed{x, x}` repeats the format). n numbers with something else between them (`8 9`, `8/9`)
+   are an unreadable verdict: they are not passed over.
+3. The *last* verdict decides alone. If it can not be read the text fails with not_a_number,
+   separators or markup, if one entry lies outside low..high with out_of_range; an earlier verdict
+   is not taken instead, since it may be a draft or a quotation from a judged response. Nothing is
+   clipped. A plain number is `8`, `8.5`, `-3`; not `9/10`, `1e3`, `NaN`.
+4. One box a response (`\boxed{8} \boxed{9}`, `Response 1: \boxed{8}` and so on, a line each) is a
+   verdict where it closes the text, starts its line and is all boxes of the text, or stands under
+   `Scores:`. Anything else could be a quotation: several_boxes.
+5. A `\boxed{` after the last verdict that is never closed is an unfinished verdict: no_box.
+6. Without a verdict the failure says what the last group holds: separators, markup, several_boxes
+   (two boxes or more with one number each), empty, not_a_number (placeholders), wrong_count; or
+   no_box.
+7. Truncated text (stopped by the length limit) is accepted, or fails with out_of_range,
+   not_a_number, separators or markup, only if a verdict closes it, with nothing but white space,
+   markup or punctuation behind. Else the failure is `truncated`: a verdict in the middle may be a
+   quotation.
 
 Hostile input costs linear time: each pattern stops at the next bracket or line.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from grm_jax.critique import boxes
 from grm_jax.critique.template import Template
 
-Failure = Literal["no_box", "wrong_count", "out_of_range", "not_a_number", "truncated"]
+Failure = Literal[
+    "no_box",
+    "empty",
+    "several_boxes",
+    "separators",
+    "markup",
+    "wrong_count",
+    "out_of_range",
+    "not_a_number",
+    "truncated",
+]
 
-_BOX_OR_BRACE = re.compile(r"\\{1,2}boxed[ \t]*\{|[{}]")
-_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
-# What an attempt at a number looks like: used to tell `9/10` and `NaN` from `x`.
-_ATTEMPT = re.compile(r"\d|^[+-]?(?:nan|inf|infinity)$", re.IGNORECASE)
-# What a bare bracket may hold beside plain numbers and still be a (failed) verdict.
-_NUMBER_LIKE = re.compile(r"[+-]?(?:nan|inf|infinity|[\d.]+(?:e[+-]?\d+|/\d+|%)?)", re.IGNORECASE)
 _CLOSING = re.compile(r"[\s*_`~$#.;!)\]}>\\-]*")
 
 _HEADER = re.compile(
@@ -49,10 +61,18 @@ _HEADER = re.compile(
     r"[ \t*_]*(?P<colon>[:：]|\Z)[*_]*[ \t]*",
     re.IGNORECASE,
 )
+SHOWN = 80  # characters of a box that a report shows
 _HEADER_REACH = 200  # characters of a line in which a header may end
 _SECTION_OF = {"specific criteria": "principles", "analysis": "analysis"}
 
-_Group = tuple[list[str], int]  # the entries of a bracketed list, and where it ends in the text
+# From the start of its line to the first of one box a response, and between two of them.
+_LABEL = r"(?:response\s*(\d+)(?:'s)?(?:\s+score)?[ \t*_]*[:：=][ \t*_]*)?[ \t$]*"
+_FIRST = re.compile(
+    r"[\s>*_#-]*(?P<scores>(?:final |overall )?scores?[ \t*_]*[:：][\s*_-]*)?" + _LABEL,
+    re.IGNORECASE,
+)
+_BETWEEN = re.compile(r"[\s,;.、$*_-]*" + _LABEL, re.IGNORECASE)
+_GAP = 80  # characters between two boxes of one verdict at most
 
 
 @dataclass(frozen=True)
@@ -131,67 +151,84 @@ def _plain(score: float) -> str:
     return format(Decimal(repr(score)), "f")
 
 
-def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | None, Failure | None]:
-    groups, unfinished = _boxes(text)
-    if not groups and unfinished is None:
-        groups = _bare_brackets(text)
-    shaped = [(entries, end) for entries, end in groups if len(entries) == n]
-    verdicts = [(entries, end) for entries, end in shaped if any(map(_ATTEMPT.search, entries))]
-    entries, end = verdicts[-1] if verdicts else ([], 0)
-    unfinished_last = unfinished is not None and unfinished >= end
+def last_box(text: str) -> str:
+    r"""The last `\boxed{...}` of `text` as written, cut for a report; "" without one."""
+    plain = boxes.to_ascii(text)
+    groups, _ = boxes.find(plain)
+    groups = groups or boxes.find_brackets(plain)
+    if not groups:
+        return ""
+    box = text[groups[-1].start : groups[-1].end]
+    return box if len(box) <= SHOWN else box[: SHOWN - 3] + "..."
 
-    if truncated and not (verdicts and _closes(text, end)):
+
+def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | None, Failure | None]:
+    text = boxes.to_ascii(text)
+    groups, unfinished = boxes.find(text)
+    if not groups and unfinished is None:
+        groups = boxes.find_brackets(text)
+    found = [(group, boxes.content(group.text, n)) for group in groups]
+    decisive = [(content, group.end) for group, content in found if content.decides]
+    row = _one_a_response(text, found, n)
+    if row is not None:
+        decisive.append((row, groups[-1].end))
+    content, end = decisive[-1] if decisive else (None, 0)
+
+    if truncated and not (content and _closes(text, end)):
         return None, "truncated"
-    if unfinished_last:
+    if unfinished is not None and unfinished >= end:
         return None, "no_box"
-    if verdicts:
-        if not all(map(_NUMBER.fullmatch, entries)):
-            return None, "not_a_number"
-        return tuple(float(entry) for entry in entries), None
-    if shaped:
-        return None, "not_a_number"
-    return None, "wrong_count" if groups else "no_box"
+    if content is not None:
+        return content.numbers, content.cause
+    if not found:
+        return None, "no_box"
+    if n > 1 and sum(content.single for _, content in found) > 1:
+        return None, "several_boxes"
+    return None, _cause([content for _, content in found])
+
+
+def _cause(contents: list[boxes.Content]) -> Failure:
+    """Why none of these groups is a verdict: a placeholder first, then what the last one says."""
+    if any(content.cause == "not_a_number" for content in contents):
+        return "not_a_number"
+    return contents[-1].cause or "wrong_count"
+
+
+def _one_a_response(
+    text: str, found: list[tuple[boxes.Group, boxes.Content]], n: int
+) -> boxes.Content | None:
+    """The verdict that the last n boxes give together, one number each, or None."""
+    last = found[-n:]
+    if n < 2 or len(last) < n or not all(content.single for _, content in last):
+        return None
+    if not _closes(text, last[-1][0].end):
+        return None
+    start = last[0][0].start
+    line = text.rfind("\n", max(0, start - _GAP), start) + 1
+    if line == 0 and start > _GAP:
+        return None
+    head = _FIRST.fullmatch(text, line, start)
+    if head is None:
+        return None
+    above = text[max(0, line - _GAP) : line].rstrip().rpartition("\n")[2]
+    titled = head["scores"] or _FIRST.fullmatch(above + " ")
+    if len(found) > n and not (titled and (head["scores"] or "core" in above)):
+        return None
+    labels = [head[2]]
+    for (before, _), (after, _) in itertools.pairwise(last):
+        if not 0 <= after.start - before.end <= _GAP:
+            return None
+        between = _BETWEEN.fullmatch(text, before.end, after.start)
+        if between is None:
+            return None
+        labels.append(between[1])
+    if labels not in ([None] * n, [str(index + 1) for index in range(n)]):
+        return None
+    return boxes.Content(tuple(content.value for _, content in last), None, decides=True)
 
 
 def _closes(text: str, end: int) -> bool:
     return _CLOSING.fullmatch(text, end) is not None
-
-
-def _entries(content: str) -> list[str]:
-    return [entry.strip() for entry in content.split(",")] if content.strip() else []
-
-
-def _boxes(text: str) -> tuple[list[_Group], int | None]:
-    r"""The closed `\boxed{}` groups in the order of their ends; the start of the last unclosed one.
-
-    A group with braces inside (`\boxed{\text{8}}`) has no entries: only its innermost braces could
-    hold a plain list, and reading each level again would cost quadratic time.
-    """
-    groups: list[_Group] = []
-    starts: list[int] = []  # per open brace: where its box starts, -1 for another brace
-    contents: list[int] = []  # per open brace: where its content starts, -1 once braces are inside
-    for match in _BOX_OR_BRACE.finditer(text):
-        if match.group() != "}":
-            if contents:
-                contents[-1] = -1
-            starts.append(-1 if match.group() == "{" else match.start())
-            contents.append(match.end())
-        elif starts:
-            start, content = starts.pop(), contents.pop()
-            if start >= 0:
-                entries = _entries(text[content : match.start()]) if content >= 0 else []
-                groups.append((entries, match.end()))
-    unclosed = [start for start in starts if start >= 0]
-    return groups, unclosed[-1] if unclosed else None
-
-
-def _bare_brackets(text: str) -> list[_Group]:
-    groups = []
-    for match in _BRACKETS.finditer(text):
-        entries = _entries(match.group(1))
-        if entries and all(map(_NUMBER_LIKE.fullmatch, entries)):
-            groups.append((entries, match.end()))
-    return groups
 
 
 def _sections(text: str) -> tuple[str, str]:
