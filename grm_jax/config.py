@@ -24,6 +24,7 @@ from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.model.gemma2 import Remat
 from grm_jax.model.lora import LoRAConfig
+from grm_jax.parallel.options import MeshConfig
 from grm_jax.sampler.critic import OrderMode, TemplateConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig
@@ -31,23 +32,6 @@ from grm_jax.training.optimizer import OptimizerConfig
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 SYNTHETIC = "synthetic"
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How devices are used; one axis may be -1: what is left."""
-
-    replica: int = 1
-    """Data parallel with whole copies of the parameters."""
-    fsdp: int = -1
-    """Data parallel with the parameters split."""
-    tensor: int = 1
-    """Heads, feed-forward and vocabulary split."""
-    sequence: int = 1
-    """A row's tokens split between attention layers (its heads within them), for long rows;
-    sequence * tensor must divide the key/value heads."""
-    cpu_devices: int = 1
-    """Virtual devices when running on a CPU; each uses about one core."""
 
 
 @dataclasses.dataclass(frozen=True)

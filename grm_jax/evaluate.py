@@ -15,6 +15,8 @@ when stopped by Ctrl-C.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +41,24 @@ from grm_jax.benchmarks.statistics import RESAMPLES
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError, describe, is_users
+from grm_jax.parallel.options import MeshConfig
 
 if TYPE_CHECKING:
     from grm_jax.model_judge import ModelJudge
 
 REPORT = "report.html"
+K = 32
+PROBES = 32
+CACHE = Path("runs/cache")
+# Least values of options, and those that without a model would say nothing.
+LEAST = {
+    "k": 0, "probes": 0, "seed": 0, "k_meta": 1, "resamples": 1, "limit": 1, "max_new_tokens": 1,
+    "max_prompt_tokens": 1, "score_tokens": 1,
+}  # fmt: skip
+OF_MODELS = (
+    "temperature", "max_new_tokens", "long_prompts", "max_prompt_tokens", "adaptive", "probes",
+    "cache", "score_tokens",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +81,16 @@ class Arguments:
     """A judge without a model: `longer` (more characters win) or `random`."""
     samples: Path | None = None
     """samples.jsonl of an earlier evaluation (or its directory), to compute its figures again."""
-    k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 32
-    """Samples a record, besides the greedy one; 0: only that one."""
+    k: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
+    """Samples a record, besides the greedy one; 0: only that one. Default: 32; of --samples, what
+    was drawn."""
     temperature: float | None = None
     """Of the k samples; default: the judge's own, else 0.5, at which the paper votes."""
     max_new_tokens: int | None = None
     """Length limit of a critique, in tokens; default: the judge's own, else 1024."""
-    long_prompts: LongPrompts = "error"
-    """Prompts that leave no room for a critique: stop before sampling, cut the middle out of the
-    longest texts, or leave the item out; both are counted in the results."""
+    long_prompts: LongPrompts | None = None
+    """Prompts that leave no room for a critique: stop before sampling (error, the default), cut the
+    middle out of the longest texts, or leave the item out; both are counted in the results."""
     max_prompt_tokens: int | None = None
     """Prompts with more tokens are long; default: as many as the model's positions allow."""
     adaptive: float | None = None
@@ -101,10 +117,16 @@ class Arguments:
     """Directory of an earlier evaluation: paired differences to it."""
     limit: int | None = None
     """Judge only so many items: a random sample in which every section is present."""
-    probes: int = 32
-    """Records with two identical responses that a model judges too, for the bias table."""
-    cache: Path = Path("runs/cache")
-    """Where samples are kept."""
+    probes: int | None = None
+    """Records with two identical responses that a model judges too, for the bias table. Default:
+    32."""
+    cache: Path | None = None
+    """Where samples of a model are kept. Default: runs/cache."""
+    mesh: MeshConfig = MeshConfig()
+    """How a model uses the devices, as in training: `--mesh.tensor 2` splits it over two."""
+    score_tokens: int | None = None
+    """Most tokens of critiques that the meta RM scores at once on a device. Default: as many as
+    the judge computes of its prompts (8192, or as trained)."""
     output: Path | None = None
     """Directory of the results; default: runs/evaluate/JUDGE, or that of --samples."""
     resamples: int = RESAMPLES
@@ -122,10 +144,12 @@ def evaluate(args: Arguments) -> list[Results]:
         DataError, ValueError, OSError: with a message for the user.
     """
     _check(args)
+    args = _resolved(args)
     todo = [(b, locate(b, args.data, args.model)) for b in _benchmarks(args)]
     # All that can be wrong with files and rules is found before anything is sampled.
     tasks = [_task(args, benchmark, path) for benchmark, path in todo]
     output = _output(args)
+    _require_writable(output, "--output")
     judge = None if args.model is None else _model_judge(args)
     done: list[Evaluated] = []
     try:
@@ -167,6 +191,7 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
         file = _samples_of(args.samples, benchmark)
         rows, beside = read_samples(file), file.with_name("results.json")
         about = read_results(beside) if beside.exists() else None
+        _check_k_meta(args.k_meta, rows, file)
     if args.compare is not None:
         other = read_samples(_samples_of(args.compare, benchmark))
     rules = _rules(args, benchmark, about)
@@ -202,7 +227,7 @@ def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path)
             about = task.about.model
             adaptive = task.about.settings["arguments"].get("adaptive") is not None
     else:
-        assert args.judge is not None
+        assert args.judge is not None and args.k is not None
         rows = judge_rows(args.judge, records, k=args.k, seed=args.seed, rating=benchmark.rating)
     # Samples that were read from this very place are not written again.
     samples = directory / "samples.jsonl"
@@ -277,10 +302,21 @@ def _model_judge(args: Arguments) -> ModelJudge:
     from grm_jax.judging import JudgeOptions
     from grm_jax.metrics import setup_logging
     from grm_jax.model_judge import ModelJudge
-    from grm_jax.train import setup_compilation_cache
+    from grm_jax.train import setup_compilation_cache, setup_devices
 
-    assert args.model is not None
-    setup_compilation_cache()
+    assert args.model is not None and args.cache is not None
+    assert args.k is not None and args.probes is not None and args.long_prompts is not None
+    _require_writable(args.cache, "--cache")
+    mesh = None
+    if args.mesh == MeshConfig():
+        setup_compilation_cache()
+    else:
+        from grm_jax.parallel.mesh import make_mesh
+
+        setup_devices(args.mesh.cpu_devices)
+        mesh = make_mesh(
+            args.mesh.replica, args.mesh.fsdp, args.mesh.tensor, sequence=args.mesh.sequence
+        )
     setup_logging()
     options = JudgeOptions(
         k=args.k,
@@ -297,6 +333,8 @@ def _model_judge(args: Arguments) -> ModelJudge:
         probes=args.probes,
         long_prompts=args.long_prompts,
         max_prompt_tokens=args.max_prompt_tokens,
+        mesh=mesh,
+        score_tokens=args.score_tokens,
     )
 
 
@@ -345,21 +383,39 @@ def _check(args: Arguments) -> None:
         raise UserError(f"give exactly one of --model, --judge and --samples, not {what}")
     if args.meta is not None and args.model is None:
         raise UserError("--meta guides the votes of a model; give --model too")
-    if args.k < 0 or args.resamples < 1 or args.probes < 0 or min(args.k_meta, default=1) < 1:
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one is not None and one < least:
+                raise UserError(f"{_option(name)} {one}: give {least} or more")
+    if len(set(args.k_meta)) < len(args.k_meta):
+        raise UserError(f"--k-meta {' '.join(map(str, args.k_meta))}: give each number once")
+    for name in ("threshold", "temperature", "adaptive", "adaptive_bound"):
+        value = getattr(args, name)
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{_option(name)} {value}: give a number")
+    if args.model is None:
+        for name in OF_MODELS:
+            if getattr(args, name) is not None:
+                raise UserError(f"{_option(name)} is for --model, which samples")
+        if args.mesh != MeshConfig():
+            raise UserError("--mesh is for --model, which is computed on devices")
+    if args.samples is not None and args.k is not None:
         raise UserError(
-            f"--k {args.k} --k-meta {args.k_meta} --resamples {args.resamples} --probes "
-            f"{args.probes}: k and probes are 0 or more, the others 1 or more"
+            f"--k {args.k}: samples that were drawn are all used; give --model to draw others"
         )
-    for name in ("temperature", "max_new_tokens", "max_prompt_tokens", "adaptive"):
-        if args.model is None and getattr(args, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is for --model, which samples")
-    if min(args.max_new_tokens or 1, args.max_prompt_tokens or 1) < 1 or args.max_new_tokens == 0:
-        raise UserError("--max-new-tokens and --max-prompt-tokens are 1 or more")
+    if args.score_tokens is not None and args.meta is None:
+        raise UserError("--score-tokens is of the meta RM; give --meta too")
     if args.k_meta and args.samples is None:
         if args.meta is None:
             raise UserError("--k-meta is of votes that a meta RM guides; give --meta too")
-        if max(args.k_meta) > args.k:
-            raise UserError(f"--k-meta {max(args.k_meta)} of --k {args.k} samples")
+        k = K if args.k is None else args.k
+        if max(args.k_meta) > k:
+            raise UserError(f"--k-meta {max(args.k_meta)} of --k {k} samples")
+    if not 0 <= args.adaptive_bound < 1:
+        raise UserError(
+            f"--adaptive-bound {args.adaptive_bound} is a probability, 0 or more and below 1"
+        )
     if args.adaptive is not None and not 0 <= args.adaptive < 1:
         raise UserError(f"--adaptive {args.adaptive} is a probability, 0 or more and below 1")
     if args.adaptive is not None and args.meta is not None:
@@ -369,6 +425,43 @@ def _check(args: Arguments) -> None:
             f"--temperature {args.temperature}: samples of a vote need one above 0; -k 0 judges "
             "greedily only"
         )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _resolved(args: Arguments) -> Arguments:
+    """With the defaults of options that were not given."""
+    return dataclasses.replace(
+        args,
+        k=K if args.k is None else args.k,
+        probes=PROBES if args.probes is None else args.probes,
+        long_prompts=args.long_prompts or "error",
+        cache=args.cache or CACHE,
+    )
+
+
+def _check_k_meta(k_meta: Sequence[int], rows: Sequence[SampleRow], file: Path) -> None:
+    """Raise UserError unless votes of these samples can keep so many."""
+    if not k_meta:
+        return
+    if all(row.meta is None for row in rows):
+        raise UserError(f"--k-meta: {file} has no scores of a meta RM; give --model and --meta")
+    drawn = max(row.sample for row in rows) + 1
+    if max(k_meta) > drawn:
+        raise UserError(f"--k-meta {max(k_meta)}: {file} has {drawn} samples a record")
+
+
+def _require_writable(directory: Path, option: str) -> None:
+    """Raise UserError when the directory can not be written or made; makes nothing."""
+    place = directory.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{option} {directory}: {place} is no directory; give another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {directory}: {place} can not be written; give another")
 
 
 def _samples_of(path: Path, benchmark: Benchmark) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,13 +10,14 @@ import types
 from pathlib import Path
 from typing import ClassVar
 
+import jax
 import pytest
 
 from grm_jax import evaluate
 from grm_jax.benchmarks.aggregate import Scales
 from grm_jax.benchmarks.bias import identical
 from grm_jax.benchmarks.judges import judge_rows
-from grm_jax.benchmarks.samples import read_samples
+from grm_jax.benchmarks.samples import read_samples, write_samples
 from grm_jax.data.preferences import Preference, write_preferences
 
 
@@ -151,6 +153,30 @@ def test_a_model_is_one_call(data, tmp_path, fake, capsys):
     assert results["cost"]["seconds"] == 0.5
 
 
+def test_a_model_is_split_as_asked(data, tmp_path, fake, monkeypatch):
+    seen = []
+    init = fake.__init__
+
+    def watched(self, *args, **more):
+        seen.append(more)
+        init(self, *args, **more)
+
+    monkeypatch.setattr(fake, "__init__", watched)
+    monkeypatch.setattr("grm_jax.train.setup_devices", lambda count: seen.append(count))
+    common = ["--bench", "preferences", "--data", data, "--model", "m", "--meta", "r", "-k", 2]
+    common += ["--output", tmp_path / "out", "--cache", tmp_path / "cache"]
+    run(*common)
+    assert seen[0]["mesh"] is None and seen[0]["score_tokens"] is None
+    devices = len(jax.devices())
+    split = ["--mesh.tensor", 2, "--mesh.cpu-devices", devices, "--score-tokens", 64]
+    run(*common, *split)
+    assert seen[1] == devices
+    assert dict(seen[2]["mesh"].shape) == {
+        "replica": 1, "fsdp": devices // 2, "sequence": 1, "tensor": 2
+    }  # fmt: skip
+    assert seen[2]["score_tokens"] == 64
+
+
 def test_ctrl_c_says_what_is_kept(data, tmp_path, fake, monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
@@ -199,7 +225,7 @@ def test_several_benchmarks_and_a_comparison(data, tmp_path, capsys):
             "not --model and --judge",
         ),
         (["--bench", "preferences", "--judge", "longer", "--meta", "m"], "give --model too"),
-        (["--bench", "preferences", "--judge", "longer", "-k", "-1"], "k and probes are 0 or more"),
+        (["--bench", "preferences", "--judge", "longer", "-k", "-1"], "--k -1: give 0 or more"),
         (["--bench", "preferences", "--model", "m", "--temperature", "0"], "-k 0 judges greedily"),
         (["--bench", "preferences", "--judge", "longer", "--limit", "1"], "cannot hold all 2"),
         (["--bench", "preferences", "--judge", "longer", "--temperature", "1"], "is for --model"),
@@ -208,7 +234,7 @@ def test_several_benchmarks_and_a_comparison(data, tmp_path, capsys):
             ["--bench", "preferences", "--model", "m", "--meta", "m", "--k-meta", "9", "-k", "8"],
             "--k-meta 9 of --k 8",
         ),
-        (["--bench", "preferences", "--model", "m", "--max-new-tokens", "0"], "are 1 or more"),
+        (["--bench", "preferences", "--model", "m", "--max-new-tokens", "0"], "give 1 or more"),
         (["--bench", "preferences", "--judge", "longer", "--form", "pairs"], "has no form"),
         (["--bench", "preferences", "--judge", "longer", "--compare", "x"], "no samples of"),
         (["--bench", "synthetic", "--judge", "longer"], "no heldout.jsonl here"),
@@ -221,6 +247,53 @@ def test_mistakes_are_one_clear_line(data, tmp_path, capsys, args, words):
     assert message.startswith("evaluate: ")
     assert words in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--limit 0", "--limit 0: give 1 or more"),
+        ("--resamples 0", "--resamples 0: give 1 or more"),
+        ("--seed -1", "--seed -1: give 0 or more"),
+        ("--threshold nan", "--threshold nan: give a number"),
+        ("--adaptive-bound nan", "--adaptive-bound nan: give a number"),
+        ("--adaptive-bound 2", "--adaptive-bound 2.0 is a probability"),
+        ("--probes 4", "--probes is for --model"),
+        ("--long-prompts error", "--long-prompts is for --model"),
+        ("--max-prompt-tokens 4", "--max-prompt-tokens is for --model"),
+        ("--cache c", "--cache is for --model"),
+        ("--score-tokens 4", "--score-tokens is for --model"),
+        ("--mesh.tensor 2", "--mesh is for --model"),
+        ("--output FILE/o", "is no directory; give another"),
+    ],
+)
+def test_options_are_obeyed_or_refused(data, tmp_path, capsys, given, words):
+    args = given.replace("FILE", str(data)).split()
+    common = ["--bench", "preferences", "--data", data, "--judge", "longer"]
+    out = [] if "--output" in given else ["--output", tmp_path / "o"]
+    assert words in fails(capsys, *common, *out, *args)
+    assert not (tmp_path / "o").exists()
+
+
+def test_options_that_samples_can_not_obey_are_refused(data, tmp_path, capsys):
+    common = ["--bench", "preferences", "--data", data]
+    out = tmp_path / "out"
+    run(*common, "--judge", "random", "-k", 4, "--output", out)
+    again = [*common, "--samples", out]
+    for given, words in (
+        ("-k 2", "--k 2: samples that were drawn are all used; give --model"),
+        ("--k-meta 2", "has no scores of a meta RM"),
+        ("--probes 2", "--probes is for --model"),
+        ("--long-prompts skip", "--long-prompts is for --model"),
+        ("--cache c", "--cache is for --model"),
+    ):
+        assert words in fails(capsys, *again, *given.split())
+    file = out / "preferences" / "samples.jsonl"
+    rows = [dataclasses.replace(row, meta=0.5) for row in read_samples(file)]
+    write_samples(file, rows)
+    assert "--k-meta 99: " in (message := fails(capsys, *again, "--k-meta", 99))
+    assert "has 4 samples a record" in message
+    run(*again, "--k-meta", 2)
 
 
 def test_exit_status_and_no_jax(data, tmp_path):
