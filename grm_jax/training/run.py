@@ -1,6 +1,7 @@
 """A run: its directory, and what its stages share.
 
 <run_dir>/
+  run.lock          who works on it, while a command does: lock.py
   world/            the embedded world's files (when it is used)
   sft/ rft/ rl/ meta_rm/ scalar_rm/
     config.json     the stage's part of the recipe, as used
@@ -33,6 +34,7 @@ from grm_jax.config import SYNTHETIC, ConfigError, Setup, differences, to_json
 from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
 from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
+from grm_jax.lock import hold
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig, model_config
@@ -278,10 +280,12 @@ class Stage:
                 )
 
     def begin(self, *needs: str) -> None:
-        """Check that the models it needs are there, and note the recipe as used."""
+        """Check that the models it needs are there, hold the run directory, and note the recipe
+        as used."""
         for source in needs:
             self.run.require(source)
         barrier("stage: checked")
+        hold(self.run.directory)
         if first() and not self._config_file.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._config_file.write_text(self._config, encoding="utf-8")
