@@ -70,7 +70,12 @@ class ModelJudge:
         self._meta_limit: tuple[Template, int] | None = None
         if meta is not None:
             folder, template = checkpoint.model_folder(meta, "meta_rm"), meta_template(meta)
-            self._meta = {"meta": fingerprint(folder, memory), "template": template.digest}
+            self._meta = {
+                "meta": fingerprint(folder, memory),
+                "template": template.digest,
+                # Earlier scores were of prompts without a record's reference and principles.
+                "reads": "query, responses, reference, principles",
+            }
             self._meta_limit = (template, read_model_config(folder).max_position)
         self._caches: dict[str, SampleCache] = {}
 
