@@ -112,7 +112,8 @@ class Arguments:
     form: Form | None = None
     """What a question shows, where a benchmark has several: all responses (list), pairs, single."""
     threshold: float | None = None
-    """Single responses: a mean score above it says correct."""
+    """Single responses: a mean score above it says correct; default: the middle of the range of
+    the judge's template for single responses."""
     compare: Path | None = None
     """Directory of an earlier evaluation: paired differences to it."""
     limit: int | None = None
@@ -221,6 +222,8 @@ def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path)
         rows, probes = judge.judge(benchmark, records, rules)
         seconds, about = judge.seconds_per_sample(benchmark, rules), judge.about
         scales = judge.scales(benchmark, rules)
+        if args.threshold is None:
+            rules = dataclasses.replace(rules, threshold=sum(scales.single) / 2)
     elif task.rows is not None:
         rows = task.rows
         if task.about is not None:
@@ -358,6 +361,7 @@ def _rules(args: Arguments, benchmark: Benchmark, about: Results | None) -> Rule
     base = benchmark.authors if args.protocol == "authors" else benchmark.paper
     if about is not None:
         drawn = {name: about.settings["rules"][name] for name in ("order", "form")}
+        base = dataclasses.replace(base, threshold=about.settings["rules"]["threshold"])
         for name, value in drawn.items():
             if getattr(args, name) not in (None, value):
                 raise UserError(

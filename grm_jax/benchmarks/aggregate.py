@@ -31,6 +31,7 @@ from grm_jax.benchmarks.replay import decided_after
 from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.critique.adaptive import BOUND
+from grm_jax.critique.parse import last_box
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 
@@ -78,6 +79,7 @@ class Rates:
 
     Attributes:
         samples: their number. failed: share without scores. failures: the same, by kind.
+        boxes: by kind, the last box that such critiques most often hold, as written, and its count.
         truncated: share stopped by the length limit, with or without scores.
         tokens: mean number of generated tokens.
     """
@@ -87,6 +89,7 @@ class Rates:
     failures: Mapping[str, float]
     truncated: float
     tokens: float
+    boxes: Mapping[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +159,7 @@ def aggregate(
     k_meta: Sequence[int] = (),
     bound: float = BOUND,
     scales: Scales = Scales(),
+    threshold: float | None = None,
     uneven: bool = False,
 ) -> Aggregate:
     """The verdicts of every method on every record.
@@ -168,6 +172,7 @@ def aggregate(
         k_meta: numbers of samples that guided votes keep, besides half of k.
         bound: of adaptive votes: the probability of another verdict that is accepted.
         scales: the ranges of scores, which say what further samples could change.
+        threshold: of single responses, for adaptive votes; default: the middle of their range.
         uneven: records have as many samples as it took to decide them; the one vote, "adaptive@k",
             is over all of a record's, and single samples are those that every record has.
 
@@ -194,7 +199,9 @@ def aggregate(
         methods.append(Method("sample@1", "sample", 1, table.singles(least), 1.0))
         methods.append(Method(f"adaptive@{count}", "adaptive", count, table.vote(None), mean))
     elif sampled:
-        methods += _sampled(Tables(records, sampled), count, chosen, k_meta, bound, scales)
+        methods += _sampled(
+            Tables(records, sampled), count, chosen, k_meta, bound, scales, threshold
+        )
     rates = {
         name: _rates([row for part in grouped.values() for row in part])
         for name, grouped in (("greedy", greedy), ("sampled", sampled))
@@ -217,6 +224,7 @@ def _sampled(
     k_meta: Sequence[int],
     bound: float,
     scales: Scales,
+    threshold: float | None,
 ) -> list[Method]:
     methods = [Method("sample@1", "sample", 1, table.singles(count), 1.0)]
     for k in ks:
@@ -228,7 +236,7 @@ def _sampled(
             for name, m in kept.items():
                 methods.append(Method(name, "meta", k, table.guided_vote(k, m), k))
     if count > 4:
-        votes, mean = table.adaptive(bound, scales)
+        votes, mean = table.adaptive(bound, scales, threshold)
         methods.append(Method(f"adaptive@{count}", "adaptive", count, votes, mean))
     return methods
 
@@ -289,12 +297,14 @@ class Tables:
             count = len(plan)
         return Votes(tuple(found), count)
 
-    def adaptive(self, bound: float, scales: Scales) -> tuple[Votes, float]:
+    def adaptive(
+        self, bound: float, scales: Scales, threshold: float | None = None
+    ) -> tuple[Votes, float]:
         """Each record's samples until it is decided, and how many that were on average."""
         found, taken = [], []
         for members, scores, _ in self._parts:
             low, high = scales.single if scores.shape[2] == 1 else scales.many
-            stop = decided_after(scores, bound, low, high)  # [R]
+            stop = decided_after(scores, bound, low, high, threshold)  # [R]
             used = np.arange(scores.shape[1]) < stop[:, None]
             usable = used & ~np.isnan(scores[..., 0])
             totals = np.where(usable[..., None], np.nan_to_num(scores), 0.0).sum(axis=1)
@@ -379,6 +389,14 @@ def _has_meta(sampled: _Grouped) -> bool:
     return bool(usable) and not without
 
 
+def _boxes(rows: Sequence[SampleRow]) -> dict[str, tuple[str, int]]:
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for row in rows:
+        if row.failure is not None and (box := last_box(row.text)):
+            found[row.failure][box] += 1
+    return {kind: counts.most_common(1)[0] for kind, counts in sorted(found.items())}
+
+
 def _rates(rows: Sequence[SampleRow]) -> Rates:
     kinds = collections.Counter(row.failure for row in rows if row.failure is not None)
     total = len(rows)
@@ -386,6 +404,7 @@ def _rates(rows: Sequence[SampleRow]) -> Rates:
         samples=total,
         failed=kinds.total() / total,
         failures={kind: count / total for kind, count in sorted(kinds.items())},
+        boxes=_boxes(rows),
         truncated=sum(row.truncated for row in rows) / total,
         tokens=sum(row.tokens for row in rows) / total,
     )

@@ -20,6 +20,7 @@ from grm_jax.benchmarks.aggregate import (
 from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords, credit_vector
 from grm_jax.benchmarks.bias import bias_table
 from grm_jax.benchmarks.figures import Figure, FigureLike, Resampled
+from grm_jax.benchmarks.judges import JUDGES
 from grm_jax.benchmarks.measures import Verdicts, credit, credit_where
 from grm_jax.benchmarks.results import (
     Against,
@@ -129,7 +130,7 @@ def assess(
     rules = rules or benchmark.authors
     scored = judge_scores(
         benchmark, records, rows, rules, ks=ks, k_meta=k_meta, bound=bound, scales=scales,
-        uneven=adaptive,
+        threshold=rules.threshold, uneven=adaptive,
     )  # fmt: skip
     found = scored.aggregate
     methods, comparisons = _intervals(benchmark, records, rules, scored, resamples, seed)
@@ -167,6 +168,7 @@ def assess(
             rules,
             probes,
             clusters=benchmark.clusters(records),
+            sees_order=judge not in JUDGES,
         ),
         cost=_cost(rows, {} if benchmark.rating else credits, seconds_per_sample, shown),
     )

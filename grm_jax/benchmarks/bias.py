@@ -53,6 +53,7 @@ def bias_table(
     probes: Sequence[SampleRow] = (),
     *,
     clusters: Sequence[Hashable] | None = None,
+    sees_order: bool = True,
 ) -> tuple[Finding, ...]:
     """All findings that the samples allow.
 
@@ -61,11 +62,12 @@ def bias_table(
         sections: its figures by section.
         probes: samples on records with identical responses (`identical`).
         clusters: of the records; those of one are drawn together in intervals.
+        sees_order: whether the judge was shown an order; without one there is no position.
     """
     labels = clusters or [record.id for record in records]
     cluster = {record.id: label for record, label in zip(records, labels, strict=True)}
     found = [
-        *(_position(records, rows, cluster) if rules.order != "fixed" else ()),
+        *(_position(records, rows, cluster) if sees_order and rules.order != "fixed" else ()),
         *_length(records, credits, cluster),
         *_identical(probes),
     ]

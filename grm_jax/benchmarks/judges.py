@@ -15,6 +15,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 
 JudgeName = Literal["longer", "random"]
+JUDGES = get_args(JudgeName)  # none of them sees the order in which responses are shown
 
 
 def judge_rows(

@@ -10,23 +10,28 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import erfc
 
-from grm_jax.critique.adaptive import AT_LEAST
+from grm_jax.critique.adaptive import AT_LEAST, variance_floor
 
 
-def decided_after(scores: np.ndarray, bound: float, low: float, high: float) -> np.ndarray:
+def decided_after(
+    scores: np.ndarray, bound: float, low: float, high: float, threshold: float | None = None
+) -> np.ndarray:
     """Number of samples after which each record is decided, at most K: [R].
 
     Args:
         scores: [R, K, n]; NaN where a sample failed.
         bound: probability of another verdict that is accepted; 0: only what is certain.
-        low, high: the range of a score. Single responses are decided against its middle.
+        low, high: the range of a score. threshold: what single responses are
+            decided against; default: the middle.
     """
     records, samples, n = scores.shape
     span = high - low
+    floor = variance_floor(high - low)
     if n == 1:
-        middle = np.where(np.isnan(scores), np.nan, (low + high) / 2)
-        scores = np.concatenate([scores, middle], axis=2)
-        span /= 2
+        middle = (low + high) / 2 if threshold is None else threshold
+        against = np.where(np.isnan(scores), np.nan, middle)
+        scores = np.concatenate([scores, against], axis=2)
+        span = max(high - middle, middle - low)
     usable = ~np.isnan(scores[..., 0])
     filled = np.where(usable[..., None], scores, 0.0)
     totals = np.cumsum(filled, axis=1)  # [R, K, n]
@@ -48,7 +53,7 @@ def decided_after(scores: np.ndarray, bound: float, low: float, high: float) -> 
             - 2 * products[rows, place, leader]
             + products[:, place].diagonal(axis1=1, axis2=2)
         )
-        variance = np.maximum(square - m * mean**2, 0.0) / (m - 1) + 0.5
+        variance = np.maximum(square - m * mean**2, 0.0) / (m - 1) + floor
         spread = np.sqrt(variance * (left + left * left / m))
         chance = 0.5 * erfc((m + left) * mean / spread / np.sqrt(2.0))
         chance[rows, leader] = 0.0

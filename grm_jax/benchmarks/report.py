@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,10 +61,8 @@ class Grid:
             tuple("---:" if index else ":---" for index in range(len(self.columns))),
             *self.rows,
         ]
-        body = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
-        return f"{self.title}\n\n{body}\n"
+        body = "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
+        return f"{_escaped(self.title)}\n\n{body}\n"
 
 
 def methods_grid(results: Results) -> Grid:
@@ -193,6 +192,8 @@ def summary(results: Results) -> list[str]:
             f"{f' ({kinds})' if kinds else ''}, {percent(rate.truncated)} cut off at the length "
             f"limit, {rate.tokens:.1f} tokens each"
         )
+        for kind, (box, count) in rate.boxes.items():
+            lines.append(f"{name}: {kind}, the commonest box ({count:,} times): {_shown(box)}")
     if results.unjudged:
         lines.append(
             f"unjudged: {len(results.unjudged)} of {results.records:,} records have no usable "
@@ -250,7 +251,7 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     files = [directory / "results.json", directory / "table.md"]
     write_results(files[0], results)
-    below = "".join(f"- {line}\n" for line in summary(results))
+    below = "".join(f"- {_escaped(line)}\n" for line in summary(results))
     grids = [methods_grid(results), *group_grids(results)]
     grids += [bias_grid(results)] if results.bias else []
     grids += [against_grid(results)] if results.against else []
@@ -259,6 +260,19 @@ def write_report(
     if any(method.kind == "vote" for method in results.methods):
         files += plot_accuracy(results, directory / "accuracy", baselines=baselines)
     return files
+
+
+def _escaped(text: str) -> str:
+    """Text from outside as one line of markdown that is nothing but text."""
+    text = " ".join(text.split())
+    for mark in "\\|`*":
+        text = text.replace(mark, "\\" + mark)
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def _shown(box: str) -> str:
+    """A box on one line, without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(box.split()))
 
 
 def percent(share: float) -> str:

@@ -138,7 +138,12 @@ def read_results(path: str | Path) -> Results:
             Comparison(pair["first"], pair["second"], Difference(**pair["difference"]))
             for pair in values["comparisons"]
         )
-        rates = {name: Rates(**rate) for name, rate in values["rates"].items()}
+        rates = {
+            name: Rates(
+                **{**rate, "boxes": {key: tuple(box) for key, box in rate.get("boxes", {}).items()}}
+            )
+            for name, rate in values["rates"].items()
+        }
         for name in ("headline", "unjudged", "skipped", "notes"):
             values[name] = tuple(values[name])
         bias = tuple(

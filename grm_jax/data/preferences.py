@@ -74,7 +74,8 @@ class Preference:
 
     def __post_init__(self) -> None:
         check_text("id", self.id, filled=True)
-        _check_turns("turns", self.turns)
+        # Only rows of a user must say something: files of benchmarks hold empty last turns.
+        _check_turns("turns", self.turns, filled=False)
         _check_texts("responses", self.responses)
         _check_labels("labels", self.labels, len(self.responses))
         check_text("domain", self.domain)
@@ -260,6 +261,7 @@ def _parse_row(row: dict[str, Any], where: str) -> Preference:
     if type(given) is int:  # many data sets number their rows
         given = str(given)
     # Check before hashing: a content id needs sound content.
+    _check_turns("turns", turns)
     checked = Preference("-", turns, responses, labels, domain, reference, principles, where)
     if given is None:
         given = content_id(turns, responses, labels, domain, reference, principles)
@@ -459,7 +461,7 @@ def _check_turn(name: str, turn: Turn) -> None:
     check_text(f"{name}.content", turn["content"])
 
 
-def _check_turns(name: str, turns: Any) -> None:
+def _check_turns(name: str, turns: Any, *, filled: bool = True) -> None:
     if not isinstance(turns, tuple) or not turns:
         raise DataError(name, show(turns), "give at least the user's turn")
     for i, turn in enumerate(turns):
@@ -470,7 +472,9 @@ def _check_turns(name: str, turns: Any) -> None:
             f"the last turn is the {turns[-1]['role']}'s",
             "end with the user's turn: replies to judge stand in the responses",
         )
-    check_text(name if len(turns) == 1 else f"{name}[-1]", turns[-1]["content"], filled=True)
+    if filled:
+        last = name if len(turns) == 1 else f"{name}[-1]"
+        check_text(last, turns[-1]["content"], filled=True)
 
 
 def _check_labels(name: str, labels: Any, n: int) -> None:

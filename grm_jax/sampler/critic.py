@@ -250,7 +250,13 @@ class Critic:
         if len(record.responses) == 1:
             middle = (template.low + template.high) / 2
             scores = [None if s is None else (s[0], middle) for s in scores]
-            return decided(scores, remaining, bound, span=(template.high - template.low) / 2)
+            return decided(
+                scores,
+                remaining,
+                bound,
+                span=(template.high - template.low) / 2,
+                width=template.high - template.low,
+            )
         return decided(scores, remaining, bound, span=template.high - template.low)
 
 

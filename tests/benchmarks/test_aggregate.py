@@ -228,7 +228,7 @@ def test_adaptive_votes_stop_where_the_rule_says():
         wanted = []
         for record in scores:
             seen = [(s[0], 5.5) for s in record]
-            stops = (m for m in range(1, 16) if decided(seen[:m], 16 - m, bound, span=4.5))
+            stops = (m for m in range(1, 16) if decided(seen[:m], 16 - m, bound, span=4.5, width=9))
             wanted.append(next(stops, 16))
         assert decided_after(scores, bound, 1, 10).tolist() == wanted
     # Margins of one point: nothing is certain before the end comes near.
