@@ -114,12 +114,13 @@ def _turns(fields: Fields) -> tuple[Turn, ...]:
     ]
     last = said[-1] if said and isinstance(said[-1], dict) else {}
     content = last.get("content")
-    silent = isinstance(content, str) and not content.strip()
-    if silent:  # a few rows of the authors end so; they are judged as they are
+    if (
+        silent := isinstance(content, str) and not content.strip()
+    ):  # a few rows of the authors end so; they are judged as they are
         said[-1] = {**last, "content": "-"}
     try:
         turns = parse_row({"turns": said, "response": "", "label": 1}).turns
-        return (*turns[:-1], Turn(role="user", content=content)) if silent else turns
+        return (*turns[:-1], Turn(role="user", content=str(content))) if silent else turns
     except DataError as error:
         name = error.field.replace("turns", "conversation_input", 1)
         raise fields.wrong(name, error.problem, error.fix) from None

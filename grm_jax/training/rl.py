@@ -276,7 +276,7 @@ def describe(groups: list[list[Critique]], rewards: np.ndarray) -> dict[str, flo
     return {
         "reward": float(rewards.mean()),
         "correct": float((rewards == 1.0).mean()),
-        "signal": float((rewards.std(axis=1) > 0).mean()),
+        "signal": float((rewards.max(axis=1) > rewards.min(axis=1)).mean()),
         "length": float(lengths.mean()),
         "tokens": float(lengths.sum()),
         "truncated": float(np.mean([c.finish_reason == "length" for c in every])),
