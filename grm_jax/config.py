@@ -6,7 +6,8 @@ A recipe file defines `get_config(size: str) -> Recipe` for one of the recipe cl
     --config rl.py:27b      get_config("27b"), the paper's
 
 The file is looked for as given and then in `configs/`. What was used is written to the run
-directory, and a run is only taken up again with the same recipe.
+directory. A run is only resumed with a recipe that says the same; fields declared with `how` may
+change.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tyro
 
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
+from grm_jax.identity import how
 from grm_jax.model.gemma2 import Remat
 from grm_jax.model.lora import LoRAConfig
 from grm_jax.parallel.options import MeshConfig
@@ -70,7 +72,7 @@ class JudgeDefaults:
 class Setup:
     """What the stages of a run share."""
 
-    run_dir: str = "runs/spct"
+    run_dir: str = how("runs/spct")
     """Everything a run writes. The same command takes an interrupted run up again."""
     seed: int = 0
     size: str = "tiny"
@@ -89,35 +91,35 @@ class Setup:
     """Count and list bad rows of the preference files instead of stopping at the first."""
     world: WorldConfig = WorldConfig()
     templates: TemplateConfig = TemplateConfig()
-    judge: JudgeDefaults = JudgeDefaults()
-    mesh: MeshConfig = MeshConfig()
+    judge: JudgeDefaults = how(JudgeDefaults())
+    mesh: MeshConfig = how(MeshConfig())
     engine: EngineConfig = EngineConfig()
-    length_buckets: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    length_buckets: tuple[int, ...] = how((1024, 2048, 4096, 8192))
     """Training rows (prompt and critique) are padded to the next of these lengths."""
-    prompt_buckets: tuple[int, ...] = (512, 1024, 2048, 4096, 7168)
+    prompt_buckets: tuple[int, ...] = how((512, 1024, 2048, 4096, 7168))
     """RL: prompts are padded to the next of these lengths."""
-    logprob_chunk: int = 2048
+    logprob_chunk: int = how(2048)
     """Tokens whose logits over the vocabulary are held at once."""
-    remat: Remat = "block"
+    remat: Remat = how("block")
     """What the backward pass computes again: no matrix product, only what lies between them (none);
     every pair of layers (block); all but their attention (block_save_attention); or all, from
     inputs kept in host memory (offload)."""
-    attention: Literal["auto", "reference", "chunked", "splash", "tokamax"] = "auto"
+    attention: Literal["auto", "reference", "chunked", "splash", "tokamax"] = how("auto")
     """How attention is computed; auto: splash on TPUs, tokamax on Hopper and Blackwell GPUs where
     it is installed, else chunked."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """What trained parameters are stored in. bfloat16 halves their memory: moments stay float32,
     updates are rounded stochastically."""
     lora: LoRAConfig = LoRAConfig()
-    guard: GuardConfig = GuardConfig()
-    keep: KeepConfig = KeepConfig()
-    log_every: int = 10
+    guard: GuardConfig = how(GuardConfig())
+    keep: KeepConfig = how(KeepConfig())
+    log_every: int = how(10)
     """Steps between two rows of metrics (RL writes every step)."""
-    checkpoint_every: int = 100
+    checkpoint_every: int = how(100)
     """Steps between two checkpoints."""
-    profile: str | None = None
+    profile: str | None = how(None)
     """FIRST:LAST writes a trace of these steps into the stage's directory."""
-    distributed: Literal["auto", "on", "off"] = "auto"
+    distributed: Literal["auto", "on", "off"] = how("auto")
     """Join the other processes of a cluster: when one is found, always, or never."""
 
 
@@ -130,7 +132,7 @@ class Fitting:
     """Rows of a step (pairs, for the Bradley-Terry baseline)."""
     pack: int = 0
     """Tokens of a row that holds as many examples as fit; 0: an example a row. Not for pairs."""
-    device_batch: int = 0
+    device_batch: int = how(0)
     """Rows (or pairs) that a device computes at a time, its others after them; 0: all."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -153,7 +155,7 @@ class RFT:
     hinted: bool = True
     """Sample one more trajectory with the best response given away."""
     sampling: SamplingConfig = SamplingConfig()
-    chunk: int = 512
+    chunk: int = how(512)
     """Records sampled between two writes to disk."""
     fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
@@ -179,14 +181,14 @@ class RL:
     train_groups: int | None = None
     """Update on at most so many groups a step, and only on those with signal (dynamic sampling);
     None: on all groups, of which those without signal still feel the KL term, as in the paper."""
-    device_batch: int = 1
+    device_batch: int = how(1)
     """Groups that a device computes at a time, its others after them; 0: all. Parts without any
     rollout are skipped, and those whose rollouts are all short cut to half of the length."""
-    offload_reference: bool = False
+    offload_reference: bool = how(False)
     """Keep the reference policy in host memory while it is not needed."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=4e-7)
-    save_rollouts: bool = True
+    save_rollouts: bool = how(True)
     """Write every rollout's text and reward to rollouts.jsonl (the meta RM can learn from them)."""
 
 
@@ -332,13 +334,3 @@ def to_json(value: Any) -> str:
         raise TypeError(f"{node!r} can not be written as JSON")
 
     return json.dumps(value, default=plain, indent=2, sort_keys=True) + "\n"
-
-
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """`field: old -> new` for each leaf in which two JSON trees differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(old.keys() | new.keys()):
-            found += differences(old.get(key), new.get(key), f"{prefix}{key}.")
-        return found
-    return [] if old == new else [f"{prefix[:-1]}: {old!r} -> {new!r}"]

@@ -8,8 +8,8 @@
 Prints a table a benchmark and writes, to OUTPUT/BENCH, results.json, table.md, samples.jsonl and
 accuracy.{png,svg}; to OUTPUT, report.html, which opens from disk. Samples are kept in a cache as
 they end: a second run with other aggregation settings samples nothing, and one that was stopped
-goes on. Exit status: 0, 1 for what can be mended (one line says how), 2 for wrong arguments, 130
-when stopped by Ctrl-C.
+goes on. Exit status: 0 (also when stopped by SIGTERM), 1 for what can be mended (one line says
+how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from grm_jax import stopping
 from grm_jax.benchmarks import BENCHMARKS, get_benchmark, rewardbench
 from grm_jax.benchmarks.aggregate import Method, Scales, aggregate, reported
 from grm_jax.benchmarks.assess import assess, compare_runs
@@ -156,17 +157,16 @@ def evaluate(args: Arguments) -> list[Results]:
     try:
         for task in tasks:
             done.append(_one(args, task, judge, output / task.benchmark.name))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signal:
         kept = f"; {judge.kept():,} samples are kept in {args.cache}" if judge else ""
-        raise Stopped(f"stopped{kept}; the same command goes on from there") from None
+        raise stopping.Stopped(
+            f"stopped{kept}; the same command goes on from there",
+            terminated=stopping.terminated(signal),
+        ) from None
     finally:
         if done:
             _say(f"report: {write_html(output / REPORT, done, title=_name(args))}")
     return [one.results for one in done]
-
-
-class Stopped(Exception):
-    """Ctrl-C; the message says what was kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -500,16 +500,22 @@ def _say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring for the exit status."""
-    args = tyro.cli(Arguments, args=argv, prog="python -m grm_jax.evaluate", description=__doc__)
-    try:
-        evaluate(args)
-    except Stopped as stopped:
-        print(f"evaluate: {stopped}", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, OSError) as error:
-        if not is_users(error):
-            raise
-        sys.exit(f"evaluate: {describe(error)}")
+    with stopping.handled():
+        try:
+            args = tyro.cli(
+                Arguments, args=argv, prog="python -m grm_jax.evaluate", description=__doc__
+            )
+            evaluate(args)
+        except stopping.Stopped as stopped:
+            print(f"evaluate: {stopped}", file=sys.stderr)
+            sys.exit(stopping.exit_code(stopped.terminated))
+        except KeyboardInterrupt as signal:
+            print("evaluate: stopped; nothing was sampled yet", file=sys.stderr)
+            sys.exit(stopping.exit_code(stopping.terminated(signal)))
+        except (UserError, OSError) as error:
+            if not is_users(error):
+                raise
+            sys.exit(f"evaluate: {describe(error)}")
 
 
 if __name__ == "__main__":

@@ -134,6 +134,11 @@ class Judge:
         self.sampler.budget.forget()  # it takes memory that caches were planned with
         return found
 
+    @property
+    def guided(self) -> bool:
+        """Whether a meta RM scores its critiques."""
+        return self._meta is not None
+
     def rows(
         self,
         records: Sequence[Preference],

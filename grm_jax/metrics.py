@@ -24,7 +24,8 @@ def setup_logging() -> None:
     """One line a message; warnings of libraries only; process 0 alone speaks."""
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
     log.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
-    logging.getLogger("absl").addFilter(_worth_saying)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_worth_saying)
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:

@@ -7,9 +7,11 @@ field of a recipe is an option; `--config rl.py --help` explains them.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
+from grm_jax import stopping
 from grm_jax.errors import UserError, describe, is_users
 from grm_jax.parallel.host import use_huge_pages
 
@@ -17,11 +19,29 @@ from grm_jax.parallel.host import use_huge_pages
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a recipe. Returns the exit code: 0 done, or stopped by SIGTERM and saved; 1 a user's
     mistake; 130 stopped by Ctrl-C and saved."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    with stopping.handled():
+        try:
+            return _main(args)
+        except stopping.Stopped as stopped:
+            return _stopped(str(stopped), stopped.terminated, args)
+        except KeyboardInterrupt as signal:
+            what = "stopped; what was finished before is kept"
+            return _stopped(what, stopping.terminated(signal), args)
+
+
+def _stopped(what: str, terminated: bool, args: Sequence[str]) -> int:
+    """Say how to go on; the exit code."""
+    command = shlex.join(["python", "-m", "grm_jax.train", *args])
+    print(f"{what}. Go on with the same command:\n    {command}", flush=True)
+    return stopping.exit_code(terminated)
+
+
+def _main(args: list[str]) -> int:
     import tyro
 
     from grm_jax import config as configs
 
-    args = list(sys.argv[1:] if argv is None else argv)
     try:
         spec, rest = split_config(args)
         recipe = configs.load(spec)
@@ -30,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     prog = f"python -m grm_jax.train --config {spec}"
     recipe = tyro.cli(type(recipe), default=recipe, args=rest, prog=prog)
-    return run(recipe, [*args])
+    return run(recipe)
 
 
 def split_config(args: list[str]) -> tuple[str, list[str]]:
@@ -56,7 +76,7 @@ def split_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
     return None, args
 
 
-def run(recipe, args: Sequence[str]) -> int:
+def run(recipe) -> int:
     """Set JAX up and dispatch to the recipe's stage."""
     import jax
 
@@ -72,7 +92,7 @@ def run(recipe, args: Sequence[str]) -> int:
         return 1
     from grm_jax.metrics import log, setup_logging
     from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft, spct
-    from grm_jax.training.run import Run, Stopped
+    from grm_jax.training.run import Run
 
     setup_logging()
     log.info("devices          %d x %s", jax.device_count(), jax.devices()[0].device_kind)
@@ -91,10 +111,6 @@ def run(recipe, args: Sequence[str]) -> int:
                 meta_rm.run_meta_rm(here, recipe.meta_rm, recipe.init)
             case configs.ScalarRMRecipe():
                 scalar_rm.run_scalar_rm(here, recipe.scalar_rm, recipe.init)
-    except Stopped as stopped:
-        command = " ".join(["python -m grm_jax.train", *args])
-        log.info("%s. Go on with the same command:\n    %s", stopped, command)
-        return 0 if stopped.terminated else 130
     except (UserError, OSError) as error:
         if not is_users(error):
             raise

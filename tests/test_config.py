@@ -9,7 +9,8 @@ import pytest
 import tyro
 
 from grm_jax import config as configs
-from grm_jax.config import ConfigError, differences, load, to_json
+from grm_jax.config import ConfigError, load, to_json
+from grm_jax.identity import differences
 from grm_jax.model.config import SIZES, model_config
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.train import main, split_config
@@ -168,11 +169,12 @@ def test_json_holds_every_field_and_differences_name_leaves():
         rl=dataclasses.replace(recipe.rl, steps=7),  # pyright: ignore[reportAttributeAccessIssue]
         setup=dataclasses.replace(recipe.setup, seed=1),
     )
-    assert differences(tree, json.loads(to_json(changed))) == [
-        f"rl.steps: {recipe.rl.steps} -> 7",  # pyright: ignore[reportAttributeAccessIssue]
-        "setup.seed: 0 -> 1",
-    ]
-    assert differences({"a": {"b": 1}}, {"a": {"c": 1}}) == ["a.b: 1 -> None", "a.c: None -> 1"]
-    assert differences(tree, tree) == []
+    assert differences(tree, json.loads(to_json(changed))) == {
+        "rl.steps": (recipe.rl.steps, 7),  # pyright: ignore[reportAttributeAccessIssue]
+        "setup.seed": (0, 1),
+    }
+    assert differences({"a": {"b": 1}}, {"a": {"c": 1}}) == {"a.b": (1, None), "a.c": (None, 1)}
+    assert differences({"a": {"b": 1}}, {"a": {}}, {"a": {"b": 1}}) == {}, "the default"
+    assert differences(tree, tree) == {}
     with pytest.raises(TypeError, match="can not be written as JSON"):
         to_json({"a": object()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -177,15 +179,19 @@ def test_a_model_is_split_as_asked(data, tmp_path, fake, monkeypatch):
     assert seen[2]["score_tokens"] == 64
 
 
-def test_ctrl_c_says_what_is_kept(data, tmp_path, fake, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_says_what_is_kept(number, code, data, tmp_path, fake, monkeypatch, capsys):
     def stop(*args):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal comes first")
 
     monkeypatch.setattr(fake, "judge", stop)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as error:
         run("--bench", "preferences", "--data", data, "--model", "m", "--output", tmp_path / "o")
-    assert error.value.code == 130
+    assert error.value.code == code
     assert "stopped; 7 samples are kept in runs/cache; the same command" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
 
 
 def test_several_benchmarks_and_a_comparison(data, tmp_path, capsys):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,22 @@ class SampleCache:
     Args:
         directory: of all caches.
         about: everything that a sample depends on besides the record; JSON values.
+        write: False only reads what is there: of several processes, one writes.
 
     Raises:
         DataError: a line that is not a sample. A last line that was cut off (the machine died) is
             dropped.
     """
 
-    def __init__(self, directory: str | Path, about: Mapping[str, Any]):
+    def __init__(self, directory: str | Path, about: Mapping[str, Any], *, write: bool = True):
         text = json.dumps(about, sort_keys=True, indent=1)
         self.folder = Path(directory) / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "about.json").write_text(text + "\n", encoding="utf-8")
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "about.json").write_text(text + "\n", encoding="utf-8")
         self._rows: dict[tuple[str, int], SampleRow] = {}
         path = self.folder / "samples.jsonl"
-        kept = _read_whole_lines(path)
+        kept = _read_whole_lines(path, mend=write)
         for number, line in enumerate(kept, 1):
             where = f"{path}:{number}"
             values = parse_line(line, where)
@@ -65,7 +68,9 @@ class SampleCache:
                 raise DataError("record", "missing", f"delete {self.folder}", where)
             row = row_from_json(values, where)
             self._rows[digest, row.sample] = row
-        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        target = path if write else Path(os.devnull)
+        self._file = target.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        self._write = write
         self._seconds = self.folder / "seconds.jsonl"
 
     def __len__(self) -> int:
@@ -87,6 +92,8 @@ class SampleCache:
     def spent(self, samples: int, seconds: float) -> None:
         """Note how long samples took."""
         self.flush()
+        if not self._write:
+            return
         with self._seconds.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"samples": samples, "seconds": round(seconds, 3)}) + "\n")
 
@@ -107,23 +114,24 @@ class SampleCache:
         self._file.close()
 
 
-def _read_whole_lines(path: Path) -> list[bytes]:
-    """Lines that end; what follows the last end is cut off the file."""
+def _read_whole_lines(path: Path, *, mend: bool = True) -> list[bytes]:
+    """Lines that end; with `mend`, what follows the last end is cut off the file."""
     if not path.exists():
         return []
     blob = path.read_bytes()
     whole = blob[: blob.rfind(b"\n") + 1]
-    if len(whole) < len(blob):
+    if mend and len(whole) < len(blob):
         with path.open("rb+") as file:
             file.truncate(len(whole))
     return [line for line in whole.split(b"\n") if line]
 
 
-def fingerprint(folder: str | Path, memory: Path) -> str:
+def fingerprint(folder: str | Path, memory: Path, *, write: bool = True) -> str:
     """A digest of all files of a model folder: other weights, other samples.
 
     Args:
         memory: a JSON file that remembers digests by name, size and time of change.
+        write: False leaves the memory as it is: of several processes, one writes.
     """
     folder = Path(folder)
     known: dict[str, Any] = {}
@@ -140,6 +148,8 @@ def fingerprint(folder: str | Path, memory: Path) -> str:
             with file.open("rb") as blob:
                 known[name] = hashlib.file_digest(blob, "sha256").hexdigest()
         whole.update(f"{file.relative_to(folder)} {known[name]}\n".encode())
+    if not write:
+        return whole.hexdigest()[:16]
     with written_whole(memory) as partial:
         partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     return whole.hexdigest()[:16]

@@ -105,6 +105,14 @@ def any_of(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
+def from_first(text: str) -> str:
+    """The first process's text (at most 64 ASCII characters) in all of them; all must ask."""
+    if jax.process_count() == 1:
+        return text
+    given = np.frombuffer(text.encode("ascii").ljust(64), np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(given)).decode("ascii").rstrip()
+
+
 def least_of(value: float) -> float:
     """The smallest of all processes' values; all of them must ask."""
     if jax.process_count() == 1:

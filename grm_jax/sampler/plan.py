@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from grm_jax.errors import UserError
+from grm_jax.identity import how
 from grm_jax.model.config import ModelConfig
 from grm_jax.sampler.schedule import Request, Shape
 
@@ -27,30 +28,30 @@ CPU_READERS = 16
 class EngineConfig:
     """How the sampler uses the machine."""
 
-    max_rows: int = 256
+    max_rows: int = how(256)
     """Samples decoded at once, over all data-parallel shards."""
-    page: int = 512
+    page: int = how(512)
     """Tokens of a page: prompts are stored, and shared, in pages."""
-    prefill_tokens: int = 8192
+    prefill_tokens: int = how(8192)
     """Prompt tokens computed at once."""
-    chunk: int = 64
+    chunk: int = how(64)
     """Most decode steps between two looks of the host, which begins samples in lanes that fell
     free; drawn tokens are kept in pieces of as many."""
-    min_lanes: int = 16
+    min_lanes: int = how(16)
     """When nothing waits any more, those still under way are packed into a quarter of the lanes,
     and again, but not below this: each size is a program to compile."""
-    spare: float = 0.5
+    spare: float = how(0.5)
     """Where samples wait for lanes: room for prompts beyond those that fill the lanes, as a share.
     The last samples of a prompt hold its pages while others have begun."""
-    share: bool = True
+    share: bool = how(True)
     """Prompts that begin alike share those pages."""
-    refill: bool = True
+    refill: bool = how(True)
     """Begin waiting samples as soon as lanes fall free; False: a batch at a time."""
     int8_weights: bool = False
     """Decode with matrices of 8-bit integers: half the bytes to read a step, at some accuracy."""
     int8_cache: bool = False
     """Keep keys and values as 8-bit integers: twice as many fit, at some accuracy."""
-    cache_bytes: int | None = None
+    cache_bytes: int | None = how(None)
     """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None:
     what an accelerator has free at the first rollout (`sampler.memory`); no limit on a CPU."""
 

@@ -16,9 +16,10 @@ from grm_jax import files
 from grm_jax.benchmarks import report, synthetic
 from grm_jax.benchmarks.aggregate import aggregate
 from grm_jax.benchmarks.assess import assess, compare
+from grm_jax.benchmarks.cache import SampleCache, fingerprint
 from grm_jax.benchmarks.results import Results
 from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import GREEDY, SampleRow, read_samples, write_samples
+from grm_jax.benchmarks.samples import GREEDY, SampleRow, write_samples
 from grm_jax.benchmarks.statistics import mean_interval
 from grm_jax.config import SPCTRecipe
 from grm_jax.critique import shuffle
@@ -26,6 +27,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judging import Judge, JudgeOptions, Scorer
 from grm_jax.metrics import Progress
+from grm_jax.parallel.multihost import barrier, first
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import reply_scores
 
@@ -38,9 +40,15 @@ ROWS = {"sft": "SFT", "rft": "RFT", "rl": "RL"}
 
 
 def evaluate_road(run: Run, recipe: SPCTRecipe) -> dict[str, Any]:
-    """Table, figures and plot in `evaluation/`; what was sampled is kept and not sampled again."""
+    """Table, figures and plot in `evaluation/`.
+
+    Samples are kept in `evaluation/cache` as they end, by weights, prompts, settings and seed: what
+    was sampled is not sampled again, and a model that was trained again is.
+    """
     directory = run.directory / "evaluation"
-    directory.mkdir(parents=True, exist_ok=True)
+    if first():
+        directory.mkdir(parents=True, exist_ok=True)
+    barrier("evaluation: begun")
     heldout = synthetic.BENCHMARK.load(run.world)
     fresh = [r for r in heldout if r.domain == synthetic.FRESH][: recipe.evaluation.records]
     shifted = [r for r in heldout if r.domain != synthetic.FRESH]
@@ -51,9 +59,9 @@ def evaluate_road(run: Run, recipe: SPCTRecipe) -> dict[str, Any]:
     for stage in ROWS:
         # The meta RM was trained to guide the RL model; its votes alone are guided.
         judge = make_judge(run, stage, guided=stage == "rl")
-        rows[stage] = sample(judge, fresh, options, directory / f"{stage}.jsonl", ROWS[stage])
+        rows[stage] = sample(run, judge, stage, fresh, options, directory / f"{stage}.jsonl")
     plain = make_judge(run, "rl", guided=False)
-    on_shifted = sample(plain, shifted, options, directory / "rl_shifted.jsonl", "RL, shifted")
+    on_shifted = sample(run, plain, "rl", shifted, options, directory / "rl_shifted.jsonl")
     scalar = scalar_rows(run, fresh, recipe.scalar_rm.fitting.batch_size)
     return summarise(run, rows, scalar, on_shifted, fresh, shifted, directory)
 
@@ -70,7 +78,8 @@ def make_judge(run: Run, stage: str, *, guided: bool) -> Judge:
         )
     return Judge(
         run.model,
-        run.params(stage),
+        # Read when a sample is missing.
+        lambda: run.params(stage, dtype=run.model.compute_dtype),
         run.tokenizer,
         run.mesh,
         templates=run.templates,
@@ -81,14 +90,38 @@ def make_judge(run: Run, stage: str, *, guided: bool) -> Judge:
 
 
 def sample(
-    judge: Judge, records: Sequence[Preference], options: JudgeOptions, file: Path, name: str
+    run: Run,
+    judge: Judge,
+    stage: str,
+    records: Sequence[Preference],
+    options: JudgeOptions,
+    file: Path,
 ) -> list[SampleRow]:
-    """Samples from the file, if an earlier evaluation finished it, else from the judge."""
-    if file.exists():
-        return read_samples(file)
-    progress = Progress(f"judging with {name}", len(records) * (options.k + 1))
-    rows = judge.rows(records, options, progress)
-    write_samples(file, rows)
+    """Samples of a stage's model, from the cache where they are there; also written to `file`."""
+    directory = run.directory / "evaluation"
+
+    def weights(name: str) -> str:
+        return fingerprint(run.model_dir(name), directory / "digests.json", write=first())
+
+    about = {**judge.about(options), "weights": weights(stage)}
+    caches = [SampleCache(directory / "cache", about, write=first())]
+    if judge.guided:
+        digest = run.templates.meta.digest
+        about |= {"meta": weights("meta_rm"), "template": digest}
+        caches.append(SampleCache(directory / "cache", about, write=first()))
+    # Every process has read what is there before the first one adds to it.
+    barrier(f"evaluation: {file.name}")
+    progress = Progress(f"judging with {ROWS[stage]}", len(records) * (options.k + 1))
+    try:
+        rows = judge.rows(
+            records, options, progress,
+            cache=caches[0], meta_cache=caches[1] if judge.guided else None,
+        )  # fmt: skip
+    finally:
+        for cache in caches:
+            cache.close()
+    if first():
+        write_samples(file, rows)
     return rows
 
 
@@ -128,11 +161,13 @@ def summarise(
     baseline = assess(benchmark, fresh, scalar, judge="scalar", rules=Rules(threshold=0.0))
     results["scalar (Bradley-Terry)"] = baseline
     grid = report.comparison_grid(results, methods=COLUMNS)
-    report.print_grid(grid)
+    if first():
+        report.print_grid(grid)
     level = baseline.figure("greedy")
     levels = {"scalar (Bradley-Terry)": level} if level else {}
-    report.write_report(directory, results["RL"], baselines=levels)
-    (directory / "table.md").write_text(grid.markdown(), encoding="utf-8")
+    if first():
+        report.write_report(directory, results["RL"], baselines=levels)
+        (directory / "table.md").write_text(grid.markdown(), encoding="utf-8")
 
     found = {stage: aggregate(fresh, sampled) for stage, sampled in rows.items()}
     top = max(m.k for m in found["rl"].methods)
@@ -147,15 +182,15 @@ def summarise(
         ),
     ]
     summary: dict[str, Any] = {"differences": {}, "audit": {}, "shifted": {}}
-    for name, (a, first), (b, second) in pairs:
+    for name, (a, one), (b, other) in pairs:
         names = {m.name for m in found[a].methods} & {m.name for m in found[b].methods}
-        if {first, second} - {m.name for s in (a, b) for m in found[s].methods} or not names:
+        if {one, other} - {m.name for s in (a, b) for m in found[s].methods} or not names:
             continue
         difference = compare(
             benchmark,
             fresh,
-            found[a].method(first).credits(fresh),
-            found[b].method(second).credits(fresh),
+            found[a].method(one).credits(fresh),
+            found[b].method(other).credits(fresh),
         )
         summary["differences"][name] = vars(difference) | {}
         log.info("%-30s %s", name, report.signed(difference))
@@ -186,7 +221,8 @@ def summarise(
     }
     summary["records"] = len(fresh)
     text = json.dumps(summary, indent=2) + "\n"
-    (directory / "summary.json").write_text(text, encoding="utf-8")
+    if first():
+        (directory / "summary.json").write_text(text, encoding="utf-8")
     log.info("written to %s: table.md, summary.json, accuracy.png", directory)
     return summary
 

@@ -24,8 +24,9 @@ from grm_jax.errors import UserError
 from grm_jax.metrics import MetricsWriter, Progress, Timer, Tracer
 from grm_jax.parallel.devices import mesh_flops
 from grm_jax.parallel.multihost import any_of
+from grm_jax.stopping import Stopped, requested
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
-from grm_jax.training.run import Stage, Stopped, stop_request
+from grm_jax.training.run import Stage
 from grm_jax.training.step import (
     HostBatch,
     TrainState,
@@ -123,23 +124,25 @@ class Loop:
         """
         setup = self.stage.run.setup
         tracer = Tracer(setup.profile, self.stage.directory / "trace")
-        with stop_request() as stop, tracer:
+        with requested() as stop, tracer:
             while self._now < self.steps:
                 self._now += 1
                 with tracer.step(self._now):
                     yield self._now
                 last = self._now == self.steps
-                due = self._now % setup.checkpoint_every == 0 and not last
+                # The last step too: until the model stands, it is all there is of the training.
+                due = self._now % setup.checkpoint_every == 0 or last
                 asked = any_of(stop.asked)
-                if due or last or asked:
+                if due or asked:
                     self._read()  # was this step taken?
-                # Asked for since, when nobody else can miss it.
+                # A signal that came since then counts too where there is no other process that
+                # might not have seen it.
                 stopping = asked or (stop.asked and jax.process_count() == 1)
                 if self._lost:
                     self._roll_back()
                 elif due or stopping:
                     with self.timer.phase("checkpoint"):
-                        self.checkpoints.save(self._now, self.state, self.data.get_state())
+                        self.checkpoints.save(self._now, self.state, self._position())
                 if stopping:
                     message = f"{self.stage.name} saved at step {self._now}"
                     raise Stopped(message, terminated=stop.terminated)
@@ -209,8 +212,21 @@ class Loop:
         if found is None:
             return None
         _, state, position = found
-        self.data.set_state(position)
+        # Earlier versions saved the data's position alone.
+        whole = isinstance(position, dict) and position.keys() == {"buckets", "data"}
+        buckets = position["buckets"] if whole else self.stage.buckets_before
+        if buckets == self.stage.buckets:
+            self.data.set_state(position["data"] if whole else position)
+        else:
+            log.warning(
+                "%s: other length buckets than before: from step %d on the data is shuffled anew",
+                self.stage.name, int(state.step),
+            )  # fmt: skip
         return state
+
+    def _position(self) -> dict[str, Any]:
+        """Where the data is, and the buckets that its order depends on."""
+        return {"buckets": self.stage.buckets, "data": self.data.get_state()}
 
     def _fresh(self) -> TrainState:
         return init_state(

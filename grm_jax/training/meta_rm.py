@@ -14,7 +14,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -22,28 +23,31 @@ from grm_jax.benchmarks.statistics import mean_auc_within, roc_auc
 from grm_jax.config import ConfigError, MetaRM
 from grm_jax.critique import is_correct
 from grm_jax.data.loader import Example, example_batches
-from grm_jax.data.trajectories import Trajectory, read_trajectories, write_trajectories
-from grm_jax.metrics import Progress
+from grm_jax.data.preferences import Preference
+from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
-from grm_jax.parallel.multihost import barrier, first
-from grm_jax.sampler.critic import chunks
+from grm_jax.parallel.multihost import first
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.training.examples import meta_example
 from grm_jax.training.fit import fit
 from grm_jax.training.objectives import critique_objective
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
+from grm_jax.training.sampling import sample_in_chunks
 
 log = logging.getLogger("grm_jax")
+
+CHUNK = 256  # records sampled between two writes to disk
 
 
 def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
     """Train the meta RM that guides the GRM `init` (default: the rl stage)."""
-    stage = Stage(run, "meta_rm", config, init)
+    needs = [config.start, *([init or "rl"] if config.samples else [])]
+    stage = Stage(run, "meta_rm", config, init, needs)
     if stage.done:
         return
-    stage.begin(config.start, *([init or "rl"] if config.samples else []))
+    stage.begin()
     rows = collect(stage, config, init or "rl")
     heldout = [row for row in rows if held_out(row.id, config.holdout)]
     training = [row for row in rows if not held_out(row.id, config.holdout)]
@@ -102,10 +106,7 @@ def collect(stage: Stage, config: MetaRM, grm: str) -> list[Trajectory]:
     if config.samples:
         file = stage.directory / "samples.jsonl"
         if not file.exists():
-            sampled = sample_grm(run, config, grm)
-            if first():
-                write_trajectories(file, sampled)
-            barrier("meta_rm: sampled")
+            sample_grm(run, config, grm, file)
         rows += _trajectories(file)
     # An unreadable critique never reaches a vote, so there is nothing to learn about it.
     return [row for row in rows if row.scores is not None]
@@ -115,21 +116,21 @@ def _trajectories(file) -> list[Trajectory]:
     return [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
 
 
-def sample_grm(run: Run, config: MetaRM, grm: str) -> list[Trajectory]:
-    """Critiques of the trained GRM, labelled by Eq. (10)."""
+def sample_grm(run: Run, config: MetaRM, grm: str, file: Path) -> None:
+    """Write critiques of the trained GRM, labelled by Eq. (10); resumed chunk by chunk."""
     # From the end: the records that earlier stages, which begin at the front, saw least.
     records = run.records[-(config.records or len(run.records)) :]
     params = run.params(grm, dtype=run.model.compute_dtype)
     critic, key = run.critic("one"), run.stage_key("meta_rm")
-    progress, rows = Progress("meta_rm sampling", len(records)), []
-    for part in chunks(records, 256):
+
+    def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
         found = critic.critiques(params, part, range(config.samples), config.sampling, key)
         for record in part:
             for critique in found[record.id]:
                 correct = is_correct(critique.scores, record.labels)
-                rows.append(to_trajectory(record, critique, correct, kept=True))
-        progress.update(len(part))
-    return rows
+                yield to_trajectory(record, critique, correct, kept=True)
+
+    sample_in_chunks(file, records, draw, chunk=CHUNK, rows_each=config.samples, what="meta_rm")
 
 
 def meta_examples(run: Run, rows: Sequence[Trajectory]) -> list[Example]:

@@ -9,11 +9,8 @@ learns from the non-hinted ones, right and wrong.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grm_jax.config import RFT
@@ -21,11 +18,10 @@ from grm_jax.critique import is_correct, keep_hinted, keep_rft, shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
-from grm_jax.metrics import Progress
-from grm_jax.parallel.multihost import any_of, barrier, first
-from grm_jax.sampler.critic import Critique, chunks
+from grm_jax.sampler.critic import Critique
 from grm_jax.training.examples import trajectory_example
-from grm_jax.training.run import Run, Stage, Stopped, stop_request
+from grm_jax.training.run import Run, Stage
+from grm_jax.training.sampling import sample_in_chunks
 from grm_jax.training.sft import train_on
 
 log = logging.getLogger("grm_jax")
@@ -33,11 +29,11 @@ log = logging.getLogger("grm_jax")
 
 def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     """Sample from `init` (default: the sft stage), reject, train it on the kept trajectories."""
-    stage = Stage(run, "rft", config, init)
+    start = init or "sft"
+    stage = Stage(run, "rft", config, init, [start])
     if stage.done:
         return
-    start = init or "sft"
-    stage.begin(start)
+    stage.begin()
     file = stage.directory / "trajectories.jsonl"
     if not file.exists():
         sample_trajectories(stage, config, start, file)
@@ -54,39 +50,27 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
 
 
 def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> None:
-    """Write every record's trajectories; taken up again chunk by chunk when stopped."""
+    """Write every record's trajectories; resumed chunk by chunk when stopped."""
     run = stage.run
-    records = run.records[: config.records]
-    partial = file.with_name(file.name + ".partial")
-    done = _resume(partial, config, len(records))
-    barrier("rft: resumed")
     params = run.params(start, dtype=run.model.compute_dtype)
-    critic = run.critic("one")
-    key = run.stage_key("rft")
-    progress = Progress("rft sampling", len(records), done=done)
-    # All processes sample together; the first writes.
-    target = partial if first() else Path(os.devnull)
-    with target.open("a", encoding="utf-8") as out, stop_request() as stop:
-        for part in chunks(records[done:], config.chunk):
-            plain = critic.critiques(params, part, range(config.samples), config.sampling, key)
-            hinted = {}
-            if config.hinted:
-                # Its own sample index, so its own randomness and order.
-                hinted = critic.critiques(
-                    params, part, [config.samples], config.sampling, key, hinted=True
-                )
-            for record in part:
-                for row in _judge(record, plain[record.id], hinted.get(record.id, [])):
-                    line = {k: v for k, v in dataclasses.asdict(row).items() if v is not None}
-                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            out.flush()
-            progress.update(len(part))
-            if any_of(stop.asked):
-                message = f"rft saved after {progress.done} of {len(records)} records"
-                raise Stopped(message, terminated=stop.terminated)
-    if first():
-        partial.rename(file)
-    barrier("rft: sampled")
+    critic, key = run.critic("one"), run.stage_key("rft")
+
+    def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
+        plain = critic.critiques(params, part, range(config.samples), config.sampling, key)
+        hinted = {}
+        if config.hinted:
+            # A sample index of its own, so randomness of its own; the order of responses is that
+            # of the other samples.
+            hinted = critic.critiques(
+                params, part, [config.samples], config.sampling, key, hinted=True
+            )
+        for record in part:
+            yield from _judge(record, plain[record.id], hinted.get(record.id, []))
+
+    sample_in_chunks(
+        file, run.records[: config.records], draw,
+        chunk=config.chunk, rows_each=config.samples + config.hinted, what="rft",
+    )  # fmt: skip
 
 
 def _judge(
@@ -125,22 +109,6 @@ def to_trajectory(
         reference=record.reference,
         principles=record.principles,
     )
-
-
-def _resume(partial: Path, config: RFT, total: int) -> int:
-    """Records whose trajectories are whole in the partial file, which is cut back to them."""
-    if not partial.exists():
-        return 0
-    rows_each = config.samples + config.hinted
-    # Bytes, since a cut-off line, which has no newline, may end within a character.
-    lines = [line + b"\n" for line in partial.read_bytes().split(b"\n")[:-1]]
-    done = len(lines) // rows_each
-    # Whole chunks only, so that batches are those of the uninterrupted run.
-    done = done if done == total else done // config.chunk * config.chunk
-    barrier("rft: read")
-    if first():
-        os.truncate(partial, sum(map(len, lines[: done * rows_each])))
-    return done
 
 
 def report(rows: list[Trajectory], config: RFT) -> None:

@@ -60,11 +60,11 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             "are not those of its rollouts: give temperature > 0, top_k=0, top_p=1, min_p=0, not "
             f"{config.sampling}"
         )
-    stage = Stage(run, "rl", config, init)
+    start = init or "rft"
+    stage = Stage(run, "rl", config, init, [start])
     if stage.done:
         return
-    start = init or "rft"
-    stage.begin(start)
+    stage.begin()
     trainable = Trainable(run, start)
     reference = Reference(run, config, trainable)
     rows = config.prompts if config.train_groups is None else config.train_groups

@@ -13,15 +13,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import shutil
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +27,12 @@ import jax.numpy as jnp
 
 from grm_jax import checkpoint, files, hub
 from grm_jax.about import About
-from grm_jax.config import SYNTHETIC, ConfigError, Setup, differences, to_json
+from grm_jax.benchmarks.cache import fingerprint
+from grm_jax.config import SYNTHETIC, ConfigError, Setup, to_json
 from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
 from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
+from grm_jax.identity import differences
 from grm_jax.lock import hold
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose
@@ -41,11 +40,12 @@ from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.hf_config import read_num_labels, token_ids
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
-from grm_jax.parallel.multihost import barrier, first
+from grm_jax.parallel.multihost import barrier, first, from_first
 from grm_jax.sampler.critic import Critic, OrderMode, Templates
 from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
+from grm_jax.training import origin
 from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
@@ -58,20 +58,6 @@ STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm":
 SCALAR = (
     "a scalar model (a meta RM or a baseline), which can not write critiques; give a language model"
 )
-# What a run may be taken up again with another value of: where and how it runs, not what it does.
-FREE = ("run_dir", "log_every", "checkpoint_every", "keep", "mesh", "profile", "distributed")
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved its state.
-
-    Attributes:
-      terminated: by SIGTERM (a preemption), not by Ctrl-C.
-    """
-
-    def __init__(self, message: str, *, terminated: bool = False):
-        super().__init__(message)
-        self.terminated = terminated
 
 
 class MissingStage(ConfigError):
@@ -113,9 +99,8 @@ class Run:
         if about.exists():
             changed = differences(files.read_json(about, ConfigError), wanted)
             if changed:
-                raise ConfigError(
-                    f"{root} holds another world ({'; '.join(changed)}); give another --run-dir"
-                )
+                shown = "; ".join(f"{n}: {a!r} -> {b!r}" for n, (a, b) in changed.items())
+                raise ConfigError(f"{root} holds another world ({shown}); give another --run-dir")
         elif first():
             log.info("world            writing %s", root)
             write_world(root, self.setup.world)
@@ -243,6 +228,21 @@ class Run:
         if source != "base" and source not in STAGE_KEYS:
             _warn_of_other_ids(self.tokenizer, path)
 
+    @functools.cache  # noqa: B019  (a run lives as long as its process)
+    def digest(self, source: str) -> str | None:
+        """A checksum of the files of "base", of a stage's model, or of a checkpoint; None where
+        there is none. The first process reads them.
+        """
+        if source == "base" and self.setup.base is None:
+            return None
+        if source in STAGE_KEYS and not checkpoint.is_model_dir(self.directory / source / "model"):
+            return None
+        folder, found = self._locate(source), ""
+        if first():
+            folder = checkpoint.model_folder(folder)
+            found = fingerprint(folder, self.directory / "digests.json")
+        return from_first(found)
+
     def _locate(self, source: str) -> Path:
         """The folder of "base", of a stage's model, or of a checkpoint by path or repo id."""
         if source == "base" and self.setup.base is not None:
@@ -257,39 +257,57 @@ class Stage:
     `begin`.
     """
 
-    def __init__(self, run: Run, name: str, used: Any, init: str | None = None):
-        self.run, self.name = run, name
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        used: Any,
+        init: str | None = None,
+        needs: Sequence[str] = (),
+    ):
+        self.run, self.name, self._needs = run, name, needs
         self.directory = run.directory / name
         self.model_path = self.directory / "model"
-        # What does not change a result may differ when a run is taken up again.
-        setup = dataclasses.asdict(run.setup)
-        for free in FREE:
-            del setup[free]
-        parts = {"setup": setup, "stage": used, "init": init, "data": run.data_files}
-        self._config = to_json(parts)
         self._config_file = self.directory / "config.json"
-        if self._config_file.exists():
-            before = files.read_json(self._config_file, ConfigError)
-            changed = differences(before, json.loads(self._config))
-            if changed:
+        now = origin.used(run, used, init, needs)
+        self._config = to_json(now)
+        self._before: dict[str, Any] | None = None
+        if self._config_file.exists() and origin.begun(self.directory):
+            self._before = files.read_json(self._config_file, ConfigError)
+            must, may = origin.compare(self._before, now, used)
+            if must:
                 raise ConfigError(
                     f"{self.directory} was begun with another recipe or other data; nothing was "
                     "changed.\n    "
-                    + "\n    ".join(changed)
+                    + "\n    ".join(must)
                     + "\nUse the same options and files, another --run-dir, or delete that one."
                 )
+            if may:
+                log.info("%-16s resumed otherwise: %s", name, "; ".join(may))
 
-    def begin(self, *needs: str) -> None:
+    def begin(self) -> None:
         """Check that the models it needs are there, hold the run directory, and note the recipe
         as used."""
-        for source in needs:
+        for source in self._needs:
             self.run.require(source)
         barrier("stage: checked")
         hold(self.run.directory)
-        if first() and not self._config_file.exists():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._config_file.write_text(self._config, encoding="utf-8")
+        if first():
+            with files.written_whole(self._config_file) as partial:
+                partial.write_text(self._config, encoding="utf-8")
         barrier("stage: begun")
+
+    @property
+    def buckets(self) -> list[list[int]]:
+        """What the order of the data depends on besides the data."""
+        return [list(self.run.setup.length_buckets), list(self.run.setup.prompt_buckets)]
+
+    @property
+    def buckets_before(self) -> list[list[int]]:
+        """`buckets` of the config.json that was there at the start."""
+        setup = self._before["setup"] if self._before else {}
+        names = ("length_buckets", "prompt_buckets")
+        return [setup.get(name, ours) for name, ours in zip(names, self.buckets, strict=True)]
 
     @property
     def done(self) -> bool:
@@ -388,30 +406,3 @@ def write_about(directory: Path, run: Run, stage: str) -> None:
         length_buckets=setup.length_buckets,
     )
     about.write(directory)
-
-
-class StopRequest:
-    """Whether Ctrl-C or SIGTERM asked the run to stop; steps finish, a second one is immediate."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.terminated = False
-
-    def __call__(self, signum: int, frame: Any) -> None:
-        del frame
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked, self.terminated = True, signum == signal.SIGTERM
-        log.info("%s: stopping after this step", signal.Signals(signum).name)
-
-
-@contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that loops look at between steps."""
-    request = StopRequest()
-    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -34,13 +34,13 @@ Pair = tuple[Example, Example]
 
 def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     """Train the baseline from `init` (default: `config.start`)."""
-    stage = Stage(run, "scalar_rm", config, init)
+    start = init or config.start
+    stage = Stage(run, "scalar_rm", config, init, [start])
     if stage.done:
         return
     if config.fitting.pack:
         raise ConfigError("scalar_rm learns from pairs, which are not packed; give fitting.pack 0")
-    start = init or config.start
-    stage.begin(start)
+    stage.begin()
     pairs = [pair for record in run.records for pair in preference_pairs(run, record)]
     log.info("scalar_rm        %d pairs of %d records", len(pairs), len(run.records))
     groups = group_by_length(

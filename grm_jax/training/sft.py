@@ -21,7 +21,7 @@ log = logging.getLogger("grm_jax")
 
 def run_sft(run: Run, config: SFT) -> None:
     """Train on `setup.instructions` from the base model; does nothing when already done."""
-    stage = Stage(run, "sft", config)
+    stage = Stage(run, "sft", config, needs=["base"])
     if stage.done:
         return
     source = run.setup.instructions or (run.world / "cold_start.jsonl" if run.synthetic else None)

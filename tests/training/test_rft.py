@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
 
 from grm_jax.config import RFT
-from grm_jax.training import rft
+from grm_jax.training import rft, sampling
 from grm_jax.training.rft import to_trajectory
 
 
@@ -88,15 +87,15 @@ def lines(records: int) -> bytes:
 def test_a_cut_off_file_is_cut_back_to_whole_chunks(tmp_path, content, done):
     partial = tmp_path / "trajectories.jsonl.partial"
     partial.write_bytes(content)
-    assert rft._resume(partial, CONFIG, 10) == done
+    assert sampling.resume(partial, chunk=4, rows_each=3, total=10) == done
     assert partial.read_bytes() == lines(done)
 
 
 def test_without_a_file_it_begins(tmp_path):
-    assert rft._resume(tmp_path / "none", CONFIG, 10) == 0
+    assert sampling.resume(tmp_path / "none", chunk=4, rows_each=3, total=10) == 0
 
 
 def test_without_hints_a_record_has_fewer_rows(tmp_path):
     partial = tmp_path / "p"
     partial.write_bytes(b'{"a": 1}\n' * 8)
-    assert rft._resume(partial, dataclasses.replace(CONFIG, hinted=False), 100) == 4
+    assert sampling.resume(partial, chunk=4, rows_each=2, total=100) == 4

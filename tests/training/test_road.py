@@ -22,16 +22,21 @@ import jax
 import numpy as np
 import pytest
 
+from grm_jax import checkpoint, stopping
 from grm_jax import config as configs
 from grm_jax.checkpoint import load_model
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.metrics import MetricsWriter, Progress
 from grm_jax.model.config import SIZES, ModelConfig
+from grm_jax.sampler.critic import Critic
+from grm_jax.stopping import Stopped
+from grm_jax.training import meta_rm, scalar_rm
+from grm_jax.training.evaluation import evaluate_road
 from grm_jax.training.meta_rm import run_meta_rm
 from grm_jax.training.rft import run_rft
 from grm_jax.training.rl import run_rl
-from grm_jax.training.run import Run, Stopped
+from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import run_scalar_rm
 from grm_jax.training.sft import run_sft
 
@@ -257,23 +262,62 @@ def test_a_stop_at_the_last_step_is_taken_up_too(road, before, monkeypatch):
     same_stage(run_dir / "scalar_rm", road / "scalar_rm")
 
 
-def test_rft_sampling_goes_on_with_the_next_chunk(road, before, monkeypatch):
-    run_dir = before("rft")
+@pytest.mark.parametrize(("name", "expected"), [("rft", [16, 32, 48]), ("meta_rm", [3, 6, 8])])
+def test_sampling_resumes_with_the_next_chunk(name, expected, road, before, monkeypatch):
+    """SIGTERM ends it at once; whole chunks are kept, and none of them is sampled again."""
+    run_dir = before(name)
+    monkeypatch.setattr(meta_rm, "CHUNK", 3)
     update, calls = Progress.update, []
 
     def hooked(self, *args):
         update(self, *args)
-        if self.what == "rft sampling":
+        if self.what == f"{name} sampling":
             calls.append(self.done)
             if len(calls) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Progress, "update", hooked)
-    with pytest.raises(Stopped, match="rft saved after 16 of 48 records"):
-        run_stage("rft", run_dir)
-    run_stage("rft", run_dir)
-    assert calls == [16, 32, 48]
-    same_stage(run_dir / "rft", road / "rft")
+    with (
+        pytest.raises(
+            Stopped, match=f"{name} saved after {expected[0]} of {expected[-1]}"
+        ) as stopped,
+        stopping.handled(),
+    ):
+        run_stage(name, run_dir)
+    assert stopped.value.terminated
+    run_stage(name, run_dir)
+    assert calls == expected
+    same_stage(run_dir / name, road / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "what"),
+    [
+        ("scalar_rm", "scalar_rm", "calibrate"),
+        ("meta_rm", "meta_rm", "validate"),
+        ("rl", "checkpoint", "save_model"),
+    ],
+)
+def test_a_stop_after_the_last_step_repeats_only_what_came_after(
+    name, module, what, road, before, monkeypatch
+):
+    """The last step is a checkpoint until the model stands, whatever `checkpoint_every` is."""
+    run_dir = before(name)
+    owner = {"scalar_rm": scalar_rm, "meta_rm": meta_rm, "checkpoint": checkpoint}[module]
+
+    def stop(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal comes first")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, what, stop)
+        with pytest.raises(stopping.Interrupted), stopping.handled():
+            run_stage(name, run_dir)
+    steps = rows(run_dir / name / "metrics.jsonl")
+    assert steps[-1]["step"] == STEPS[name]
+    run_stage(name, run_dir)
+    assert rows(run_dir / name / "metrics.jsonl") == steps, "no step was taken again"
+    same_stage(run_dir / name, road / name)
 
 
 def test_a_changed_recipe_is_not_taken_up(road, monkeypatch):
@@ -323,3 +367,47 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         hold(int(sys.argv[3]))
     run_stage(sys.argv[1], Path(sys.argv[2]))
+
+
+@pytest.fixture
+def evaluated(road, tmp_path, monkeypatch) -> Callable[..., tuple[list[str], int]]:
+    """A copy of the road; evaluates it and returns the headers of its table and counts samples."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(road, run_dir)
+    SIZES["micro"] = MICRO
+
+    def evaluate(**changes) -> tuple[list[str], int]:
+        recipe = make_recipe(run_dir)
+        wanted = dataclasses.replace(configs.Evaluation(k=2), **changes)
+        recipe = dataclasses.replace(recipe, evaluation=wanted)
+        drawn = []
+        critiques = Critic.critiques
+
+        def counted(self, params, records, samples, *args, **kwargs):
+            drawn.append(len(records) * len(samples))
+            return critiques(self, params, records, samples, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Critic, "critiques", counted)
+            summary = evaluate_road(Run(recipe.setup), recipe)
+        assert set(summary["figures"]) == {"SFT", "RFT", "RL", "scalar (Bradley-Terry)"}
+        table = (run_dir / "evaluation" / "table.md").read_text(encoding="utf-8")
+        header = next(line for line in table.splitlines() if line.startswith("| model"))
+        return [cell.strip() for cell in header.split("|")], sum(drawn)
+
+    return evaluate
+
+
+def test_the_evaluation_belongs_to_the_models_that_it_judged(evaluated, tmp_path, road):
+    """Nothing is sampled twice, another k is another table, and a new model is judged anew."""
+    header, drawn = evaluated(k=4)
+    assert "vote@4" in header and "sample@1" in header and drawn > 0
+    assert evaluated(k=4) == (header, 0), "everything is kept"
+    more, added = evaluated(k=8)
+    assert "vote@8" in more and added == drawn // 5 * 4
+    assert evaluated(k=4) == (header, 0)
+    assert evaluated(k=4, records=2) == (header, 0)
+    model = tmp_path / "run" / "rl" / "model"
+    shutil.rmtree(model)
+    shutil.copytree(road / "rft" / "model", model)
+    assert 0 < evaluated(k=4)[1] < drawn, "the RL model alone is another one"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import time
+import shutil
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,12 +15,21 @@ import pytest
 from grm_jax.about import About
 from grm_jax.benchmarks.statistics import roc_auc
 from grm_jax.checkpoint import save_model
-from grm_jax.config import SFT, ConfigError, Fitting, MeshConfig, Setup
+from grm_jax.config import (
+    SFT,
+    ConfigError,
+    Fitting,
+    GuardConfig,
+    JudgeDefaults,
+    KeepConfig,
+    MeshConfig,
+    Setup,
+)
 from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.model.config import SIZES
 from grm_jax.training import meta_rm, scalar_rm
-from grm_jax.training.run import MissingStage, Run, Stage, stop_request
+from grm_jax.training.run import MissingStage, Run, Stage
 from grm_jax.training.spct import StageTimes
 
 WORLD = WorldConfig(cold_start=5, train=5, fresh=2, shifted=1)
@@ -92,27 +100,139 @@ def test_a_model_of_another_shape_is_refused(run, make_params, tmp_path):
         run.params(str(tmp_path / "other"))
 
 
+def begun(run, used=SFT(), **options) -> Path:
+    """A stage that has something to lose; its config.json."""
+    stage = Stage(run, "sft", used, **options)
+    stage.begin()
+    (stage.directory / "trajectories.jsonl.partial").write_text("{}\n")
+    return stage.directory / "config.json"
+
+
 def test_a_stage_refuses_a_changed_recipe(run, setup):
+    config = begun(run)
     Stage(run, "sft", SFT()).begin()
-    Stage(run, "sft", SFT()).begin()
-    kept = json.loads((run.directory / "sft" / "config.json").read_text())
+    kept = config.read_text()
     changed = SFT(Fitting(steps=7))
     with pytest.raises(ConfigError, match=r"sft was begun with another recipe") as error:
         Stage(run, "sft", changed)
     assert "stage.fitting.steps: 900 -> 7" in str(error.value)
     with pytest.raises(ConfigError, match=r"setup.seed: 0 -> 5"):
         Stage(Run(dataclasses.replace(setup, seed=5)), "sft", SFT())
-    with pytest.raises(ConfigError, match=r"init: None -> 'elsewhere'"):
-        Stage(run, "sft", SFT(), "elsewhere")
-    assert json.loads((run.directory / "sft" / "config.json").read_text()) == kept
-    # What changes no result may change.
-    free = dataclasses.replace(setup, log_every=3, checkpoint_every=9)
-    Stage(Run(free), "sft", SFT())
+    with pytest.raises(ConfigError, match=r"setup.engine.int8_cache: False -> True"):
+        engine = dataclasses.replace(setup.engine, int8_cache=True)
+        Stage(Run(dataclasses.replace(setup, engine=engine)), "sft", SFT())
+    assert config.read_text() == kept
+
+
+def test_how_it_is_computed_may_change(run, setup, caplog):
+    """Memory, devices, attention, micro-batches, buckets, logging: what a failed run is told to
+    change."""
+    begun(run)
+    other = dataclasses.replace(
+        setup, remat="offload", attention="reference", logprob_chunk=64, log_every=3,
+        checkpoint_every=9, length_buckets=(16, 128), prompt_buckets=(8, 64), judge=JudgeDefaults(),
+        guard=GuardConfig(spike=99), keep=KeepConfig(latest=5), profile="1:2",
+        engine=dataclasses.replace(setup.engine, max_rows=8, page=4, cache_bytes=1 << 20),
+    )  # fmt: skip
+    parts = dataclasses.replace(SFT().fitting, device_batch=2)
+    with caplog.at_level("INFO", "grm_jax"):
+        stage = Stage(Run(other), "sft", SFT(parts))
+    assert "setup.remat: 'block' -> 'offload'" in caplog.text
+    assert "stage.fitting.device_batch: 0 -> 2" in caplog.text
+    stage.begin()
+    caplog.clear()
+    Stage(Run(other), "sft", SFT(parts))
+    assert "resumed otherwise" not in caplog.text
+
+
+def test_a_recipe_alone_has_begun_nothing(run):
+    """What is corrected after a failed start is not refused."""
+    Stage(run, "sft", SFT()).begin()
+    (run.directory / "sft" / "metrics.jsonl").write_text("")
+    (run.directory / "sft" / "checkpoints").mkdir()
+    Stage(run, "sft", SFT(Fitting(steps=7))).begin()
+    kept = json.loads((run.directory / "sft" / "config.json").read_text())
+    assert kept["stage"]["fitting"]["steps"] == 7
+
+
+def test_fields_of_other_versions_take_their_defaults(run):
+    config = begun(run)
+    values = json.loads(config.read_text())
+    del values["setup"]["skip_bad_rows"], values["stage"]["fitting"]["pack"]
+    config.write_text(json.dumps(values))
+    Stage(run, "sft", SFT())
+    with pytest.raises(ConfigError, match=r"stage.fitting.pack: 0 -> 64"):
+        Stage(run, "sft", SFT(Fitting(pack=64)))
+    values["setup"]["gone"] = True
+    config.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"setup.gone: True -> None"):
+        Stage(run, "sft", SFT())
+
+
+def test_the_config_of_an_earlier_version_is_read(run, setup):
+    """It named files by path and had checksums of the data alone."""
+    config = begun(run)
+    values = json.loads(config.read_text())
+    del values["content"]
+    values["data"] = {}
+    for name in ("run_dir", "log_every", "checkpoint_every", "keep", "mesh", "profile"):
+        del values["setup"][name]
+    config.write_text(json.dumps(values))
+    Stage(run, "sft", SFT())
+    values["data"] = {"x.jsonl": "0123456789abcdef"}
+    config.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"the data files: \['0123456789abcdef'\] -> \[\]"):
+        Stage(run, "sft", SFT())
+
+
+def test_files_are_known_by_what_they_say(setup, tmp_path, monkeypatch):
+    """The same data or template elsewhere is the same; another at the same path is not."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "x.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+        Path(name, "many.jinja").write_text(
+            "{# grm_jax: name=mine low=1 high=10 reads=scores #}\n{{ query }} {{ responses }}"
+        )
+
+    def made(name: str) -> Run:
+        templates = dataclasses.replace(setup.templates, many=f"{name}/many.jinja")
+        return Run(dataclasses.replace(setup, instructions=f"{name}/x.jsonl", templates=templates))
+
+    begun(made("a"))
+    Stage(made(str(tmp_path / "b")), "sft", SFT())
+    with Path("a/many.jinja").open("a") as file:
+        file.write(" more")
+    with pytest.raises(ConfigError, match=r"content.templates.many: '.*' -> '"):
+        Stage(made("a"), "sft", SFT())
+    Path("b/x.jsonl").write_text('{"prompt": "q", "chosen": "b", "rejected": "a"}\n')
+    with pytest.raises(ConfigError, match=r"the data files: "):
+        Stage(made("b"), "sft", SFT())
+
+
+def test_a_stage_made_from_another_model_is_not_done(run, make_params):
+    """A stage is trained again after the one that it starts from was."""
+
+    def trained(seed: int) -> None:
+        folder = run.directory / "rft" / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        save_model(folder, run.model, make_params(run.model, seed))
+        run.digest.cache_clear()
+
+    trained(0)
+    begun(run, needs=["rft"])
+    Stage(run, "sft", SFT(), needs=["rft"])
+    trained(1)
+    with pytest.raises(ConfigError, match="the model it was made from, rft, is another one now"):
+        Stage(run, "sft", SFT(), needs=["rft"])
+    shutil.rmtree(run.directory / "rft")
+    run.digest.cache_clear()
+    Stage(run, "sft", SFT(), needs=["rft"])
 
 
 def test_a_stage_that_can_not_begin_leaves_nothing(run):
     with pytest.raises(MissingStage):
-        Stage(run, "rl", SFT()).begin("rft")
+        Stage(run, "rl", SFT(), needs=["rft"]).begin()
     assert not (run.directory / "rl").exists()
 
 
@@ -141,19 +261,6 @@ def test_stage_keys_differ(run):
     names = ["init", "sft", "rft", "rl", "meta_rm", "scalar_rm", "evaluate"]
     keys = {tuple(jax.random.key_data(run.stage_key(name)).tolist()) for name in names}
     assert len(keys) == len(names)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_once_and_insists_twice(number):
-    before = signal.getsignal(number)
-    with stop_request() as stop:
-        assert not stop.asked
-        os.kill(os.getpid(), number)
-        assert stop.asked
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-            time.sleep(1)
-    assert signal.getsignal(number) is before
 
 
 def test_stage_times_add_up_over_runs(tmp_path):

@@ -1,0 +1,84 @@
+"""Critiques of many records, kept chunk by chunk: a stopped stage resumes with the next chunk.
+
+records -> chunk -> draw(chunk) -> trajectories -> FILE.partial, flushed -> ... -> FILE
+
+A chunk is sampled from its start again when it was not finished, so batches, and with them all
+bits, are those of the undisturbed run. A signal ends the sampling at once and costs the chunk that
+was under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from grm_jax import stopping
+from grm_jax.data.preferences import Preference
+from grm_jax.data.trajectories import Trajectory
+from grm_jax.metrics import Progress
+from grm_jax.parallel.multihost import barrier, first
+from grm_jax.sampler.critic import chunks
+
+
+def sample_in_chunks(
+    file: Path,
+    records: Sequence[Preference],
+    draw: Callable[[Sequence[Preference]], Iterable[Trajectory]],
+    *,
+    chunk: int,
+    rows_each: int,
+    what: str,
+) -> None:
+    """Write the trajectories of all records to `file`, which appears when it is whole.
+
+    Args:
+      draw: the trajectories of some records, `rows_each` of every one, record by record. All
+        processes call it together; the first one writes.
+      chunk: records between two writes.
+      what: name of the work, for progress and messages.
+
+    Raises stopping.Stopped when a signal ends it; what was written is kept.
+    """
+    partial = file.with_name(file.name + ".partial")
+    done = resume(partial, chunk=chunk, rows_each=rows_each, total=len(records))
+    barrier(f"{what}: resumed")
+    progress = Progress(f"{what} sampling", len(records), done=done)
+    target = partial if first() else Path(os.devnull)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a", encoding="utf-8") as out:
+        try:
+            for part in chunks(records[done:], chunk):
+                for row in list(draw(part)):
+                    line = {k: v for k, v in dataclasses.asdict(row).items() if v is not None}
+                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                out.flush()
+                progress.update(len(part))
+        except KeyboardInterrupt as signal:
+            message = f"{what} saved after {progress.done} of {len(records)} records"
+            raise stopping.Stopped(message, terminated=stopping.terminated(signal)) from None
+    if first():
+        partial.rename(file)
+    barrier(f"{what}: sampled")
+
+
+def resume(partial: Path, *, chunk: int, rows_each: int, total: int) -> int:
+    """Records of whole chunks in the partial file, which is cut back to them."""
+    if not partial.exists():
+        return 0
+    # Bytes, since a cut-off line, which has no newline, may end within a character.
+    ends, position = [], 0
+    with partial.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                position += len(line)
+                ends.append(position)
+    done = len(ends) // rows_each
+    # Whole chunks only, so that batches are those of the uninterrupted run.
+    done = done if done == total else done // chunk * chunk
+    barrier("sampling: read")
+    if first():
+        os.truncate(partial, ends[done * rows_each - 1] if done else 0)
+    return done
