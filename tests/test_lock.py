@@ -73,5 +73,6 @@ def test_a_stage_holds_its_run_directory(tmp_path, monkeypatch):
     stage = Stage.__new__(Stage)
     stage.run, stage.directory = Here(), tmp_path / "sft"
     stage._config, stage._config_file = "{}", tmp_path / "sft" / "config.json"
-    stage.begin("base")
+    stage._needs = ["base"]
+    stage.begin()
     assert held == [tmp_path]
