@@ -32,7 +32,9 @@ from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.training.optimizer import OptimizerConfig
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+# Beside the package in a clone, in the package where it was installed without one.
+_PLACES = (Path(__file__).resolve().parent.parent / "configs", Path(__file__).parent / "configs")
+CONFIG_DIR = next((place for place in _PLACES if (place / "spct.py").is_file()), _PLACES[0])
 SYNTHETIC = "synthetic"
 
 
@@ -301,11 +303,10 @@ def load(spec: str) -> Recipe:
     Raises ConfigError when the file is not found, defines no `get_config`, or rejects the size.
     """
     name, _, size = spec.partition(":")
-    candidates = [Path(name), CONFIG_DIR / name]
+    candidates = [Path(name).expanduser(), CONFIG_DIR / name]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
-        known = ", ".join(sorted(p.name for p in CONFIG_DIR.glob("[!_]*.py")))
-        raise ConfigError(f"{name}: no such recipe, here or in {CONFIG_DIR}; there are {known}")
+        raise ConfigError(f"{name}: no such recipe, here or in {CONFIG_DIR}; there are {names()}")
     module_spec = importlib.util.spec_from_file_location(f"grm_jax_recipe_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"{path}: not a Python file")
@@ -319,10 +320,18 @@ def load(spec: str) -> Recipe:
     get_config = getattr(module, "get_config", None)
     if get_config is None:
         raise ConfigError(f"{path}: defines no get_config(size); see configs/rl.py")
+    size = size or "tiny"
     try:
-        return get_config(size or "tiny")
+        return get_config(size)
     except KeyError as error:
+        if error.args != (size,):  # a fault of the recipe's own
+            raise
         raise ConfigError(f"{path}: has no size {error}; try tiny, 2b, 9b or 27b") from error
+
+
+def names() -> str:
+    """The recipes that come with the package."""
+    return ", ".join(sorted(path.name for path in CONFIG_DIR.glob("[!_]*.py")))
 
 
 def to_json(value: Any) -> str:

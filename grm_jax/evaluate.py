@@ -305,7 +305,7 @@ def _model_judge(args: Arguments) -> ModelJudge:
     from grm_jax.judging import JudgeOptions
     from grm_jax.metrics import setup_logging
     from grm_jax.model_judge import ModelJudge
-    from grm_jax.train import setup_compilation_cache, setup_devices
+    from grm_jax.train import setup_compilation_cache, setup_devices, setup_numbers
 
     assert args.model is not None and args.cache is not None
     assert args.k is not None and args.probes is not None and args.long_prompts is not None
@@ -313,6 +313,7 @@ def _model_judge(args: Arguments) -> ModelJudge:
     mesh = None
     if args.mesh == MeshConfig():
         setup_compilation_cache()
+        setup_numbers()
     else:
         from grm_jax.parallel.mesh import make_mesh
 

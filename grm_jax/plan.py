@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from grm_jax import options
 from grm_jax.errors import UserError
 
 
@@ -21,8 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     topology.prepare()
     from grm_jax import config as configs
-    from grm_jax.train import split_option
+    from grm_jax.train import split_option, wants_help
 
+    if wants_help(args, "--config", "--topology"):
+        print(f"{__doc__}\nRecipes: {configs.names()}")
+        return 0
     try:
         spec, args = split_option(args, "--config")
         name, args = split_option(args, "--topology")
@@ -40,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"python -m grm_jax.plan --config {spec} --topology {name}"
     recipe = tyro.cli(type(recipe), default=recipe, args=args, prog=prog)
     try:
+        options.check(recipe)
         return plan(recipe, name)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,8 +10,9 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from grm_jax import stopping
+from grm_jax import options, stopping
 from grm_jax.errors import UserError, describe, is_users
 from grm_jax.parallel.host import use_huge_pages
 
@@ -25,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _main(args)
         except stopping.Stopped as stopped:
             return _stopped(str(stopped), stopped.terminated, args)
+        except (UserError, OSError) as error:
+            if not is_users(error):
+                raise
+            print(f"error: {describe(error)}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt as signal:
             what = "stopped; what was finished before is kept"
             return _stopped(what, stopping.terminated(signal), args)
@@ -42,26 +48,32 @@ def _main(args: list[str]) -> int:
 
     from grm_jax import config as configs
 
-    try:
-        spec, rest = split_config(args)
-        recipe = configs.load(spec)
-    except configs.ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if wants_help(args, "--config"):
+        print(f"{__doc__}\nRecipes: {configs.names()}")
+        return 0
+    spec, rest = split_config(args)
+    recipe = configs.load(spec)
     prog = f"python -m grm_jax.train --config {spec}"
     recipe = tyro.cli(type(recipe), default=recipe, args=rest, prog=prog)
+    options.check(recipe)
     return run(recipe)
+
+
+def wants_help(args: list[str], *needed: str) -> bool:
+    """Whether help is asked for before the options that say what about are there."""
+    there = all(any(a == name or a.startswith(f"{name}=") for a in args) for name in needed)
+    return not there and any(a in ("-h", "--help") for a in args)
 
 
 def split_config(args: list[str]) -> tuple[str, list[str]]:
     """Take `--config NAME` out of the arguments. Raises ConfigError when it is not there."""
-    from grm_jax.config import CONFIG_DIR, ConfigError
+    from grm_jax.config import ConfigError, names
 
     spec, rest = split_option(args, "--config")
     if spec is None:
-        known = ", ".join(sorted(p.name for p in CONFIG_DIR.glob("[!_]*.py")))
         raise ConfigError(
-            f"name a recipe: --config NAME.py, with NAME.py one of {known} (NAME.py:27b for a size)"
+            f"name a recipe: --config NAME.py, with NAME.py one of {names()} (NAME.py:27b for a "
+            "size)"
         )
     return spec, rest
 
@@ -95,27 +107,24 @@ def run(recipe) -> int:
     from grm_jax.training.run import Run
 
     setup_logging()
-    log.info("devices          %d x %s", jax.device_count(), jax.devices()[0].device_kind)
-    try:
-        here = Run(recipe.setup)
-        match recipe:
-            case configs.SPCTRecipe():
-                spct.run_spct(here, recipe)
-            case configs.SFTRecipe():
-                sft.run_sft(here, recipe.sft)
-            case configs.RFTRecipe():
-                rft.run_rft(here, recipe.rft, recipe.init)
-            case configs.RLRecipe():
-                rl.run_rl(here, recipe.rl, recipe.init)
-            case configs.MetaRMRecipe():
-                meta_rm.run_meta_rm(here, recipe.meta_rm, recipe.init)
-            case configs.ScalarRMRecipe():
-                scalar_rm.run_scalar_rm(here, recipe.scalar_rm, recipe.init)
-    except (UserError, OSError) as error:
-        if not is_users(error):
-            raise
-        print(f"error: {describe(error)}", file=sys.stderr)
-        return 1
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        log.info("XLA_FLAGS asks for a number of CPU devices; --mesh.cpu-devices decides here")
+    device = first_device()
+    log.info("devices          %d x %s", jax.device_count(), device.device_kind)
+    here = Run(recipe.setup)
+    match recipe:
+        case configs.SPCTRecipe():
+            spct.run_spct(here, recipe)
+        case configs.SFTRecipe():
+            sft.run_sft(here, recipe.sft)
+        case configs.RFTRecipe():
+            rft.run_rft(here, recipe.rft, recipe.init)
+        case configs.RLRecipe():
+            rl.run_rl(here, recipe.rl, recipe.init)
+        case configs.MetaRMRecipe():
+            meta_rm.run_meta_rm(here, recipe.meta_rm, recipe.init)
+        case configs.ScalarRMRecipe():
+            scalar_rm.run_scalar_rm(here, recipe.scalar_rm, recipe.init)
     return 0
 
 
@@ -124,9 +133,38 @@ def setup_devices(cpu_devices: int) -> None:
     import jax
 
     setup_compilation_cache()
+    setup_numbers()
     jax.config.update("jax_num_cpu_devices", cpu_devices)
     # Several programs in flight on virtual devices can wait for each other's threads.
     jax.config.update("jax_cpu_enable_async_dispatch", cpu_devices == 1)
+
+
+def setup_numbers() -> None:
+    """What random numbers and results depend on, whatever JAX_ENABLE_X64, JAX_DEFAULT_PRNG_IMPL,
+    JAX_THREEFRY_PARTITIONABLE and the like say: a run is the same in every shell.
+    """
+    import jax
+
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+    jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_default_matmul_precision", None)
+    jax.config.update("jax_disable_jit", False)
+
+
+def first_device() -> Any:
+    """A device. Raises UserError where JAX has none of the kind it was told to use."""
+    import jax
+
+    try:
+        return jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise UserError(
+            f"JAX has no device of JAX_PLATFORMS={asked!r} here ({str(error).strip() or 'none'}); "
+            "unset JAX_PLATFORMS, or install the package for that device"
+        ) from error
 
 
 def setup_compilation_cache() -> None:

@@ -74,7 +74,7 @@ class Run:
 
     def __init__(self, setup: Setup, devices: Sequence[Any] | None = None):
         self.setup = setup
-        self.directory = Path(setup.run_dir)
+        self.directory = Path(setup.run_dir).expanduser()
         self.mesh = make_mesh(
             setup.mesh.replica,
             setup.mesh.fsdp,
