@@ -140,6 +140,7 @@ def fingerprint(folder: str | Path, memory: Path, *, write: bool = True) -> str:
             known = files.read_json(memory)
         except UserError as error:  # it only saves time: the files are read again
             log.warning("%s; reading the model's files again", error)
+    before = dict(known)
     whole = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         stat = file.stat()
@@ -148,7 +149,7 @@ def fingerprint(folder: str | Path, memory: Path, *, write: bool = True) -> str:
             with file.open("rb") as blob:
                 known[name] = hashlib.file_digest(blob, "sha256").hexdigest()
         whole.update(f"{file.relative_to(folder)} {known[name]}\n".encode())
-    if not write:
+    if not write or known == before:
         return whole.hexdigest()[:16]
     with written_whole(memory) as partial:
         partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

@@ -233,7 +233,6 @@ def test_an_ill_typed_width_of_a_scalar_head(tmp_path, count):
         ({"num_labels": ...}, "num_labels is None"),
         ({"embed_dim": "16"}, "config.embed_dim is '16'; an integer is expected"),
         ({"num_kv_heads": 0}, "num_kv_heads=0; give a positive number"),
-        ({"attention": "fast"}, "config.attention is 'fast'; give one of"),
         ({"rope_theta": None}, "config.rope_theta is None"),
     ],
 )
