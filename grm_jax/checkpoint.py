@@ -173,8 +173,8 @@ class StageCheckpoints:
 
     Beside each checkpoint stands a list of its files with sizes and checksums, written when all of
     them are: one without the list was cut off, one that does not fit it is damaged. Neither is
-    taken up. Old ones are deleted here, not by orbax: only when the new one has its list, so that
-    a run that is killed at any moment has a whole one.
+    resumed from. This class deletes old checkpoints itself, once the new one has its list: orbax
+    would delete them before, and a run killed in between would have no whole checkpoint.
 
     Args:
       directory: `checkpoints/` of the stage.
@@ -341,7 +341,9 @@ class StageCheckpoints:
 def require_kept(latest: int, every: int) -> None:
     """Raise UserError unless at least the newest checkpoint is kept."""
     if latest < 1:
-        raise UserError(f"--keep.latest {latest}: give 1 or more, or nothing could be taken up")
+        raise UserError(
+            f"--keep.latest {latest}: give 1 or more; without a checkpoint no run can resume"
+        )
     if every < 0:
         raise UserError(f"--keep.every {every}: give a number of steps, or 0 for none")
 

@@ -26,7 +26,7 @@ import tyro
 
 from grm_jax import checkpoint, files, hub
 from grm_jax.about import About
-from grm_jax.errors import UserError, describe, is_users
+from grm_jax.errors import UserError, describe
 from grm_jax.metrics import setup_logging
 from grm_jax.model import huggingface
 from grm_jax.model.config import model_config
@@ -203,8 +203,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             case Random():
                 random_model(args)
     except (UserError, OSError) as error:
-        if not is_users(error):
-            raise
         sys.exit(f"convert: {describe(error)}")
 
 

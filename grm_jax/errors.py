@@ -1,8 +1,7 @@
 """Mistakes that the user can mend: one line on the screen. All other errors keep their traceback.
 
-A command wraps its work in `reported`, which prints a `UserError` as one line and lets everything
-else through, JAX's own ValueErrors (shapes, dtypes) included: they are faults of the program, and
-whoever changes the program needs the traceback.
+A command catches `UserError` and `OSError` and prints what `describe` says. JAX's own ValueErrors
+(shapes, dtypes) are faults of the program: whoever changes the program needs their traceback.
 """
 
 from __future__ import annotations
@@ -13,18 +12,16 @@ class UserError(ValueError):
 
 
 def describe(error: UserError | OSError) -> str:
-    """The error as text for the user; for an OSError with a file, the file and the system's words.
+    """The error as one line for the user; for an OSError the file and the system's words.
+
+    Raises the error itself where it is not the user's: an OSError of some library, without the
+    operating system's words.
 
     >>> describe(FileNotFoundError(2, "No such file or directory", "a.txt"))
     'a.txt: No such file or directory'
     """
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def is_users(error: BaseException) -> bool:
-    """Whether `error` is for the user: a UserError, or the operating system refusing a file."""
-    return isinstance(error, UserError) or (
-        isinstance(error, OSError) and (error.filename is not None or bool(error.strerror))
-    )
+    if isinstance(error, UserError):
+        return str(error)
+    if not error.strerror:
+        raise error
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

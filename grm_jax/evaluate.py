@@ -15,12 +15,10 @@ how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -30,113 +28,28 @@ from grm_jax.benchmarks.aggregate import Method, Scales, aggregate, reported
 from grm_jax.benchmarks.assess import assess, compare_runs
 from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords
 from grm_jax.benchmarks.html import Evaluated, write_html
-from grm_jax.benchmarks.judges import JudgeName, judge_rows
-from grm_jax.benchmarks.long_prompts import LongPrompts
+from grm_jax.benchmarks.judges import judge_rows
 from grm_jax.benchmarks.official import write_rewardbench
 from grm_jax.benchmarks.report import print_results, write_report
 from grm_jax.benchmarks.results import Results, read_results
-from grm_jax.benchmarks.rules import Form, OrderRule, Protocol, Rules, TieRule, UnparsedRule
+from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow, read_samples, write_samples
 from grm_jax.benchmarks.sources import locate
-from grm_jax.benchmarks.statistics import RESAMPLES
-from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.rows import DataError
-from grm_jax.errors import UserError, describe, is_users
+from grm_jax.errors import UserError, describe
+from grm_jax.evaluate_options import (
+    Arguments,
+    check,
+    check_k_meta,
+    require_writable,
+    resolved,
+)
 from grm_jax.parallel.options import MeshConfig
 
 if TYPE_CHECKING:
     from grm_jax.model_judge import ModelJudge
 
 REPORT = "report.html"
-K = 32
-PROBES = 32
-CACHE = Path("runs/cache")
-# Least values of options, and those that without a model would say nothing.
-LEAST = {
-    "k": 0, "probes": 0, "seed": 0, "k_meta": 1, "resamples": 1, "limit": 1, "max_new_tokens": 1,
-    "max_prompt_tokens": 1, "score_tokens": 1,
-}  # fmt: skip
-OF_MODELS = (
-    "temperature", "max_new_tokens", "long_prompts", "max_prompt_tokens", "adaptive", "probes",
-    "cache", "score_tokens",
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Exactly one of --model, --judge and --samples says who judges."""
-
-    bench: str
-    """Benchmark, several with commas, or `all` that --data holds. rewardbench, rewardbench2,
-    ppe-preference, ppe-correctness, rmb, realmistake, rm-bench, judgebench, llmbar, pandalm, hhh,
-    synthetic (the embedded world), preferences (any preference file)."""
-    data: Path | None = None
-    """Its file or directory, or one above the directories of several. Default: the Hugging Face
-    hub, where the benchmark is there; for the embedded world the run that the model is of."""
-    model: Path | None = None
-    """Generative reward model: a run directory, a model directory, a Hugging Face one or a repo id
-    of the hub."""
-    meta: Path | None = None
-    """Meta RM that guides the votes; only with --model."""
-    judge: JudgeName | None = None
-    """A judge without a model: `longer` (more characters win) or `random`."""
-    samples: Path | None = None
-    """samples.jsonl of an earlier evaluation (or its directory), to compute its figures again."""
-    k: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
-    """Samples a record, besides the greedy one; 0: only that one. Default: 32; of --samples, what
-    was drawn."""
-    temperature: float | None = None
-    """Of the k samples; default: the judge's own, else 0.5, at which the paper votes."""
-    max_new_tokens: int | None = None
-    """Length limit of a critique, in tokens; default: the judge's own, else 1024."""
-    long_prompts: LongPrompts | None = None
-    """Prompts that leave no room for a critique: stop before sampling (error, the default), cut the
-    middle out of the longest texts, or leave the item out; both are counted in the results."""
-    max_prompt_tokens: int | None = None
-    """Prompts with more tokens are long; default: as many as the model's positions allow."""
-    adaptive: float | None = None
-    """Stop sampling a record once the probability that further samples up to k change its verdict
-    is at most this, e.g. 0.01; 0: only when they can not. Not cached."""
-    adaptive_bound: float = BOUND
-    """The same for the row `adaptive@k`, which is computed from k samples that were drawn."""
-    k_meta: tuple[int, ...] = ()
-    """Samples that guided votes keep, besides half of their k, as in the paper."""
-    protocol: Protocol = "authors"
-    """Rules for ties, unreadable critiques, order and form: of each benchmark's authors, or the
-    paper's for all. The next five replace single ones."""
-    ties: TieRule | None = None
-    """The top shared by several: wrong, half, shared or random (1 / sharers), excluded."""
-    unparsed: UnparsedRule | None = None
-    """No readable critique: wrong, half, chance (1 / responses), excluded."""
-    order: OrderRule | None = None
-    """Responses as in the file (fixed), shuffled (random), or pairs in both orders (both)."""
-    form: Form | None = None
-    """What a question shows, where a benchmark has several: all responses (list), pairs, single."""
-    threshold: float | None = None
-    """Single responses: a mean score above it says correct; default: the middle of the range of
-    the judge's template for single responses."""
-    compare: Path | None = None
-    """Directory of an earlier evaluation: paired differences to it."""
-    limit: int | None = None
-    """Judge only so many items: a random sample in which every section is present."""
-    probes: int | None = None
-    """Records with two identical responses that a model judges too, for the bias table. Default:
-    32."""
-    cache: Path | None = None
-    """Where samples of a model are kept. Default: runs/cache."""
-    mesh: MeshConfig = MeshConfig()
-    """How a model uses the devices, as in training: `--mesh.tensor 2` splits it over two."""
-    score_tokens: int | None = None
-    """Most tokens of critiques that the meta RM scores at once on a device. Default: as many as
-    the judge computes of its prompts (8192, or as trained)."""
-    output: Path | None = None
-    """Directory of the results; default: runs/evaluate/JUDGE, or that of --samples."""
-    resamples: int = RESAMPLES
-    """Bootstrap resamples of the intervals."""
-    seed: int = 0
-    """Of the samples, the orders of the responses, --limit and the bootstrap."""
-    skip_bad_rows: bool = False
-    """Leave bad rows out and count them, instead of stopping at the first."""
 
 
 def evaluate(args: Arguments) -> list[Results]:
@@ -145,13 +58,13 @@ def evaluate(args: Arguments) -> list[Results]:
     Raises:
         DataError, ValueError, OSError: with a message for the user.
     """
-    _check(args)
-    args = _resolved(args)
+    check(args)
+    args = resolved(args)
     todo = [(b, locate(b, args.data, args.model)) for b in _benchmarks(args)]
     # All that can be wrong with files and rules is found before anything is sampled.
     tasks = [_task(args, benchmark, path) for benchmark, path in todo]
     output = _output(args)
-    _require_writable(output, "--output")
+    require_writable(output, "--output")
     judge = None if args.model is None else _model_judge(args)
     done: list[Evaluated] = []
     try:
@@ -192,7 +105,7 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
         file = _samples_of(args.samples, benchmark)
         rows, beside = read_samples(file), file.with_name("results.json")
         about = read_results(beside) if beside.exists() else None
-        _check_k_meta(args.k_meta, rows, file)
+        check_k_meta(args.k_meta, rows, file)
     if args.compare is not None:
         other = read_samples(_samples_of(args.compare, benchmark))
     rules = _rules(args, benchmark, about)
@@ -309,7 +222,7 @@ def _model_judge(args: Arguments) -> ModelJudge:
 
     assert args.model is not None and args.cache is not None
     assert args.k is not None and args.probes is not None and args.long_prompts is not None
-    _require_writable(args.cache, "--cache")
+    require_writable(args.cache, "--cache")
     mesh = None
     if args.mesh == MeshConfig():
         setup_compilation_cache()
@@ -381,94 +294,6 @@ def _given(args: Arguments) -> dict[str, Any]:
     }
 
 
-def _check(args: Arguments) -> None:
-    given = [name for name in ("model", "judge", "samples") if getattr(args, name) is not None]
-    if len(given) != 1:
-        what = " and ".join(f"--{name}" for name in given) or "none of them"
-        raise UserError(f"give exactly one of --model, --judge and --samples, not {what}")
-    if args.meta is not None and args.model is None:
-        raise UserError("--meta guides the votes of a model; give --model too")
-    for name, least in LEAST.items():
-        value = getattr(args, name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if one is not None and one < least:
-                raise UserError(f"{_option(name)} {one}: give {least} or more")
-    if len(set(args.k_meta)) < len(args.k_meta):
-        raise UserError(f"--k-meta {' '.join(map(str, args.k_meta))}: give each number once")
-    for name in ("threshold", "temperature", "adaptive", "adaptive_bound"):
-        value = getattr(args, name)
-        if value is not None and not math.isfinite(value):
-            raise UserError(f"{_option(name)} {value}: give a number")
-    if args.model is None:
-        for name in OF_MODELS:
-            if getattr(args, name) is not None:
-                raise UserError(f"{_option(name)} is for --model, which samples")
-        if args.mesh != MeshConfig():
-            raise UserError("--mesh is for --model, which is computed on devices")
-    if args.samples is not None and args.k is not None:
-        raise UserError(
-            f"--k {args.k}: samples that were drawn are all used; give --model to draw others"
-        )
-    if args.score_tokens is not None and args.meta is None:
-        raise UserError("--score-tokens is of the meta RM; give --meta too")
-    if args.k_meta and args.samples is None:
-        if args.meta is None:
-            raise UserError("--k-meta is of votes that a meta RM guides; give --meta too")
-        k = K if args.k is None else args.k
-        if max(args.k_meta) > k:
-            raise UserError(f"--k-meta {max(args.k_meta)} of --k {k} samples")
-    if not 0 <= args.adaptive_bound < 1:
-        raise UserError(
-            f"--adaptive-bound {args.adaptive_bound} is a probability, 0 or more and below 1"
-        )
-    if args.adaptive is not None and not 0 <= args.adaptive < 1:
-        raise UserError(f"--adaptive {args.adaptive} is a probability, 0 or more and below 1")
-    if args.adaptive is not None and args.meta is not None:
-        raise UserError("--adaptive is for plain votes of a model: leave --meta out")
-    if args.temperature is not None and not args.temperature > 0:
-        raise UserError(
-            f"--temperature {args.temperature}: samples of a vote need one above 0; -k 0 judges "
-            "greedily only"
-        )
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _resolved(args: Arguments) -> Arguments:
-    """With the defaults of options that were not given."""
-    return dataclasses.replace(
-        args,
-        k=K if args.k is None else args.k,
-        probes=PROBES if args.probes is None else args.probes,
-        long_prompts=args.long_prompts or "error",
-        cache=args.cache or CACHE,
-    )
-
-
-def _check_k_meta(k_meta: Sequence[int], rows: Sequence[SampleRow], file: Path) -> None:
-    """Raise UserError unless votes of these samples can keep so many."""
-    if not k_meta:
-        return
-    if all(row.meta is None for row in rows):
-        raise UserError(f"--k-meta: {file} has no scores of a meta RM; give --model and --meta")
-    drawn = max(row.sample for row in rows) + 1
-    if max(k_meta) > drawn:
-        raise UserError(f"--k-meta {max(k_meta)}: {file} has {drawn} samples a record")
-
-
-def _require_writable(directory: Path, option: str) -> None:
-    """Raise UserError when the directory can not be written or made; makes nothing."""
-    place = directory.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"{option} {directory}: {place} is no directory; give another")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {directory}: {place} can not be written; give another")
-
-
 def _samples_of(path: Path, benchmark: Benchmark) -> Path:
     """samples.jsonl of a file, of a benchmark's directory, or of a run's."""
     candidates = (path, path / benchmark.name / "samples.jsonl", path / "samples.jsonl")
@@ -514,8 +339,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("evaluate: stopped; nothing was sampled yet", file=sys.stderr)
             sys.exit(stopping.exit_code(stopping.terminated(signal)))
         except (UserError, OSError) as error:
-            if not is_users(error):
-                raise
             sys.exit(f"evaluate: {describe(error)}")
 
 

@@ -37,8 +37,8 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 class StepLog:
     """A JSONL file whose rows carry a step, in their order; process 0 writes.
 
-    Taking it up again reads from the end, only what is dropped and one row more: the rollouts of a
-    long run are gigabytes.
+    Resuming reads from the end of the file, only the rows that are dropped and one more: the
+    rollouts of a long run are gigabytes.
 
     Args:
       path: appended to.

@@ -50,10 +50,18 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclasses.dataclass
 class StopRequest:
-    """Whether the work was asked to stop, and by SIGTERM."""
+    """The signal that asked the work to stop; 0: none did."""
 
-    asked: bool = False
-    terminated: bool = False
+    number: int = 0
+
+    @property
+    def asked(self) -> bool:
+        return self.number != 0
+
+    @property
+    def terminated(self) -> bool:
+        """Whether it was SIGTERM."""
+        return self.number == signal.SIGTERM
 
 
 @dataclasses.dataclass
@@ -84,7 +92,7 @@ def _handle(number: int, frame: Any) -> None:
     if not _state.requests:
         raise Interrupted(number)
     for request in _state.requests:
-        request.asked, request.terminated = True, number == signal.SIGTERM
+        request.number = number
     # Not through logging, which the signal may have interrupted.
     os.write(1, f"{signal.Signals(number).name}: stopping after this step\n".encode())
 
@@ -108,6 +116,8 @@ def handled() -> Iterator[None]:
 def requested() -> Iterator[StopRequest]:
     """Turn a first signal into a request that a loop looks at between steps. Also outside of
     `handled`, in programs that call a stage themselves.
+
+    A request that came when the loop no longer looked is not lost: the block ends with Interrupted.
     """
     request = StopRequest()
     outer = signal.getsignal(signal.SIGTERM) is _handle
@@ -117,3 +127,5 @@ def requested() -> Iterator[StopRequest]:
             yield request
         finally:
             _state.requests.remove(request)
+        if request.asked:
+            raise Interrupted(request.number)

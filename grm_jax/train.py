@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grm_jax import options, stopping
-from grm_jax.errors import UserError, describe, is_users
+from grm_jax.errors import UserError, describe
 from grm_jax.parallel.host import use_huge_pages
 
 
@@ -27,8 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except stopping.Stopped as stopped:
             return _stopped(str(stopped), stopped.terminated, args)
         except (UserError, OSError) as error:
-            if not is_users(error):
-                raise
             print(f"error: {describe(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as signal:

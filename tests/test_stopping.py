@@ -58,14 +58,25 @@ def test_without_a_loop_a_signal_ends_the_work(number):
 
 
 def test_requests_outside_of_a_command_and_threads():
-    with stopping.requested() as stop:
+    with pytest.raises(stopping.Stopped), stopping.requested() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked and stop.terminated
+        raise stopping.Stopped("saved")
     found = []
     thread = threading.Thread(target=lambda: found.append(list_of_handled()))
     thread.start()
     thread.join()
     assert found == ["fine"]
+
+
+def test_a_signal_that_came_when_the_loop_no_longer_looked_is_not_lost():
+    with (
+        stopping.handled(),
+        pytest.raises(stopping.Interrupted) as error,
+        stopping.requested(),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopping.terminated(error.value)
 
 
 def list_of_handled() -> str:

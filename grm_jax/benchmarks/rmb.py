@@ -31,7 +31,7 @@ from grm_jax.benchmarks.measures import all_right
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of
 from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.critique.prompt import Turn
-from grm_jax.data.preferences import Preference, parse_row
+from grm_jax.data.preferences import Preference, read_conversation
 from grm_jax.data.rows import DataError
 
 SECTIONS = ("Help-BoN", "Help-Pair", "Harm-BoN", "Harm-Pair")
@@ -108,22 +108,10 @@ def _turns(fields: Fields) -> tuple[Turn, ...]:
     value = fields.get("conversation_input", "give a list of messages")
     if not isinstance(value, list):
         raise fields.wrong("conversation_input", type(value).__name__, "give a list of messages")
-    said = [
-        {name: turn.get(name) for name in ("role", "content")} if isinstance(turn, dict) else turn
-        for turn in value
-    ]
-    last = said[-1] if said and isinstance(said[-1], dict) else {}
-    content = last.get("content")
-    if (
-        silent := isinstance(content, str) and not content.strip()
-    ):  # a few rows of the authors end so; they are judged as they are
-        said[-1] = {**last, "content": "-"}
     try:
-        turns = parse_row({"turns": said, "response": "", "label": 1}).turns
-        return (*turns[:-1], Turn(role="user", content=str(content))) if silent else turns
+        return read_conversation("conversation_input", value)
     except DataError as error:
-        name = error.field.replace("turns", "conversation_input", 1)
-        raise fields.wrong(name, error.problem, error.fix) from None
+        raise fields.wrong(error.field, error.problem, error.fix) from None
 
 
 def _losers(fields: Fields, empty: list[str]) -> list[str]:

@@ -35,6 +35,7 @@ __all__ = [
     "Records",
     "content_id",
     "parse_row",
+    "read_conversation",
     "read_preferences",
     "require_unique_best",
     "write_preferences",
@@ -412,6 +413,15 @@ def _prompt(row: dict[str, Any]) -> tuple[Turn, ...]:
         wanted = {"query": "a string", "prompt": "a string or a list of messages"}
         raise DataError(name, show(value), f"give {wanted.get(name, 'a list of messages')}")
     _check_turns(name, turns)
+    return turns
+
+
+def read_conversation(name: str, messages: list[Any]) -> tuple[Turn, ...]:
+    """The turns of a benchmark's conversation, the last one the user's; it may be empty, as in some
+    rows of published files. Raises DataError naming `name[i]`.
+    """
+    turns = _turns(name, messages)
+    _check_turns(name, turns, filled=False)
     return turns
 
 

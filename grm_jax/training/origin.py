@@ -8,18 +8,13 @@ are not compared: the same files elsewhere are the same run, other files at the 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grm_jax.config import Setup, to_json
 from grm_jax.identity import differences, hows, within
-
-if TYPE_CHECKING:
-    from grm_jax.training.run import Run
 
 # Named by content, so not compared as paths.
 PATHS = frozenset(
@@ -28,33 +23,15 @@ PATHS = frozenset(
 )  # fmt: skip
 
 
-def used(run: Run, stage: Any, init: str | None, needs: Sequence[str]) -> dict[str, Any]:
+def used(setup: Setup, stage: Any, init: str | None, content: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of a stage and checksums of what it reads, as `config.json` holds them.
 
     Args:
-      needs: what `Run.params` takes, of each model that the stage starts from or samples.
+      content: `data`, a sorted list; `templates`, by field; `tokenizer`; `models`, a list in the
+        order in which the stage names them, None for one that is not there, and `sources`, their
+        names.
     """
-    content = {
-        "data": sorted(run.data_files.values()),
-        "templates": {
-            field.name: getattr(run.templates, field.name).digest
-            for field in dataclasses.fields(run.templates)
-        },
-        "tokenizer": _tokenizer(run) if run.setup.tokenizer or run.setup.base else None,
-        "models": {source: run.digest(source) for source in needs},
-    }
-    parts = {"setup": run.setup, "stage": stage, "init": init, "content": content}
-    return json.loads(to_json(parts))
-
-
-def _tokenizer(run: Run) -> str:
-    """A checksum of the tokenizer's own files."""
-    whole = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        run.tokenizer.save(folder)
-        for file in sorted(Path(folder).iterdir()):
-            whole.update(f"{file.name}\n".encode() + file.read_bytes())
-    return whole.hexdigest()[:16]
+    return json.loads(to_json({"setup": setup, "stage": stage, "init": init, "content": content}))
 
 
 def compare(
@@ -83,16 +60,27 @@ def compare(
         if within(name, free):
             if name in held:
                 may.append(f"{name}: {was!r} -> {here!r}")
-        elif name.startswith("content.models."):
-            source = name.removeprefix("content.models.")
-            # What is gone can not be compared, and a model that stands needs it no longer.
-            if was is not None and here is not None:
-                must.append(f"the model it was made from, {source}, is another one now")
+        elif name == "content.models":
+            must += _other_models(was, here, now["content"]["sources"])
         elif name == "content.data":
             must.append(f"the data files: {was} -> {here}")
-        elif not ("content" in before and within(name, PATHS)):
+        elif name != "content.sources" and not ("content" in before and within(name, PATHS)):
             must.append(f"{name}: {was!r} -> {here!r}")
     return must, may
+
+
+def _other_models(
+    was: Sequence[str | None], here: Sequence[str | None], sources: Sequence[str]
+) -> list[str]:
+    """A line for each model that is not the one that the stage was made from."""
+    if len(was) != len(here):
+        return [f"the number of models it is made from: {len(was)} -> {len(here)}"]
+    return [
+        f"the model it was made from, {source}, is another one now"
+        for source, old, new in zip(sources, was, here, strict=True)
+        # The model of a stage that is gone can not be compared, and what stands needs it no longer.
+        if old != new and (new is not None or source == "base")
+    ]
 
 
 def _names(tree: Any, prefix: str = "") -> set[str]:

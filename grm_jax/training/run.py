@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ class Run:
 
     @functools.cached_property
     def data_files(self) -> dict[str, str]:
-        """Checksums of the data files that were given: a run is not taken up with others."""
+        """Checksums of the data files that were given: a run is not resumed with others."""
         sources = [self.setup.instructions]
         if not self.synthetic:
             sources.append(self.setup.preferences)
@@ -228,6 +229,28 @@ class Run:
         if source != "base" and source not in STAGE_KEYS:
             _warn_of_other_ids(self.tokenizer, path)
 
+    def content(self, sources: Sequence[str]) -> dict[str, Any]:
+        """Checksums of what a stage reads that starts from, or samples, these models."""
+        return {
+            "data": sorted(self.data_files.values()),
+            "templates": {name: template.digest for name, template in self.templates.items()},
+            "tokenizer": self._tokenizer_digest,
+            "models": [self.digest(source) for source in sources],
+            "sources": list(sources),
+        }
+
+    @functools.cached_property
+    def _tokenizer_digest(self) -> str | None:
+        """A checksum of the tokenizer's own files; None for the embedded world's."""
+        if not (self.setup.tokenizer or self.setup.base):
+            return None
+        whole = hashlib.sha256()
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save(folder)
+            for file in sorted(Path(folder).iterdir()):
+                whole.update(f"{file.name}\n".encode() + file.read_bytes())
+        return whole.hexdigest()[:16]
+
     @functools.cache  # noqa: B019  (a run lives as long as its process)
     def digest(self, source: str) -> str | None:
         """A checksum of the files of "base", of a stage's model, or of a checkpoint; None where
@@ -269,7 +292,7 @@ class Stage:
         self.directory = run.directory / name
         self.model_path = self.directory / "model"
         self._config_file = self.directory / "config.json"
-        now = origin.used(run, used, init, needs)
+        now = origin.used(run.setup, used, init, run.content(needs))
         self._config = to_json(now)
         self._before: dict[str, Any] | None = None
         if self._config_file.exists() and origin.begun(self.directory):

@@ -1,6 +1,6 @@
 """The whole road of SPCT: SFT, RFT, RL, meta RM, the scalar baseline, and how voting scales with k.
 
-Every stage is skipped when it is done and taken up where it stopped, so the same command finishes
+Every stage is skipped when it is done and resumed where it stopped, so the same command finishes
 an interrupted road.
 """
 
@@ -55,7 +55,7 @@ def run_spct(run: Run, recipe: SPCTRecipe) -> None:
 
 
 class StageTimes:
-    """Seconds spent on each stage, over all the times it was taken up."""
+    """Seconds spent on each stage, over all of its starts."""
 
     def __init__(self, path: Path):
         self._path = path

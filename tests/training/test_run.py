@@ -230,6 +230,30 @@ def test_a_stage_made_from_another_model_is_not_done(run, make_params):
     Stage(run, "sft", SFT(), needs=["rft"])
 
 
+def test_another_start_is_refused_and_the_same_one_elsewhere_is_not(
+    run, setup, make_params, tmp_path
+):
+    """Whatever it is called: a stage, a path, a base that was not there before."""
+    rft, copy, other = run.directory / "rft" / "model", tmp_path / "copy", tmp_path / "other"
+    for folder, seed in ((rft, 0), (other, 1)):
+        save_model(folder, run.model, make_params(run.model, seed))
+        run.tokenizer.save(folder)
+    shutil.copytree(rft, copy)
+    begun(run, needs=["rft"])
+    Stage(run, "sft", SFT(), str(copy), [str(copy)])
+    with pytest.raises(ConfigError, match=f"made from, {other}, is another one now"):
+        Stage(run, "sft", SFT(), str(other), [str(other)])
+    with pytest.raises(ConfigError, match=r"number of models it is made from: 1 -> 2"):
+        Stage(run, "sft", SFT(), needs=["rft", str(other)])
+    # A base where there was none, with a tokenizer that was named before too.
+    named = dataclasses.replace(setup, tokenizer=str(run.world / "tokenizer"))
+    shutil.rmtree(run.directory / "sft")
+    begun(Run(named), needs=["base"])
+    Stage(Run(named), "sft", SFT(), needs=["base"])
+    with pytest.raises(ConfigError, match="made from, base, is another one now"):
+        Stage(Run(dataclasses.replace(named, base=str(other))), "sft", SFT(), needs=["base"])
+
+
 def test_a_stage_that_can_not_begin_leaves_nothing(run):
     with pytest.raises(MissingStage):
         Stage(run, "rl", SFT(), needs=["rft"]).begin()
