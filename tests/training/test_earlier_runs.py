@@ -80,8 +80,7 @@ def parameters(model: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def begun(tmp_path) -> Path:
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(ARCHIVE, tmp_path)
     return tmp_path / "run"
 
 
