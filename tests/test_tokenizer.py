@@ -22,6 +22,7 @@ from grm_jax.tokenizer import (
     load_tokenizer,
 )
 from grm_jax.tokenizer.chat_template import GEMMA_TEMPLATE
+from grm_jax.tokenizer.folding import conversation_ids
 
 tokenizers = pytest.importorskip("tokenizers")
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -475,6 +476,37 @@ def test_roles_and_messages(every: dict[str, Tokenizer]) -> None:
             t.chat([*user("a"), {"role": role, "content": "b"}])
     more = [{"role": "user", "content": "a", "name": "Ann", "tool_calls": [{}]}]
     assert t.chat(more) == t.chat(user("a"))
+
+
+def turns(*said: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in said]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (turns(("system", "be good"), ("user", "a")), user("be good\n\na")),
+        (turns(("user", "a"), ("user", "b")), user("a\n\nb")),
+        (
+            turns(("user", "a"), ("assistant", "b"), ("assistant", "c"), ("system", "d"),
+                  ("user", "e")),
+            dialogue("a", "b\n\nc", "d\n\ne"),
+        ),
+        (turns(("system", "a"), ("system", "b"), ("user", "c")), user("a\n\nb\n\nc")),
+    ],
+)  # fmt: skip
+def test_conversations_are_folded_where_the_template_wants_alternating_turns(
+    given: Any, wanted: Any, every: dict[str, Tokenizer]
+) -> None:
+    gemma, free = every["gemma.json"], every["chatml"]
+    assert conversation_ids(gemma, given) == gemma.chat(wanted)
+    # A template that has these roles gets them as they are.
+    assert conversation_ids(free, given) == free.chat(given) != free.chat(wanted)
+
+
+def test_a_conversation_that_no_folding_helps_is_refused(every: dict[str, Tokenizer]) -> None:
+    with pytest.raises(TokenizerError, match="must alternate"):
+        conversation_ids(every["gemma.json"], turns(("assistant", "a"), ("user", "b")))
 
 
 def test_an_unknown_token_that_is_eos_too_stays_out_of_reach() -> None:

@@ -3,6 +3,7 @@
 tokenizer.py      the protocol, and the one implementation
 loading.py        `load_tokenizer`, `from_tokenizers`
 chat_template.py  jinja2 chat templates, and where the outside text stands in them
+folding.py        conversations for templates that take alternating turns alone
 vocabulary.py     encoding text so that it can not produce a control token
 files.py          tokenizer_config.json and its neighbours
 """

@@ -22,6 +22,7 @@ from grm_jax.model.params import Params
 from grm_jax.model.shared_prefix import encode_completions
 from grm_jax.sampler.critic import TemplateConfig, Templates
 from grm_jax.tokenizer import Tokenizer
+from grm_jax.tokenizer.folding import conversation_ids
 from grm_jax.training.step import Batch
 
 
@@ -32,7 +33,7 @@ def trajectory_example(
 ) -> Example:
     """Prompt (never hinted: hints only help sampling) and critique, or an instruction and reply."""
     if isinstance(trajectory, Instruction):
-        prompt = tokenizer.chat(trajectory.messages[:-1])
+        prompt = conversation_ids(tokenizer, trajectory.messages[:-1])
         reply = tokenizer.completion(trajectory.messages[-1]["content"])
         return Example(tuple(prompt), tuple(reply))
     name = templates.single if len(trajectory.responses) == 1 else templates.many
@@ -71,7 +72,8 @@ def meta_example(
 def reply_example(query: str | Sequence[Turn], response: str, tokenizer: Tokenizer) -> Example:
     """What the scalar baseline reads: the conversation and one response as the reply."""
     turns = [{"role": "user", "content": query}] if isinstance(query, str) else list(query)
-    return Example(tuple(tokenizer.chat(turns)), tuple(tokenizer.completion(response)))
+    prompt = conversation_ids(tokenizer, turns)
+    return Example(tuple(prompt), tuple(tokenizer.completion(response)))
 
 
 def encode_batch(params: Params, config: ModelConfig, batch: Batch, *, remat: Remat) -> jax.Array:
