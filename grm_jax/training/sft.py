@@ -9,7 +9,7 @@ import logging
 
 from grm_jax.config import SFT, ConfigError, Fitting
 from grm_jax.data.loader import Example, example_batches
-from grm_jax.data.trajectories import read_trajectories
+from grm_jax.data.targets import read_targets
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.training.examples import trajectory_example
 from grm_jax.training.fit import fit
@@ -30,8 +30,13 @@ def run_sft(run: Run, config: SFT) -> None:
             "sft needs --instructions: a JSONL of trajectories or of {'messages': [...]} rows. "
             "Without it, start RFT from an instruction-tuned model: --config rft.py --init PATH"
         )
-    rows = read_trajectories(source)
-    examples = [trajectory_example(row, run.tokenizer, run.templates) for row in rows]
+    found = read_targets(
+        source,
+        many=run.templates.many,
+        single=run.templates.single,
+        skip_bad_rows=run.setup.skip_bad_rows,
+    )
+    examples = [trajectory_example(row, run.tokenizer, run.templates) for row in found.rows]
     log.info("sft              %d examples from %s", len(examples), source)
     stage.begin()
     train_on(stage, config.fitting, examples, "base")

@@ -1,0 +1,228 @@
+r"""What supervised training is to write, checked when it is read: a critique must say its scores.
+
+    file -> rows -> critique -> box -> scores     what the run's template can read, and what the
+                                                  row's own `scores` and `correct` say too
+
+A model that learns critiques without a readable box never gives a verdict, and nothing in its loss
+shows that. The usual cause is one backslash in the JSON: `"\boxed"` is a backspace and "oxed".
+Trajectories that a stage has sampled hold failed critiques rightly; they are not read with this.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from grm_jax.critique import Template, is_correct, read
+from grm_jax.critique.parse import last_box
+from grm_jax.data.rows import DataError, expand, iterate_rows
+from grm_jax.data.trajectories import Instruction, Trajectory, parse_trajectory
+
+log = logging.getLogger("grm_jax")
+
+MAX_BAD_SHARE = 0.1  # a larger share of bad rows is no accident of single rows
+_LISTED = 10  # bad rows that the log shows
+_CLOSE = 1e-6  # scores that differ by less are the same number, written in two ways
+
+# What JSON makes of a LaTeX command with one backslash, where no text means it: "\b" and "oxed".
+_ESCAPES = {"\b": "b", "\f": "f", "\t": "t", "\r": "r", "\n": "n"}
+_SINGLE_BACKSLASH = re.compile(
+    "\b[a-z]+|\f(?:rac|orall)(?![a-z])|\t(?:ext[a-z]*\\{|imes(?![a-z])|heta(?![a-z]))"
+    "|\r(?:ight|angle)(?![a-z])|\nabla(?![a-z])"
+)
+_NAMES = {"\b": "a backspace", "\f": "a form feed", "\t": "a tab", "\r": "a carriage return"}
+_FAULTS = {
+    "no_box": "holds no \\boxed{...} with scores",
+    "empty": "has nothing in its \\boxed{}",
+    "several_boxes": "has several boxes, none of which is a verdict",
+    "separators": "has other separators than commas in its box",
+    "markup": "has markup in its box",
+    "wrong_count": "has another number of scores than responses in its box",
+    "out_of_range": "has a score outside the template's range",
+    "not_a_number": "has something else than numbers in its box",
+    "truncated": "stopped at the length limit before its verdict",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Rows to learn from.
+
+    Attributes:
+      rows, sources: trajectories and instructions, and where each stands: "file:line".
+      skipped: the message of each bad row that was left out, in file order.
+      causes: how many bad rows there were, by cause.
+      rejected: rows with `kept: false`, which their own stage rejected; they are left out, too.
+    """
+
+    rows: list[Trajectory | Instruction]
+    sources: list[str]
+    skipped: tuple[str, ...] = ()
+    causes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rejected: int = 0
+
+
+class TargetError(DataError):
+    """A row that nothing right can be learnt from; `cause` names the kind of fault."""
+
+    def __init__(
+        self, field: str, problem: str, fix: str, where: str = "", cause: str = "format"
+    ) -> None:
+        super().__init__(field, problem, fix, where)
+        self.cause = cause
+
+
+def read_targets(
+    source: str | Path,
+    *,
+    many: Template,
+    single: Template,
+    skip_bad_rows: bool = False,
+    max_bad_share: float = MAX_BAD_SHARE,
+) -> Targets:
+    """Read the trajectories and instructions of `--instructions`, each checked.
+
+    Args:
+      many, single: the templates whose replies the critiques are.
+      skip_bad_rows: leave bad rows out and count them.
+      max_bad_share: of all rows; more bad ones than this stop all the same.
+
+    Raises DataError for the first bad row, with the number of the others by cause; with
+    `skip_bad_rows` for too many of them, or for nothing left.
+    """
+    rows: list[Trajectory | Instruction] = []
+    sources: list[str] = []
+    bad: list[DataError] = []
+    causes: collections.Counter[str] = collections.Counter()
+    rejected = 0
+    for file in expand(source):
+        for row in iterate_rows(file):
+            try:
+                found = parse_trajectory(row.load(), row.where)
+                if isinstance(found, Trajectory) and not found.kept:
+                    rejected += 1
+                    continue
+                check_target(found, row.where, many=many, single=single)
+            except DataError as error:
+                bad.append(error)
+                causes[error.cause if isinstance(error, TargetError) else "format"] += 1
+                continue
+            rows.append(found)
+            sources.append(row.where)
+    if rejected:
+        log.info("%s: %d rows say kept: false; they are left out", source, rejected)
+    if bad:
+        _report(str(source), bad, causes, len(rows), skip_bad_rows, max_bad_share)
+    if not rows:
+        raise DataError(
+            "kept", f"all {rejected} rows say false", "give rows that were kept", str(source)
+        )
+    return Targets(rows, sources, tuple(map(str, bad)), causes, rejected)
+
+
+def _report(
+    source: str,
+    bad: list[DataError],
+    causes: collections.Counter[str],
+    good: int,
+    skip_bad_rows: bool,
+    max_bad_share: float,
+) -> None:
+    """Raise for bad rows, or say which are left out."""
+    first, total = bad[0], good + len(bad)
+    counted = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+    shown = f"{len(bad)} of {total} rows are bad ({counted})"
+    if not skip_bad_rows:
+        more = f" ({shown}; --skip-bad-rows leaves them out)"
+        raise DataError(first.field, first.problem, first.fix + more, first.where)
+    if not good or len(bad) > max_bad_share * total:
+        raise DataError(
+            "",
+            f"{shown}, more than {100 * max_bad_share:g}%; the first: {first}",
+            "correct the file: so many are no accident",
+            source,
+        )
+    for error in bad[:_LISTED]:
+        log.warning("left out: %s", error)
+    log.warning("%s: %s; they are left out", source, shown)
+
+
+def check_target(
+    row: Trajectory | Instruction, where: str = "", *, many: Template, single: Template
+) -> None:
+    """Raise TargetError for a critique that the template can not read, or that does not say what
+    the row says of it; and for a text in which JSON has eaten a backslash."""
+    if isinstance(row, Instruction):
+        _check_backslashes("messages[-1].content", row.messages[-1]["content"], where)
+        return
+    _check_backslashes("critique", row.critique, where)
+    n = len(row.responses)
+    template = single if n == 1 else many
+    cut = row.finish_reason == "length"
+    parsed = read(template, row.critique, n, truncated=cut)
+    if parsed.scores is None:
+        assert parsed.failure is not None
+        box = last_box(row.critique)
+        raise TargetError(
+            "critique",
+            _FAULTS[parsed.failure] + (f": {box}" if box else f", and ends {row.critique[-40:]!r}"),
+            f"end it as the template {template.name!r} asks: {_example(template, n)}",
+            where,
+            parsed.failure,
+        )
+    if row.scores is not None and any(
+        not abs(said - own) <= _CLOSE for said, own in zip(row.scores, parsed.scores, strict=True)
+    ):
+        raise TargetError(
+            "scores",
+            f"{list(row.scores)}, but the critique says {last_box(row.critique)}",
+            "correct one of the two, or leave 'scores' out",
+            where,
+            "scores contradict the box",
+        )
+    if row.correct is not None and row.labels is not None:
+        right = _says(parsed.scores, row.labels)
+        if right is not None and right != row.correct:
+            raise TargetError(
+                "correct",
+                f"{str(row.correct).lower()}, but by the labels {list(row.labels)} the critique's "
+                f"{last_box(row.critique)} is {'right' if right else 'wrong'}",
+                "correct one of the three, or leave 'correct' out",
+                where,
+                "correct contradicts the box",
+            )
+
+
+def _says(scores: tuple[float, ...], labels: tuple[float, ...]) -> bool | None:
+    """Whether the scores are right; None where labels or the top scores are shared."""
+    if len(labels) == 1 or max(labels) in sorted(labels)[:-1]:
+        return None
+    if max(scores) in sorted(scores)[:-1]:
+        return None
+    return is_correct(scores, labels)
+
+
+def _check_backslashes(field: str, text: str, where: str) -> None:
+    found = _SINGLE_BACKSLASH.search(text)
+    if found is None:
+        return
+    mark, rest = found.group()[0], found.group()[1:].rstrip("{")
+    letter = _ESCAPES[mark]
+    raise TargetError(
+        field,
+        f"U+{ord(mark):04X} stands before {rest!r}: `\\{letter}` in the JSON is "
+        f"{_NAMES.get(mark, 'a line end')}",
+        f"write `\\\\{letter}{rest}`",
+        where,
+        "single backslash",
+    )
+
+
+def _example(template: Template, n: int) -> str:
+    if template.reads == "index":
+        return "\\boxed{1} for the first response"
+    return f"\\boxed{{{', '.join([f'{template.high:g}'] * n)}}} for {n} response(s) at the top"

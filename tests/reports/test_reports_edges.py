@@ -1,0 +1,45 @@
+"""Files that users gave to train and evaluate, through the commands: right, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from grm_jax import train
+
+INPUTS = Path(__file__).parent / "inputs"
+WORLD = "--world.cold-start 20 --world.train 8 --world.fresh 4 --world.shifted 4".split()
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """(recipe, arguments) -> (exit code, what was printed) of the training command."""
+    monkeypatch.setattr(train, "setup_devices", lambda count: None)  # the suite has its devices
+
+    def run(recipe: str, *args: str | Path) -> tuple[int, str]:
+        given = ["--config", recipe, "--run-dir", tmp_path / "run", "--distributed", "off", *WORLD]
+        code = train.main([str(arg) for arg in (*given, *args)])
+        out = capsys.readouterr()
+        return code, out.out + out.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("08_no_box_at_all", (":1: critique: holds no \\boxed", "8 of 8 rows are bad (8 no_box)")),
+        ("08_scores_contradict", (":1: scores: [9, 2], but the critique says \\boxed{8, 9}",)),
+        ("08_single_backslash", (":1: critique: U+0008 stands before 'oxed'", "`\\\\boxed`")),
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_critiques_that_teach_nothing_are_refused(command, tmp_path, name, words, skip):
+    more = ["--skip-bad-rows"] if skip else []
+    code, out = command("sft.py", "--instructions", INPUTS / f"{name}.jsonl", *more)
+    assert code == 1
+    for word in words:
+        assert word in out
+    assert ("more than 10%" if skip else "--skip-bad-rows leaves them out") in out
+    assert not (tmp_path / "run" / "sft").exists()
