@@ -9,7 +9,8 @@ import pytest
 from grm_jax import train
 
 INPUTS = Path(__file__).parent / "inputs"
-WORLD = "--world.cold-start 20 --world.train 8 --world.fresh 4 --world.shifted 4".split()
+SMALL = {"cold-start": 20, "train": 8, "fresh": 4, "shifted": 4}
+WORLD = [f"--world.{name}={count}" for name, count in SMALL.items()]
 
 
 @pytest.fixture
