@@ -172,9 +172,7 @@ def decode_chunk(
 
     def step(carry: tuple[Lanes, Drawn]) -> tuple[Lanes, Drawn]:
         lanes, drawn = carry
-        uniform = jax.vmap(jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t))))(
-            keys, drawn.counts
-        )
+        uniform = jax.vmap(jax.vmap(_uniform))(keys, drawn.counts)
         token, logprob = draw(logits(params, config, lanes.hidden), uniform, temperature, filters)
         token = jnp.where(drawn.alive, token, 0)
         attend = lane_attend(config, work.layout, drawn.counts, pages, stash, lanes.ring)
@@ -222,6 +220,11 @@ def _record(
         stopped=drawn.stopped | hit,
         steps=drawn.steps + 1,
     )
+
+
+def _uniform(key: jax.Array, count: jax.Array) -> jax.Array:
+    """What token `count` of the sample with this key is drawn with: [2]; see `draw.pick`."""
+    return jax.random.uniform(jax.random.fold_in(key, count), (2,))
 
 
 def sample_keys(key: jax.Array, names: jax.Array) -> jax.Array:

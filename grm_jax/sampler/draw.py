@@ -1,8 +1,13 @@
-"""Drawing the next token: settings, filters, one random number a sample.
+"""Drawing the next token: settings, filters, two random numbers a sample.
 
-A token is found by its place in the cumulative distribution, u * total, which needs one pass over
-the vocabulary: sums of blocks of it, then the block in which the place lies. No noise per word, and
-no sort: the filters find their thresholds by bisection over the bits of float32.
+The vocabulary is cut into blocks of about sqrt(V) words. One number finds the block by its place in
+the cumulative sums of blocks, another the word in it, so the vocabulary is passed over once. There
+is no noise per word, and no sort: filters find their thresholds by bisection over float32's bits.
+
+A uniform of float32 has 23 bits, which is 33 places for each of 256,000 words on average: with one
+alone, words between two places are never drawn (of logits with a standard deviation of 2.5, 79,000
+words with 0.18% of the probability). With two, a block has its probability to within 2^-23, and so
+has a word within its block; what is never drawn is 7e-8 of the probability.
 
 Dimensions: any leading shape, V vocabulary.
 """
@@ -72,7 +77,7 @@ def draw(
 
     Args:
       z: [..., V] float32 softcapped logits.
-      uniform: [...] in [0, 1), one a sample.
+      uniform: [..., 2] in [0, 1), two a sample; see `pick`.
       temperature: scalar; not read when greedy, whose log-probabilities are at temperature 1.
     """
     if not filters.greedy:
@@ -89,33 +94,32 @@ def draw(
 
 
 def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The token in whose stretch of the cumulative weights `uniform` * their sum lies.
+    """A token [...] int32 with probability proportional to its weight.
 
     Args:
       weights: [..., V] float32 >= 0, not all 0.
-      uniform: [...] in [0, 1).
+      uniform: [..., 2] in [0, 1): the first picks a block of words, the second a word in it.
     """
     size = weights.shape[-1]
     block = 1 << math.ceil(math.log2(max(2.0, math.sqrt(size))))
     pad = [(0, 0)] * (weights.ndim - 1) + [(0, -size % block)]
     blocks = jnp.pad(weights, pad).reshape(*weights.shape[:-1], -1, block)
-    sums = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)  # [..., V / block]
-    place = uniform * sums[..., -1]
-    # The first block whose running sum passes the place; rounding can not lead past the last one
-    # that holds any weight.
-    last = jnp.sum(sums < sums[..., -1:], axis=-1)
-    index = jnp.minimum(jnp.sum(sums <= place[..., None], axis=-1), last)
-    before = jnp.where(
-        index > 0, jnp.take_along_axis(sums, jnp.maximum(index - 1, 0)[..., None], -1)[..., 0], 0.0
-    )
+    index = _inverse(jnp.sum(blocks, axis=-1), uniform[..., 0])
     inside = jnp.take_along_axis(blocks, index[..., None, None], axis=-2)[..., 0, :]
-    running = jnp.cumsum(inside, axis=-1)
-    offset = jnp.sum(running <= (place - before)[..., None], axis=-1)
-    # Never a word of weight 0: not before the first of the block, nor after its last.
-    positive = inside > 0
-    lowest = jnp.argmax(positive, axis=-1)
-    highest = block - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
-    return (index * block + jnp.clip(offset, lowest, highest)).astype(jnp.int32)
+    return (index * block + _inverse(inside, uniform[..., 1])).astype(jnp.int32)
+
+
+def _inverse(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The entry [...] in whose stretch of the cumulated weights [..., n] `uniform` of the sum lies.
+
+    Running sums are rounded, and a parallel scan rounds each in its own way. So an entry of weight
+    0 is never taken, whatever its stretch seems to be; past the end lies the last of the others.
+    """
+    running = jnp.cumsum(weights, axis=-1)
+    positive = weights > 0
+    passed = positive & (running > uniform[..., None] * running[..., -1:])
+    last = weights.shape[-1] - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
+    return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
 
 
 def keep_top(weights: jax.Array, filters: Filters) -> jax.Array:

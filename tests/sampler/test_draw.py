@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from grm_jax.sampler.draw import Filters, SamplingConfig, draw, keep_top, pick
 
@@ -62,24 +63,35 @@ def test_filters_work_row_by_row():
 
 
 @given(st.integers(1, 300), st.integers(0, 10**6))
-def test_pick_is_the_inverse_of_the_cumulative_distribution(size, seed):
-    """And never picks a word of weight 0, however many there are."""
+def test_pick_is_the_inverse_of_two_cumulative_distributions(size, seed):
+    """Of blocks of words, then of a block's words; a word of weight 0 is never picked."""
     rng = np.random.default_rng(seed)
     w = rng.random(size) * (rng.random(size) < 0.3)
     w[rng.integers(size)] = 0.5
-    uniform = np.concatenate([rng.random(20), [0.0, 1 - 2**-24]]).astype(np.float32)
+    edges = [[a, b] for a in (0.0, 1 - 2**-24) for b in (0.0, 1 - 2**-24)]
+    uniform = np.concatenate([rng.random((20, 2)), edges]).astype(np.float32)
     rows = jnp.broadcast_to(jnp.asarray(w, jnp.float32), (len(uniform), size))
     found = np.asarray(pick(rows, jnp.asarray(uniform)))
     assert (w[found] > 0).all()
-    cumulative = np.cumsum(w)
-    before = cumulative[found] - w[found]
-    place = uniform * cumulative[-1]
-    assert (before - 1e-4 <= place).all() and (place <= cumulative[found] + 1e-4).all()
+    block = 2 ** int(np.ceil(np.log2(max(2, np.sqrt(size)))))
+    blocks = np.pad(w, (0, -size % block)).reshape(-1, block)
+    index, word = np.divmod(found, block)
+    for weights, chosen, u in (
+        (np.tile(blocks.sum(1), (len(found), 1)), index, uniform[:, 0]),
+        (blocks[index], word, uniform[:, 1]),
+    ):
+        cumulative = np.cumsum(weights, axis=1)
+        own, after = (
+            np.take_along_axis(x, chosen[:, None], 1)[:, 0] for x in (weights, cumulative)
+        )
+        place = u * cumulative[:, -1]
+        assert (after - own - 1e-4 <= place).all()
+        assert (place <= after + 1e-4).all()
 
 
 def drawn(z: np.ndarray, temperature: float, filters: Filters, count: int):
     """`count` tokens of one distribution and their log-probabilities."""
-    uniform = jax.random.uniform(jax.random.key(0), (count, 1))
+    uniform = jax.random.uniform(jax.random.key(0), (count, 1, 2))
     rows = jnp.broadcast_to(jnp.asarray(z), (count, 1, len(z)))
     tokens, logprobs = draw(rows, uniform, jnp.float32(temperature), filters)
     return np.asarray(tokens)[:, 0], np.asarray(logprobs)[:, 0]
@@ -109,6 +121,49 @@ def test_a_vocabulary_of_256k():
     p = softmax(z.astype(np.float64))
     assert abs((tokens < 128_000).mean() - p[:128_000].sum()) < 0.1
     np.testing.assert_allclose(logprobs, np.log(p)[tokens], atol=1e-4)
+
+
+WIDE = (np.random.default_rng(0).normal(size=256_000) * 2.5).astype(np.float32)
+"""Logits with an entropy of 9.3 nats, as of a model that hesitates."""
+
+
+def picked(z: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Words of one distribution [V] for uniforms [count, 2]."""
+    many = jax.jit(lambda w, u: jax.lax.map(lambda one: pick(w, one), u, batch_size=1000))
+    return np.asarray(many(weights(z), jnp.asarray(uniform, jnp.float32)))
+
+
+def test_rare_words_of_256k_can_be_drawn():
+    """Those that lie between two of the 2^23 places of a single uniform: a third of the words."""
+    p = softmax(WIDE.astype(np.float64))
+    after = np.cumsum(p)
+    between = np.flatnonzero(np.ceil((after - p) * 2**23) >= after * 2**23)
+    assert len(between) > 70_000
+    blocks = p.reshape(-1, 512)
+    centre = np.cumsum(blocks, axis=1) - blocks / 2
+    second = (centre / blocks.sum(1, keepdims=True)).reshape(-1)
+    first = np.repeat(np.cumsum(blocks.sum(1)) - blocks.sum(1) / 2, 512)
+    places = np.round(np.stack([first, second], 1) * 2**23) / 2**23
+    # In a twentieth of them, less than 2^-21 of their block, rounding decides.
+    reachable = between[(blocks / blocks.sum(1, keepdims=True)).reshape(-1)[between] > 2**-21]
+    assert len(reachable) > 0.9 * len(between)
+    chosen = np.random.default_rng(1).choice(reachable, 3000, replace=False)
+    assert np.array_equal(picked(WIDE, places[chosen]), chosen)
+
+
+def test_draws_of_256k_have_the_softmax_distribution():
+    """Chi-square over words grouped by place and by probability."""
+    p = softmax(WIDE.astype(np.float64))
+    tokens = picked(WIDE, jax.random.uniform(jax.random.key(1), (50_000, 2)))
+    order = np.argsort(p)
+    share = np.empty(len(p), int)
+    share[order] = (np.cumsum(p[order]) * 200).astype(int)  # about 0.5% of the mass each
+    for group in (np.arange(len(p)) // 512, np.arange(len(p)) % 512, share):
+        expected = np.bincount(group, weights=p) * len(tokens)
+        seen = np.bincount(group[tokens], minlength=len(expected))
+        kept = expected > 0
+        statistic = ((seen - expected)[kept] ** 2 / expected[kept]).sum()
+        assert 0.001 < chi2.sf(statistic, kept.sum() - 1) < 0.999
 
 
 def test_greedy_takes_the_largest_whatever_the_key():
