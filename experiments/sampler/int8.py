@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,8 +85,8 @@ def main(args: Arguments) -> None:
             results[name][column] = {"accuracy": vars(value), "difference": vars(difference)}
             cell = f"{100 * value.value:.1f}"
             if name != "as trained":
-                d = difference
-                cell += f" ({100 * d.value:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}])"
+                low, high = difference.bounds or (math.nan, math.nan)
+                cell += f" ({100 * difference.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}])"
             cells.append(cell)
         lines.append("| " + " | ".join([name, *cells]) + " |")
     text = "\n".join(lines) + "\n"

@@ -49,10 +49,14 @@ class Scored:
     figures: tuple[FigureLike, ...]
     values: tuple[Mapping[str, np.ndarray], ...]
 
+    @property
+    def names(self) -> list[str]:
+        """Of the methods."""
+        return [method.name for method in self.aggregate.methods]
+
     def bound(self, method: str, figure: FigureLike) -> Resampled:
         """A figure of a method, to resample."""
-        names = [m.name for m in self.aggregate.methods]
-        return figure.bind(self.values[names.index(method)])
+        return figure.bind(self.values[self.names.index(method)])
 
 
 def judge_scores(
@@ -221,6 +225,10 @@ def _intervals(
             statistics.difference(
                 float(point[index[first], 0] - point[index[second], 0]),
                 drawn[index[first], 0] - drawn[index[second], 0],
+                len(
+                    _evidence(figures[0], scored.values[index[first]], clusters)
+                    & _evidence(figures[0], scored.values[index[second]], clusters)
+                ),
             ),
         )
         for first, second in _pairs(found)
@@ -238,11 +246,20 @@ def _interval(
 ) -> Interval:
     """Of means over records, one that is honest where all have the same value; else percentiles."""
     if not isinstance(figure, Figure) or figure.total:
-        return statistics.interval(value, drawn)
+        return statistics.interval(value, drawn, len(_evidence(figure, values, clusters)))
     members = figure.members
     seen = np.concatenate([values[name][members] for name in figure.measures], axis=1)
     own = None if clusters is None else [clusters[i] for i in members.tolist()]
     return statistics.figure_interval(seen, value, drawn, clusters=own)
+
+
+def _evidence(
+    figure: FigureLike, values: Mapping[str, np.ndarray], clusters: Sequence[Hashable] | None
+) -> set[Hashable]:
+    """The clusters of the figure's records that count: have a value of one of its measures."""
+    members = figure.members
+    counted = np.any([~np.isnan(values[name][members]).all(axis=1) for name in figure.measures], 0)
+    return {i if clusters is None else clusters[i] for i in members[counted].tolist()}
 
 
 def _pair_credits(records: Sequence[Preference], method: Method, rules: Rules) -> dict[str, float]:
@@ -325,14 +342,26 @@ def compare_runs(
         functions, len(records), clusters=benchmark.clusters(records), resamples=resamples,
         seed=seed,
     )  # fmt: skip
-    half = len(pairs)
+    half, clusters = len(pairs), benchmark.clusters(records)
+
+    def independent(method: str, figure: FigureLike) -> int:
+        found = [
+            _evidence(figure, scored.values[scored.names.index(method)], clusters)
+            for scored in (ours, theirs)
+        ]
+        return len(found[0] & found[1])
+
     return tuple(
         Against(
             run,
             method,
             figure.group,
             figure.name,
-            statistics.difference(float(point[i] - point[half + i]), drawn[i] - drawn[half + i]),
+            statistics.difference(
+                float(point[i] - point[half + i]),
+                drawn[i] - drawn[half + i],
+                independent(method, figure),
+            ),
         )
         for i, (method, figure) in enumerate(pairs)
         if not np.isnan(point[i] - point[half + i])

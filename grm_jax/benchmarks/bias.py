@@ -75,9 +75,10 @@ def bias_table(
     if len(values) > 1:
         low = min(sections.values(), key=lambda figure: figure.value)
         high = max(sections.values(), key=lambda figure: figure.value)
-        spread = Interval(
-            high.value - low.value, max(0.0, high.low - low.high), high.high - low.low
-        )
+        spread = Interval(high.value - low.value, None, None)
+        if high.bounds is not None and low.bounds is not None:
+            (a, b), (c, d) = low.bounds, high.bounds
+            spread = Interval(spread.value, max(0.0, c - b), d - a)
         found.append(
             Finding("domains", "spread: best less worst section", spread, 0.0, len(records))
         )

@@ -32,6 +32,7 @@ from grm_jax.benchmarks.report import (
 from grm_jax.benchmarks.results import Results
 from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow
+from grm_jax.benchmarks.statistics import TOO_FEW
 from grm_jax.data.preferences import Preference
 from grm_jax.files import written_whole
 
@@ -104,11 +105,13 @@ def _bench(results: Results) -> dict[str, Any]:
     largest = max(method.k for method in results.methods)
     for method in results.methods:
         value = results.figure(method.name)
-        shown = method.kind in ("greedy", "sample") or method.k == largest
-        if value is not None and shown:
-            bounds = f"{100 * value.low:.1f} to {100 * value.high:.1f}"
+        chosen = method.kind in ("greedy", "sample") or method.k == largest
+        if value is not None and chosen:
+            shown = TOO_FEW
+            if value.bounds is not None:
+                shown = "{:.1f} to {:.1f}".format(*(100 * bound for bound in value.bounds))
             cards.append(
-                {"name": method.name, "value": f"{100 * value.value:.1f}", "interval": bounds}
+                {"name": method.name, "value": f"{100 * value.value:.1f}", "interval": shown}
             )
     drawn = any(method.kind == "vote" for method in results.methods)
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grm_jax.benchmarks.results import Results
-from grm_jax.benchmarks.statistics import Interval
+from grm_jax.benchmarks.statistics import TOO_FEW, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,14 +89,17 @@ def accuracy_canvas(
     axes: Axes = canvas.add_subplot()
     for (name, value), (colour, dashes) in zip(levels.items(), _cycle(len(levels)), strict=True):
         axes.axhline(100 * value.value, color=colour, linestyle=dashes, linewidth=1.6, label=name)
-        axes.axhspan(100 * value.low, 100 * value.high, color=colour, alpha=0.10, linewidth=0)
+        if value.bounds is not None:
+            low, high = value.bounds
+            axes.axhspan(100 * low, 100 * high, color=colour, alpha=0.10, linewidth=0)
     for kind, points in lines.items():
         colour, marker, dashes = _LINES[kind]
         ks = [k for k, _ in points]
+        bounds = [value.bounds or (value.value, value.value) for _, value in points]
         axes.fill_between(
             ks,
-            [100 * value.low for _, value in points],
-            [100 * value.high for _, value in points],
+            [100 * low for low, _ in bounds],
+            [100 * high for _, high in bounds],
             color=colour,
             alpha=0.16,
             linewidth=0,
@@ -120,9 +123,11 @@ def accuracy_canvas(
     axes.set_xlabel("k, samples a verdict (log scale)")
     name = (figure or results.headline)[1]
     axes.set_ylabel("accuracy, %" if name == "accuracy" else f"accuracy ({name}), %")
-    level = f"{100 * results.settings.get('level', 0.95):g}% intervals"
+    level = f"bands: {100 * results.settings.get('level', 0.95):g}% intervals"
+    if all(value.bounds is None for points in lines.values() for _, value in points):
+        level = f"no intervals: {TOO_FEW}"
     axes.set_title(
-        f"{results.benchmark}: {results.judge}, {results.records:,} records; bands: {level}",
+        f"{results.benchmark}: {results.judge}, {results.records:,} records; {level}",
         fontsize=9,
         loc="left",
     )

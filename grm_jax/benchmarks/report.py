@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from grm_jax.benchmarks.plot import plot_accuracy
 from grm_jax.benchmarks.results import Results, write_results
-from grm_jax.benchmarks.statistics import Difference, Interval
+from grm_jax.benchmarks.statistics import LEAST, TOO_FEW, Difference, Interval
 from grm_jax.errors import UserError
 
 COMPARED = (
@@ -185,6 +185,11 @@ def summary(results: Results) -> list[str]:
     lines = [f"note: {note}" for note in results.notes]
     if results.model.get("trained") is False:
         lines.append("note: this model is untrained (random weights); its figures mean nothing")
+    if any(value.bounds is None for value in _figures(results)):
+        lines.append(
+            f"note: {TOO_FEW} stand behind some figures, which have no interval: the records of "
+            "one prompt are one piece of evidence"
+        )
     for name, rate in results.rates.items():
         kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in rate.failures.items())
         lines.append(
@@ -208,6 +213,15 @@ def summary(results: Results) -> list[str]:
         f"{pair.first} - {pair.second}: {signed(pair.difference)}" for pair in results.comparisons
     ]
     return lines
+
+
+def _figures(results: Results) -> Iterator[Interval]:
+    """All that tables show with an interval."""
+    for method in results.methods:
+        for group in method.figures.values():
+            yield from group.values()
+    for finding in results.bias:
+        yield finding.value
 
 
 def print_results(results: Results, *, console: Console | None = None) -> None:
@@ -281,14 +295,20 @@ def percent(share: float) -> str:
 
 
 def cell(value: Interval) -> str:
-    """A figure in percent: "86.0 [84.7, 87.2]"."""
-    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    """A figure in percent: "86.0 [84.7, 87.2]"; without an interval "86.0 [< 5 prompts]"."""
+    if value.bounds is None:
+        return f"{100 * value.value:.1f} [< {LEAST} prompts]"
+    low, high = value.bounds
+    return f"{100 * value.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def signed(value: Difference) -> str:
     """A paired difference in points: "+3.2 [+2.2, +4.1], p = 0.001"."""
-    p = "p < 0.001" if value.p_value < 0.001 else f"p = {value.p_value:.3f}"
-    return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}], {p}"
+    if value.bounds is None or value.p_value is None:
+        return f"{100 * value.value:+.1f} (no interval, no p-value: {TOO_FEW})"
+    (low, high), p = value.bounds, value.p_value
+    shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return f"{100 * value.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], {shown}"
 
 
 def _rules(results: Results) -> str:

@@ -5,6 +5,9 @@ Dimensions: N records, M methods, B bootstrap resamples.
 Intervals are percentile intervals of a bootstrap over records; where a prompt repeats, whole
 clusters of records are drawn, since records of one prompt are not independent evidence. All methods
 are computed on the same resamples, so their differences are paired.
+
+Fewer than `LEAST` clusters have neither interval nor p-value: resamples of one prompt are all that
+prompt, an interval of width 0 around whatever was found.
 """
 
 from __future__ import annotations
@@ -21,29 +24,45 @@ from grm_jax.errors import UserError
 
 RESAMPLES = 2000
 LEVEL = 0.95
+LEAST = 5  # clusters, independent pieces of evidence, below which nothing is said of uncertainty
+TOO_FEW = f"fewer than {LEAST} independent prompts"
 _CHUNK = 2_000_000  # drawn indices held at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure with its interval, as fractions (0.86, not 86)."""
+    """A figure with its interval, as fractions (0.86, not 86).
+
+    low, high: None where too few clusters stand behind it (`LEAST`).
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """(low, high), or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """A paired difference on the same records.
 
+    low, high, p_value: None where too few clusters stand behind it (`LEAST`).
     p_value: two-sided, by inverting the percentile interval; never below 1 / (resamples + 1).
     """
 
     value: float
-    low: float
-    high: float
-    p_value: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """(low, high), or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
 
 def bootstrap(
@@ -82,8 +101,13 @@ def bootstrap(
     return point, drawn
 
 
-def interval(value: float, drawn: np.ndarray, level: float = LEVEL) -> Interval:
-    """Percentile interval of a figure from its resampled values [B]; NaN ones are left out."""
+def interval(value: float, drawn: np.ndarray, independent: int, level: float = LEVEL) -> Interval:
+    """Percentile interval of a figure from its resampled values [B]; NaN ones are left out.
+
+    independent: how many clusters stand behind the figure.
+    """
+    if independent < LEAST:
+        return Interval(float(value), None, None)
     tail = (1 - level) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
@@ -121,19 +145,26 @@ def figure_interval(
         drawn: [B]. clusters: labels of the same n records.
     """
     counted: np.ndarray = np.any(~np.isnan(seen.reshape(len(seen), -1)), axis=1)
+    n = int(np.count_nonzero(counted))
+    if clusters is not None:
+        n = len({label for label, here in zip(clusters, counted.tolist(), strict=True) if here})
     flat = seen[~np.isnan(seen)]
-    if len(flat) and np.all(flat == flat[0]) and 0 <= flat[0] <= 1:
-        n = int(np.count_nonzero(counted))
-        if clusters is not None:
-            n = len({label for label, here in zip(clusters, counted.tolist(), strict=True) if here})
+    if n >= LEAST and np.all(flat == flat[0]) and 0 <= flat[0] <= 1:
         return proportion_interval(value, n, level)
-    return interval(value, drawn, level)
+    return interval(value, drawn, n, level)
 
 
-def difference(value: float, drawn: np.ndarray, level: float = LEVEL) -> Difference:
-    """A paired difference from its resampled values [B] (of both methods on the same resamples)."""
+def difference(
+    value: float, drawn: np.ndarray, independent: int, level: float = LEVEL
+) -> Difference:
+    """A paired difference from its resampled values [B] (of both methods on the same resamples).
+
+    independent: how many clusters stand behind it.
+    """
     drawn = drawn[~np.isnan(drawn)]
-    bounds = interval(value, drawn, level)
+    bounds = interval(value, drawn, independent, level)
+    if bounds.bounds is None:
+        return Difference(float(value), None, None, None)
     # One more on both sides of the fraction: a finite number of resamples never proves p = 0.
     side = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)) + 1
     p = min(1.0, 2 * side / (len(drawn) + 1))
@@ -194,7 +225,8 @@ def paired_difference(
         records = len(a)
         both = [_mean(np.asarray(one, np.float64)) for one in (a, b)]
     point, drawn = bootstrap(both, records, clusters=clusters, resamples=resamples, seed=seed)
-    return difference(float(point[0] - point[1]), drawn[0] - drawn[1], level)
+    independent = records if clusters is None else len(set(clusters))
+    return difference(float(point[0] - point[1]), drawn[0] - drawn[1], independent, level)
 
 
 def roc_auc(scores: Sequence[float] | np.ndarray, labels: Sequence[float] | np.ndarray) -> float:

@@ -112,3 +112,7 @@ def test_spread_over_sections(record):
     (found,) = bias_table([record("r")], [], {"r": 1.0}, sections, RULES)
     assert found.value.value == pytest.approx(0.3)
     assert (found.value.low, found.value.high) == pytest.approx((0.15, 0.45))
+    # Where one end has no interval, what lies between has none.
+    sections["c"] = Interval(0.5, None, None)
+    found = bias_table([], [], {}, sections, Rules())[-1]
+    assert found.value == Interval(pytest.approx(0.4), None, None)

@@ -24,9 +24,9 @@ LLMBAR = Path(__file__).parents[3] / "shared" / "data" / "llmbar"
 USER = ({"role": "user", "content": "q"},)
 
 
-def item(id, n=2, *, labels=None, domain="", item="", place="", query="q"):
+def item(id, n=2, *, labels=None, domain="", item="", place="", query=None):
     labels = (1.0,) + (0.0,) * (n - 1) if labels is None else tuple(map(float, labels))
-    turns = ({"role": "user", "content": query},)
+    turns = ({"role": "user", "content": query or item or id},)
     texts = tuple(f"response {i}" for i in range(len(labels)))
     return Item(id, turns, texts, labels, domain=domain, item=item, place=place)
 

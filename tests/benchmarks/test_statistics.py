@@ -75,9 +75,25 @@ def test_all_right_is_no_certainty():
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(20 / 23.8415, abs=1e-5)
     # Of clusters, each counts once.
-    assert mean_interval(np.ones(20), clusters=[0, 1] * 10).low == pytest.approx(
-        2 / 5.8415, abs=1e-5
+    assert mean_interval(np.ones(20), clusters=[0, 1, 2, 3, 4] * 4).low == pytest.approx(
+        5 / 8.8415, abs=1e-5
     )
+
+
+@pytest.mark.parametrize("values", [np.ones(40), np.arange(40) % 2, np.arange(40) / 40])
+def test_below_five_clusters_nothing_is_said_of_uncertainty(values):
+    for count in (1, 4, 5, 40):
+        clusters = (np.arange(40) % count).tolist()
+        known = count >= 5
+        found = mean_interval(values, clusters=clusters, resamples=50)
+        assert found.value == pytest.approx(values.mean())
+        assert [bound is not None for bound in (found.low, found.high)] == [known] * 2
+        assert (found.bounds is not None) == known
+        apart = paired_difference(values, values[::-1], clusters=clusters, resamples=50)
+        shown = (apart.low, apart.high, apart.p_value)
+        assert [bound is not None for bound in shown] == [known] * 3
+    few = mean_interval(values[:4], resamples=50)  # without labels each record is one
+    assert few.bounds is None and mean_interval(values[:5], resamples=50).bounds is not None
 
 
 def test_proportion_interval_agrees_with_scipy():

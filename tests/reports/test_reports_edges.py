@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from grm_jax import train
+from grm_jax import evaluate, train
+from grm_jax.benchmarks.results import read_results
 
 INPUTS = Path(__file__).parent / "inputs"
 SMALL = {"cold-start": 20, "train": 8, "fresh": 4, "shifted": 4}
@@ -44,3 +45,30 @@ def test_critiques_that_teach_nothing_are_refused(command, tmp_path, name, words
         assert word in out
     assert ("more than 10%" if skip else "--skip-bad-rows leaves them out") in out
     assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_records_of_one_prompt_have_no_interval(tmp_path, capsys):
+    data, out = INPUTS / "90_one_prompt_only.jsonl", tmp_path / "out"
+    args = ["--bench", "preferences", "--data", data, "--judge", "random", "-k", "8"]
+    evaluate.main([str(arg) for arg in (*args, "--resamples", "50", "--output", out)])
+    printed = capsys.readouterr().out
+    assert "[< 5 prompts]" in printed and "p < 0.001" not in printed and "p = " not in printed
+    assert "fewer than 5 independent prompts stand behind some figures" in printed
+    assert "(no interval, no p-value: fewer than 5 independent prompts)" in printed
+    results = read_results(out / "preferences" / "results.json")
+    for method in results.methods:
+        for group in method.figures.values():
+            assert all(figure.bounds is None for figure in group.values())
+    assert results.comparisons
+    assert all(pair.difference.p_value is None for pair in results.comparisons)
+    table = (out / "preferences" / "table.md").read_text()
+    assert "[< 5 prompts]" in table.replace("\\", "") and "fewer than 5 independent" in table
+    page = (out / "report.html").read_text()
+    assert "fewer than 5 independent prompts" in page
+    picture = (out / "preferences" / "accuracy.svg").read_text()
+    assert "no intervals: fewer than 5 independent prompts" in picture
+    # Another run of the same compares without a p-value, too.
+    evaluate.main([str(arg) for arg in (*args, "--seed", "1", "--compare", out, "--output",
+                                        tmp_path / "two", "--resamples", "50")])  # fmt: skip
+    against = read_results(tmp_path / "two" / "preferences" / "results.json").against
+    assert against and all(one.difference.bounds is None for one in against)
