@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 
 from grm_jax.benchmarks.base import BenchmarkRecords, Item, Source
 from grm_jax.critique.prompt import Turn
-from grm_jax.data.rows import SUFFIXES, DataError, check_text, iterate_rows, show
+from grm_jax.data.rows import SKIPPABLE, SUFFIXES, DataError, check_text, iterate_rows, show
 
 Value = TypeVar("Value")
-_KEPT = "; --skip-bad-rows leaves such rows out"
 
 
 class Fields:
@@ -30,7 +29,7 @@ class Fields:
         self.row, self.where = row, where
 
     def wrong(self, name: str, problem: str, fix: str) -> DataError:
-        return DataError(name, problem, fix + _KEPT, self.where)
+        return DataError(name, problem, fix + SKIPPABLE, self.where)
 
     def __contains__(self, name: str) -> bool:
         return self.row.get(name) is not None
@@ -38,7 +37,10 @@ class Fields:
     def get(self, name: str, fix: str = "give it") -> Any:
         """The value of a field that must be there."""
         if self.row.get(name) is None:
-            raise self.wrong(name, f"missing; the row has {sorted(self.row)}", fix)
+            null = name in self.row
+            raise self.wrong(
+                name, "null" if null else f"missing; the row has {sorted(self.row)}", fix
+            )
         return self.row[name]
 
     def text(self, name: str, *, empty: bool = False) -> str:
@@ -144,7 +146,7 @@ def collect(
                     raise DataError(
                         "id",
                         f"{item.id!r} stands already at {records[item.id].source}",
-                        "give each row once, with an id of its own" + _KEPT,
+                        "give each row once, with an id of its own" + SKIPPABLE,
                         place,
                     )
         except DataError as error:

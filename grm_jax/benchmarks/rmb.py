@@ -31,7 +31,8 @@ from grm_jax.benchmarks.measures import all_right
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of
 from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.critique.prompt import Turn
-from grm_jax.data.preferences import Preference, read_conversation
+from grm_jax.data.conversation import read_conversation
+from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 
 SECTIONS = ("Help-BoN", "Help-Pair", "Harm-BoN", "Harm-Pair")

@@ -1,15 +1,17 @@
 """Preference records: one conversation, n candidate responses, one label a response.
 
-`read_preferences` takes the row shapes that preference data comes in, one file or many:
+`read_preferences` takes one file or many, with rows of every shape in `data/shapes.py`:
 
-    {"query" | "turns" | "prompt" | "messages", "responses": [..], "labels" | "scores" | "best"}
-    {"query" | ..., "response": "..", "label": 0 | 1 | false | true}        a single response
-    {"prompt": .., "chosen": .., "rejected": ..}                            strings, or messages
-    {"chosen": [messages], "rejected": [messages]}                          whole conversations
-    {"chosen": "\\n\\nHuman: ..\\n\\nAssistant: ..", "rejected": ".."}          HH-RLHF
+    {"query" | "turns" | "prompt" | .., "responses": [..], "labels" | "scores" | "best"}
+    {"query" | .., "response": "..", "label": 0 | 1 | false | true}         a single response
+    {"prompt": .., "chosen": .., "rejected": ..}                            texts, or messages
+    rows of HelpSteer, UltraFeedback, Nectar, arena votes, .. as they are published
 
-`id`, `domain`, `reference` and `principles` may stand in any of them; null means absent; other
-fields are ignored and named in the log. A row without an id gets a `content_id`.
+`id`, `domain`, `reference` and `principles` may stand in any of them; null means absent; fields
+that are not read are named in the log. A row without an id gets a `content_id`.
+
+HelpSteer rates one response a row: rows of one prompt that follow each other in a file become one
+record, its labels their `helpfulness`.
 
 Every fault is a `DataError`: "file:line: field: what was found; fix: what to do".
 """
@@ -19,15 +21,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from grm_jax.critique.prompt import Turn
-from grm_jax.data.rows import DataError, check_text, expand, iterate_rows, kind, show, write_rows
+from grm_jax.data.conversation import check_turns
+from grm_jax.data.fields import Fields
+from grm_jax.data.rows import (
+    SKIPPABLE,
+    DataError,
+    check_text,
+    expand,
+    iterate_rows,
+    show,
+    write_rows,
+)
+from grm_jax.data.shapes import Content, read_content, require_consistent
 
 __all__ = [
     "DataError",
@@ -35,7 +47,6 @@ __all__ = [
     "Records",
     "content_id",
     "parse_row",
-    "read_conversation",
     "read_preferences",
     "require_unique_best",
     "write_preferences",
@@ -43,16 +54,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_ROLES = ("system", "user", "assistant")
-_PROMPTS = ("query", "turns", "prompt", "messages")
-_LABELS = ("labels", "scores", "best")
-_OPTIONAL = ("id", "domain", "reference", "principles")
-_KNOWN = frozenset(
-    (*_PROMPTS, *_LABELS, *_OPTIONAL, "responses", "response", "label", "chosen", "rejected")
-)
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HUGE = sys.float_info.max
-_HH_REPLY = "\n\nAssistant:"
+_LONE = "one rated response to its prompt, and no other to compare it with"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Preference:
     def __post_init__(self) -> None:
         check_text("id", self.id, filled=True)
         # Only rows of a user must say something: files of benchmarks hold empty last turns.
-        _check_turns("turns", self.turns, filled=False)
+        check_turns("turns", self.turns, filled=False)
         _check_texts("responses", self.responses)
         _check_labels("labels", self.labels, len(self.responses))
         check_text("domain", self.domain)
@@ -112,82 +115,181 @@ class Records(list[Preference]):
     """A list of records that also says what was left out.
 
     skipped: the message of each row left out under `skip_bad_rows`, in file order; empty otherwise.
+    notes: what else a reader should know, such as fields that were not read.
     """
 
-    def __init__(self, records: Iterable[Preference] = (), skipped: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        records: Iterable[Preference] = (),
+        skipped: Iterable[str] = (),
+        notes: Iterable[str] = (),
+    ) -> None:
         super().__init__(records)
         self.skipped: tuple[str, ...] = tuple(skipped)
+        self.notes: tuple[str, ...] = tuple(notes)
 
 
 def read_preferences(
-    source: str | Path | Sequence[str | Path], *, skip_bad_rows: bool = False
+    source: str | Path | Sequence[str | Path],
+    *,
+    skip_bad_rows: bool = False,
+    unique_best: bool = False,
+    max_bad_share: float = 1.0,
 ) -> Records:
     """Read records from files, directories or glob patterns.
 
-    .jsonl, .jsonl.gz, .json (an array) and .parquet. Files of a directory or pattern are read in
-    order of their names, rows in file order. Ids must be unique over all that is read; rows without
-    an id that say the same get `-2`, `-3` after it.
+    Formats: see `rows.SUFFIXES`. Files of a directory or pattern are read in order of their names,
+    rows in file order. Ids must be unique over all that is read; rows without an id that say the
+    same get `-2`, `-3` after it.
 
     Args:
         source: a file, a directory (its data files, not those of sub-directories), a glob pattern
             (`**` for sub-directories), or several of them.
         skip_bad_rows: leave bad rows out and list them in `.skipped` (and count them in the log).
             Missing, unreadable and empty files, and no good row at all, remain errors.
+        unique_best: records whose best label is shared are an error, or left out likewise.
+        max_bad_share: stop where more than this share of the rows is bad. Shared bests do not
+            count: they are what raters said, not damage.
     """
-    records: list[Preference] = []
-    skipped: list[str] = []
-    seen: dict[str, str] = {}
-    twins: dict[str, int] = {}
+    reader = _Reader(skip_bad_rows, unique_best)
     for path in expand(source):
-        ignored: set[str] = set()
+        reader.read(path)
+    return reader.finish(str(source), max_bad_share)
+
+
+class _Reader:
+    """Gathers records over files: ids, twins, and rows that are one record together."""
+
+    def __init__(self, skip_bad_rows: bool, unique_best: bool) -> None:
+        self.skip, self.unique_best = skip_bad_rows, unique_best
+        self.records: list[Preference] = []
+        self.skipped: list[str] = []
+        self.notes: list[str] = []
+        self.rows = self.bad = self.tied = 0
+        self.places: dict[str, str] = {}
+        self.twins: dict[str, int] = {}
+        self.group: list[tuple[Fields, Content, str]] = []
+        self.unused: set[str] = set()
+
+    def read(self, path: Path) -> None:
+        self.unused = set()
         for row in iterate_rows(path):
+            self.rows += 1
             try:
-                values = row.load()
-                record = parse_row(values, row.where)
-                ignored |= values.keys() - _KNOWN
-                if values.get("id") is None:
-                    twins[record.id] = count = twins.get(record.id, 0) + 1
-                    if count > 1:
-                        record = replace(record, id=f"{record.id}-{count}")
-                if record.id in seen:
-                    raise DataError(
-                        "id",
-                        f"{record.id!r} stands already at {seen[record.id]}",
-                        "give each row an id of its own (or none)",
-                        row.where,
-                    )
+                fields = Fields(row.load(), cells=row.cells)
+                content = read_content(fields)
             except DataError as e:
-                if not skip_bad_rows:
-                    raise
-                skipped.append(str(e))
+                self.fault(e, row.where)
                 continue
-            seen[record.id] = row.where
-            records.append(record)
-        if ignored:
-            log.info("%s: fields not used: %s", path, ", ".join(sorted(ignored)))
-    if not records:
+            if self.group and not (content.rated and content.turns == self.group[0][1].turns):
+                self.close_group()
+            self.group.append((fields, content, row.where))
+            if not content.rated:
+                self.close_group()
+        self.close_group()
+        if self.unused:
+            note = f"{path}: fields not used: {', '.join(sorted(self.unused))}"
+            log.info("%s", note)
+            self.notes.append(note)
+
+    def close_group(self) -> None:
+        """Make one record of the rows that were gathered, most often one."""
+        group, self.group = self.group, []
+        if not group:
+            return
+        fields, content, where = group[0]
+        try:
+            if content.rated:
+                content = _join([one for _, one, _ in group])
+            self.add(_record(fields, content, where), "id" in fields)
+        except DataError as e:
+            self.fault(e, where, len(group))
+        for fields, _, _ in group:
+            self.unused |= fields.not_read() - {"id", "domain", "reference", "principles"}
+
+    def add(self, record: Preference, named: bool) -> None:
+        if not named:
+            self.twins[record.id] = count = self.twins.get(record.id, 0) + 1
+            if count > 1:
+                record = replace(record, id=f"{record.id}-{count}")
+        if record.id in self.places:
+            raise DataError(
+                "id",
+                f"{record.id!r} stands already at {self.places[record.id]}",
+                "give each row an id of its own (or none)",
+            )
+        if self.unique_best and self.skip and not record.has_unique_best:
+            self.tied += 1
+            self.skipped.append(f"{record.source}: labels: no unique best in {list(record.labels)}")
+            return
+        self.places[record.id] = record.source
+        self.records.append(record)
+
+    def fault(self, error: DataError, where: str, rows: int = 1) -> None:
+        error = error if error.where else error.at(where)
+        if not self.skip:
+            fix = error.fix + SKIPPABLE
+            raise DataError(error.field, error.problem, fix, error.where) from None
+        self.bad += rows
+        self.skipped.append(str(error))
+
+    def finish(self, source: str, max_bad_share: float) -> Records:
+        if not self.records:
+            raise DataError(
+                "", f"all {self.rows} rows are bad; the first: {self.skipped[0]}", "see its fix",
+                source,
+            )  # fmt: skip
+        require_few_bad(self.bad, self.rows, max_bad_share, self.skipped, source)
+        if self.unique_best:
+            require_unique_best(self.records)
+        if self.bad:
+            first = self.skipped[0]
+            log.warning("%s: %d bad rows left out; the first: %s", source, self.bad, first)
+        if self.tied:
+            log.warning(
+                "%s: %d records left out that have no unique best response", source, self.tied
+            )
+        return Records(self.records, self.skipped, self.notes)
+
+
+def _join(rated: Sequence[Content]) -> Content:
+    """Rated responses of one prompt as one content; their ratings are the labels."""
+    if len(rated) == 1:
+        raise DataError("helpfulness", _LONE, "put the rows of a prompt below each other")
+    responses = tuple(one.responses[0] for one in rated)
+    labels = tuple(one.labels[0] for one in rated)
+    require_consistent(responses, labels)
+    return Content(rated[0].turns, responses, labels)
+
+
+def require_few_bad(bad: int, rows: int, most: float, messages: Sequence[str], source: str) -> None:
+    """Raise DataError where more than a share `most` of the rows is bad."""
+    if bad > most * rows:
         raise DataError(
             "",
-            f"all {len(skipped)} rows are bad; the first: {skipped[0]}",
-            "see its fix",
-            str(source),
+            f"{bad} of {rows} rows are bad, more than --max-bad-share {most:g} of them; the first: "
+            f"{messages[0]}",
+            "mend them, or give a larger --max-bad-share",
+            source,
         )
-    if skipped:
-        log.warning("%s: %d bad rows left out; the first: %s", source, len(skipped), skipped[0])
-    return Records(records, skipped)
 
 
 def write_preferences(path: str | Path, records: Iterable[Preference]) -> None:
     """Write records so that `read_preferences` gives the same ones back (`source` aside).
 
     The suffix says the format: .jsonl, .jsonl.gz, .json or .parquet. The file appears whole or not
-    at all. `DataError` for an unknown suffix, no records, or an id twice.
+    at all. `DataError` for an unknown suffix, no records, an id twice, or identical responses with
+    different labels.
     """
     path = Path(path)
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
         if record.id in rows:
             raise DataError("id", f"{record.id!r} twice", "give each record its own", str(path))
+        try:
+            require_consistent(record.responses, record.labels)
+        except DataError as e:
+            raise e.at(f"{path}: record {record.id!r}") from None
         rows[record.id] = {
             "id": record.id,
             "turns": [{"role": t["role"], "content": t["content"]} for t in record.turns],
@@ -211,7 +313,7 @@ def require_unique_best(records: Iterable[Preference]) -> None:
         raise DataError(
             "labels",
             f"{len(tied)} record(s) without a unique best response: {shown}{more}",
-            "break the ties or drop these records; training needs one best response each",
+            "break the ties or drop these records, one best response each is needed" + SKIPPABLE,
         )
 
 
@@ -243,216 +345,50 @@ def content_id(
 
 
 def parse_row(row: Mapping[str, Any], where: str = "") -> Preference:
-    """One row of any known shape -> a record. `where` ("file:line") opens every error."""
+    """One row of any known shape -> a record. `where` ("file:line") opens every error.
+
+    A rated response of HelpSteer is one of several rows of a record: `read_preferences` reads it.
+    """
+    fields = Fields(row)
     try:
-        return _parse_row({k: v for k, v in row.items() if v is not None}, where)
+        content = read_content(fields)
+        if content.rated:
+            raise DataError("helpfulness", _LONE, "read all rows of its prompt in one file")
+        return _record(fields, content, where)
     except DataError as e:
         raise e.at(where) from None
 
 
-def _parse_row(row: dict[str, Any], where: str) -> Preference:
-    shape = _shape(row)
-    turns, responses, labels = shape(row)
-    domain = row.get("domain", "")
-    reference = row.get("reference")
-    principles = row.get("principles")
-    if principles is not None:
-        principles = _texts("principles", principles)
-    given = row.get("id")
-    if type(given) is int:  # many data sets number their rows
-        given = str(given)
-    # Check before hashing: a content id needs sound content.
-    _check_turns("turns", turns)
-    checked = Preference("-", turns, responses, labels, domain, reference, principles, where)
-    if given is None:
-        given = content_id(turns, responses, labels, domain, reference, principles)
-    return replace(checked, id=given)
+_LONE = "one rated response to its prompt, and no other to compare it with"
 
 
-_Content = tuple[tuple[Turn, ...], tuple[str, ...], tuple[float, ...]]
+def _record(fields: Fields, content: Content, where: str) -> Preference:
+    given, domain = _id(fields.get("id")), fields.get("domain")
+    principles = fields.texts("principles") if "principles" in fields else None
+    checked = Preference(
+        "-" if given is None else given,
+        content.turns,
+        content.responses,
+        content.labels,
+        "" if domain is None else domain,
+        fields.get("reference"),
+        principles,
+        where,
+    )
+    if given is not None:
+        return checked
+    # Only now: a content id needs sound content.
+    said = (checked.turns, checked.responses, checked.labels)
+    return replace(
+        checked, id=content_id(*said, checked.domain, checked.reference, checked.principles)
+    )
 
 
-def _shape(row: dict[str, Any]) -> Callable[[dict[str, Any]], _Content]:
-    """The reader for this row's fields; exactly one must fit."""
-    shapes = {"responses": _read_list, "response": _read_single, "chosen": _read_pair}
-    found = [name for name in shapes if name in row]
-    if not found and "rejected" in row:
-        found = ["chosen"]
-    if len(found) != 1:
-        what = f"both {found[0]!r} and {found[1]!r}" if found else f"only {sorted(row)}"
-        raise DataError(
-            "responses",
-            f"the row has {what}",
-            "give either 'responses' (with labels, scores or best), or 'response' with 'label', or "
-            "'chosen' with 'rejected'",
-        )
-    return shapes[found[0]]
-
-
-def _read_list(row: dict[str, Any]) -> _Content:
-    turns = _prompt(row)
-    responses = _texts("responses", row["responses"])
-    if not responses:
-        raise DataError("responses", "an empty list", "give at least one response")
-    name = _one_of(row, _LABELS)
-    if name == "best":
-        best = row["best"]
-        if type(best) is not int or not 0 <= best < len(responses):
-            raise DataError(
-                "best",
-                f"{best!r}",
-                f"give the best response's index from 0: an integer in 0..{len(responses) - 1}",
-            )
-        if len(responses) == 1:
-            raise DataError(
-                "best", "one response is always the best", "give 'labels': [1] or [0] instead"
-            )
-        return turns, responses, tuple(float(i == best) for i in range(len(responses)))
-    labels = row[name]
-    if not isinstance(labels, list):
-        raise DataError(name, show(labels), "give a list of numbers, one a response")
-    _check_labels(name, labels, len(responses))
-    return turns, responses, tuple(float(x) for x in labels)
-
-
-def _read_single(row: dict[str, Any]) -> _Content:
-    turns = _prompt(row)
-    response, label = row["response"], row.get("label")
-    check_text("response", response)
-    if type(label) not in (bool, int, float) or label not in (0, 1):
-        found = "missing" if label is None else show(label)
-        raise DataError("label", found, "give 1 (or true) for correct, 0 (or false) for not")
-    return turns, (response,), (float(label),)
-
-
-def _read_pair(row: dict[str, Any]) -> _Content:
-    for name in ("chosen", "rejected"):
-        if name not in row:
-            raise DataError(name, "missing", "give 'chosen' and 'rejected' together")
-    for name in _LABELS:
-        if name in row:
-            raise DataError(
-                name, "stands beside 'chosen'", "drop it: the pair says which is better"
-            )
-    chosen, rejected = row["chosen"], row["rejected"]
-    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
-        raise DataError(
-            "chosen",
-            f"chosen is {kind(chosen)}, rejected is {kind(rejected)}",
-            "give two strings or two lists of messages",
-        )
-    if "prompt" in row:  # some sets repeat the chosen conversation as "messages"
-        row = {k: v for k, v in row.items() if k != "messages"}
-    prompt = _prompt(row) if any(name in row for name in _PROMPTS) else None
-    if isinstance(chosen, str):
-        if prompt is None:
-            return _read_hh(chosen, rejected)
-        return prompt, (chosen, rejected), (1.0, 0.0)
-    turns, good = _read_conversation("chosen", chosen, prompt)
-    other, bad = _read_conversation("rejected", rejected, prompt)
-    if turns != other:
-        raise DataError(
-            "rejected",
-            "the conversation before the last reply is not that of 'chosen'",
-            "a pair needs one shared conversation and two replies to it",
-        )
-    return turns, (good, bad), (1.0, 0.0)
-
-
-def _read_hh(chosen: str, rejected: str) -> _Content:
-    r"""Two texts "\n\nHuman: a\n\nAssistant: b" of one conversation; texts are trimmed.
-
-    The replies start at the last "\n\nAssistant:" that both share. (In 5 of the 2,312 rows of
-    harmless-base/test a reply goes on and makes up further turns: they are part of that reply.)
-    """
-    start = chosen.rfind(_HH_REPLY)
-    while start >= 0 and not rejected.startswith(chosen[: start + len(_HH_REPLY)]):
-        start = chosen.rfind(_HH_REPLY, 0, start)
-    parts = _HH_TURN.split(chosen[: max(start, 0)])
-    if parts[0].strip() or len(parts) < 3:
-        raise DataError(
-            "chosen",
-            f"no 'prompt' in the row, and no HH conversation that both share: {show(chosen)}",
-            "add 'prompt', or open both with the same '\\n\\nHuman: ...\\n\\nAssistant:'",
-        )
-    role = {"Human": "user", "Assistant": "assistant"}
-    spoken = zip(parts[1::2], parts[2::2], strict=True)
-    turns = tuple(Turn(role=role[who], content=said.strip()) for who, said in spoken)
-    good, bad = (text[start + len(_HH_REPLY) :].strip() for text in (chosen, rejected))
-    return turns, (good, bad), (1.0, 0.0)
-
-
-def _read_conversation(
-    name: str, messages: list[Any], prompt: tuple[Turn, ...] | None
-) -> tuple[tuple[Turn, ...], str]:
-    """Messages that end with the reply; before it nothing, or the prompt (again)."""
-    turns = _turns(name, messages)
-    if not turns or turns[-1]["role"] != "assistant":
-        raise DataError(name, "the last message is not the assistant's", "end with the reply")
-    before, reply = turns[:-1], turns[-1]["content"]
-    if prompt is None:
-        if not before:
-            raise DataError(name, "a reply and no conversation", "add 'prompt' to the row")
-        return before, reply
-    if before and before != prompt:
-        raise DataError(
-            name, "starts with another conversation than the prompt's", "give the reply alone"
-        )
-    return prompt, reply
-
-
-def _prompt(row: dict[str, Any]) -> tuple[Turn, ...]:
-    name = _one_of(row, _PROMPTS)
-    value = row[name]
-    if isinstance(value, str) and name not in ("turns", "messages"):
-        check_text(name, value, filled=True)
-        return (Turn(role="user", content=value),)
-    if isinstance(value, list) and name != "query":
-        turns = _turns(name, value)
-    else:
-        wanted = {"query": "a string", "prompt": "a string or a list of messages"}
-        raise DataError(name, show(value), f"give {wanted.get(name, 'a list of messages')}")
-    _check_turns(name, turns)
-    return turns
-
-
-def read_conversation(name: str, messages: list[Any]) -> tuple[Turn, ...]:
-    """The turns of a benchmark's conversation, the last one the user's; it may be empty, as in some
-    rows of published files. Raises DataError naming `name[i]`.
-    """
-    turns = _turns(name, messages)
-    _check_turns(name, turns, filled=False)
-    return turns
-
-
-def _turns(name: str, messages: list[Any]) -> tuple[Turn, ...]:
-    turns = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise DataError(
-                f"{name}[{i}]", show(message), "give {'role': 'user', 'content': '...'}"
-            )
-        turns.append(Turn(role=message["role"], content=message["content"]))
-        _check_turn(f"{name}[{i}]", turns[-1])
-    return tuple(turns)
-
-
-def _one_of(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    found = [name for name in names if name in row]
-    if len(found) == 1:
-        return found[0]
-    listed = ", ".join(repr(n) for n in names)
-    if not found:
-        raise DataError(names[0], f"missing; the row has {sorted(row)}", f"give one of {listed}")
-    raise DataError(found[1], f"stands beside {found[0]!r}", f"give only one of {listed}")
-
-
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise DataError(name, show(value), "give a list of strings")
-    for i, text in enumerate(value):
-        check_text(f"{name}[{i}]", text)
-    return tuple(value)
+def _id(given: Any) -> Any:
+    """Many data sets number their rows; a column of numbers with gaps holds floats."""
+    if type(given) is float and given.is_integer():
+        given = int(given)
+    return str(given) if type(given) is int else given
 
 
 # ------------------------------------------------------------------------------ checks
@@ -463,28 +399,6 @@ def _check_texts(name: str, texts: Any) -> None:
         raise DataError(name, show(texts), "give a tuple of strings, at least one response")
     for i, text in enumerate(texts):
         check_text(f"{name}[{i}]", text)
-
-
-def _check_turn(name: str, turn: Turn) -> None:
-    if turn["role"] not in _ROLES:
-        raise DataError(f"{name}.role", show(turn["role"]), f"use one of {', '.join(_ROLES)}")
-    check_text(f"{name}.content", turn["content"])
-
-
-def _check_turns(name: str, turns: Any, *, filled: bool = True) -> None:
-    if not isinstance(turns, tuple) or not turns:
-        raise DataError(name, show(turns), "give at least the user's turn")
-    for i, turn in enumerate(turns):
-        _check_turn(f"{name}[{i}]", turn)
-    if turns[-1]["role"] != "user":
-        raise DataError(
-            name,
-            f"the last turn is the {turns[-1]['role']}'s",
-            "end with the user's turn: replies to judge stand in the responses",
-        )
-    if filled:
-        last = name if len(turns) == 1 else f"{name}[-1]"
-        check_text(last, turns[-1]["content"], filled=True)
 
 
 def _check_labels(name: str, labels: Any, n: int) -> None:

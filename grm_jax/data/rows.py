@@ -1,16 +1,22 @@
-"""Rows of JSONL, JSON and parquet files, each with its place in the file; and back.
+"""Rows of JSONL, JSON, parquet, Arrow and CSV files, each with its place in the file; and back.
 
 Nothing here knows what a row means. JSONL is split at "\\n" only: U+2028, U+0085 and the like are
-legal inside JSON strings, and `str.splitlines` would cut there.
+legal inside JSON strings, and `str.splitlines` would cut there. A UTF-8 byte order mark is dropped
+at every start of a line, as files that were joined have several.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import glob
 import gzip
+import io
 import json
+import logging
 import math
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax.errors import UserError
-from grm_jax.files import written_whole
+from grm_jax.files import BOM, require_content, written_whole
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+log = logging.getLogger(__name__)
+
+_TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv")
+_PACKED = ("", ".gz", ".zst")
+SUFFIXES = (*(f + p for f in _TEXT_FORMATS for p in _PACKED), ".parquet", ".arrow")
+SKIPPABLE = "; --skip-bad-rows leaves such rows out"  # what a fix of a bad row ends with
+WRITTEN = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+# What the hub's tools write beside data: no rows.
+_ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 class DataError(UserError):
@@ -45,42 +59,86 @@ class Row:
 
     where: str  # "file:line", for arrays and tables "file:row N", from 1
     load: Callable[[], dict[str, Any]]
+    cells: bool = False  # of a CSV file: every value is a text, or None where a cell is empty
 
 
-def expand(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files of a path, directory, glob pattern or several of them; each once, in a fixed order."""
+def expand(source: str | Path | Sequence[str | Path], *, quiet: bool = False) -> list[Path]:
+    """Files of a path, directory, glob pattern or several of them; each once, in a fixed order.
+
+    `~` is expanded. What is there by its name is taken by it, each part of a path for itself:
+    `d[1]/*.jsonl` looks into `d[1]` where there is one, else into `d1`. Of a directory or a pattern
+    only data files are read; the others are named in a warning, unless `quiet`.
+
+    Raises:
+        DataError: nothing there, or no data file.
+    """
     sources = [source] if isinstance(source, str | Path) else list(source)
     files: dict[Path, None] = {}
     for one in sources:
-        path, name = Path(one).expanduser(), str(one)
+        name = str(one)
+        try:
+            path = Path(one).expanduser()
+        except RuntimeError:  # ~name of nobody
+            raise DataError("", "no such user", "check the path", name) from None
+        require_content(path)
         if path.is_file():
-            found = [path]
-        elif path.is_dir():
-            found = [p for p in path.iterdir() if p.is_file() and _suffix(p) and p.name[0] != "."]
-            if not found:
-                raise DataError("", "no data file in this directory", _suffix_fix(), name)
+            files[path] = None
+            continue
+        if path.is_dir():
+            found = [p for p in path.iterdir() if p.is_file() and p.name[0] != "."]
         else:
-            found = [Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
+            found = [p for p in _matches(path) if p.is_file()]
             if not found:
                 raise DataError(
                     "", "no such file, directory or match", "check the path or pattern", name
                 )
-        files |= dict.fromkeys(sorted(found))
+        data = [p for p in found if _suffix(p) and p.name not in _ABOUT_DATA]
+        if not data:
+            below = f", or {name}/**/*.parquet and the like for folders in it"
+            what = "data file in this directory" if path.is_dir() else "data file matches"
+            raise DataError("", f"no {what}", _suffix_fix() + below * path.is_dir(), name)
+        others = sorted(p.name for p in set(found) - set(data))
+        if others and not quiet:
+            log.warning("%s: not read: %s", name, ", ".join(others))
+        files |= dict.fromkeys(sorted(data))
     if not files:
         raise DataError("", "no files given", "name at least one file", str(source))
     return list(files)
 
 
+def _matches(pattern: Path) -> list[Path]:
+    """What matches a pattern; a part that is there by its name is no pattern."""
+    found = [Path(pattern.anchor)]
+    for part in pattern.parts[bool(pattern.anchor) :]:
+        below: dict[Path, None] = {}
+        for place in found:
+            if os.path.lexists(place / part):
+                below[place / part] = None
+            elif part == "**":
+                below[place] = None
+                inner = glob.glob(os.path.join(glob.escape(str(place)), "**"), recursive=True)
+                below |= dict.fromkeys(Path(p) for p in inner)
+            elif glob.has_magic(part):
+                inner = glob.glob(os.path.join(glob.escape(str(place)), part))
+                below |= dict.fromkeys(Path(p) for p in inner)
+        found = list(below)
+    return found
+
+
 def iterate_rows(path: Path) -> Iterator[Row]:
     """The rows of one file, in order. `DataError` if it cannot be read or holds none."""
     suffix = _suffix(path)
-    readers = {".json": _json_rows, ".parquet": _parquet_rows}
     if suffix is None:
         raise DataError("", "not a data file", _suffix_fix(), str(path))
+    require_content(path)
+    readers = {
+        ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows, ".arrow": _arrow_rows,
+    }  # fmt: skip
     empty = True
-    for row in readers.get(suffix, _jsonl_rows)(path):
-        empty = False
-        yield row
+    with _readable(path):
+        for row in readers.get(f".{suffix.split('.')[1]}", _jsonl_rows)(path):
+            empty = False
+            yield row
     if empty:
         raise DataError("", "the file is empty", "write it again, or leave it out", str(path))
 
@@ -88,8 +146,9 @@ def iterate_rows(path: Path) -> Iterator[Row]:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows in the format of the suffix, whole or not at all. JSON leaves null fields out."""
     suffix = _suffix(path)
-    if suffix is None:
-        raise DataError("", "not a data file", _suffix_fix(), str(path))
+    if suffix not in WRITTEN:
+        fix = f"give a file that ends in {', '.join(WRITTEN)}"
+        raise DataError("", "not a data file that is written here", fix, str(path))
     with written_whole(path) as partial:
         if suffix == ".parquet":
             _write_parquet(partial, rows)
@@ -121,40 +180,65 @@ def check_text(name: str, text: Any, *, filled: bool = False) -> None:
 
 
 def kind(value: Any) -> str:
+    """The type of a value in an error; null and NaN are called what they are in JSON."""
+    if value is None:
+        return "null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return type(value).__name__
 
 
 def show(value: Any) -> str:
     """A value in an error: its type and a short look at it."""
+    name = kind(value)
+    if name != type(value).__name__:  # null, NaN: the name says all
+        return name
     text = repr(value)
-    return f"{kind(value)} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{name} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def _suffix(path: Path) -> str | None:
-    return next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
+    name = path.name.lower()
+    return max((s for s in SUFFIXES if name.endswith(s)), key=len, default=None)
 
 
 def _suffix_fix() -> str:
-    return f"give a file that ends in {', '.join(SUFFIXES)}"
+    packed = ", ".join(_TEXT_FORMATS)
+    return f"give a file that ends in {packed} (also with .gz or .zst), .parquet or .arrow"
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong in opening, unpacking and decoding names the file."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as e:  # pyarrow's own errors of input are OSErrors
+        raise DataError("", f"cannot be read: {e}", "copy the file again", str(path)) from e
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """The bytes of a file, unpacked."""
+    packing = path.suffix.lower()
+    if packing == ".gz":
+        return io.BufferedReader(gzip.open(path))
+    if packing == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):  # binary: ends at b"\n" and nowhere else
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield Row(f"{path}:{number}", _loader(line, f"{path}:{number}"))
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError("", f"cannot be read: {e}", "copy the file again", str(path)) from e
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):  # binary: ends at b"\n" and nowhere else
+            line = line.removeprefix(BOM)
+            if line.strip():
+                yield Row(f"{path}:{number}", _loader(line, f"{path}:{number}"))
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    try:
-        blob = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as e:
-        raise DataError("", f"cannot be read: {e}", "copy the file again", str(path)) from e
+    with _open(path) as file:
+        blob = file.read().removeprefix(BOM)
     if not blob.strip():
         return
     rows = _parse(blob, str(path), "a .json file is one array; with a row a line call it .jsonl")
@@ -167,23 +251,79 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield Row(where, lambda row=row, where=where: _mapping(row, where))
 
 
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Rows below a header; an empty cell is None, as nothing tells it from an empty text."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of the process; the default is 128 KiB
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as text:
+        lines = csv.reader(text, strict=True)
+        try:
+            header = next(lines, [])
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                raise DataError(
+                    twice, "stands twice in the header", "give each column a name", str(path)
+                )
+            number = 0
+            for cells in lines:
+                if cells:
+                    number += 1
+                    where = f"{path}:row {number}"
+                    yield Row(where, _cells(header, cells, where), cells=True)
+        except UnicodeDecodeError as e:
+            problem = f"not UTF-8: byte 0x{e.object[e.start]:02x}"
+            raise DataError("", problem, "save the file as UTF-8", str(path)) from None
+        except csv.Error as e:
+            fix = "write it again: commas, texts with commas or quotes in double quotes"
+            raise DataError("", f"not CSV: {e} (line {lines.line_num})", fix, str(path)) from None
+
+
+def _cells(header: list[str], cells: list[str], where: str) -> Callable[[], dict[str, Any]]:
+    def load() -> dict[str, Any]:
+        if len(cells) != len(header):
+            problem = f"{len(cells)} cells for {len(header)} columns"
+            raise DataError("", problem, "give one cell a column", where)
+        return {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+    return load
+
+
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for i in range(batch.num_rows):
-                    number += 1
-                    where = f"{path}:row {number}"
-                    yield Row(where, lambda b=batch, i=i, where=where: _parquet_row(b, i, where))
-    except (pa.ArrowException, OSError) as e:
+            yield from _batch_rows(file.iter_batches(batch_size=1024), path)
+    except pa.ArrowException as e:
         raise DataError("", f"cannot be read: {e}", "copy the file again", str(path)) from e
 
 
-def _parquet_row(batch: Any, i: int, where: str) -> dict[str, Any]:
+def _arrow_rows(path: Path) -> Iterator[Row]:
+    """Arrow's stream format, as `save_to_disk` of the hub's data sets writes it, or its file's."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file:
+            try:
+                batches = iter(pa.ipc.open_stream(file))
+            except pa.ArrowInvalid:
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            yield from _batch_rows(batches, path)
+    except pa.ArrowException as e:
+        raise DataError("", f"cannot be read: {e}", "copy the file again", str(path)) from e
+
+
+def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        for i in range(batch.num_rows):
+            number += 1
+            where = f"{path}:row {number}"
+            yield Row(where, lambda b=batch, i=i, where=where: _batch_row(b, i, where))
+
+
+def _batch_row(batch: Any, i: int, where: str) -> dict[str, Any]:
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:

@@ -51,7 +51,7 @@ def test_null_and_absent_fields_are_the_same(tmp_path):
         ({"order": [0, "1"]}, ":2: order: "),
         ({"scores": [1]}, ":2: scores: 1 for 2 responses"),
         ({"scores": [1, "8"]}, r":2: scores\[1\]: str"),
-        ({"scores": [1, float("nan")]}, r":2: scores\[1\]: float nan"),
+        ({"scores": [1, float("nan")]}, r":2: scores\[1\]: NaN"),
         ({"scores": None}, ":2: failure: .*the name of its failure"),
         ({"failure": "no_box"}, ":2: failure: "),
         ({"meta": "high"}, ":2: meta: str"),

@@ -163,29 +163,33 @@ CORRUPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"id": ["a"]}, "id", "list"),
     ({"query": 3}, "query", "int 3"),
     ({"query": "  "}, "query", "empty"),
-    ({"query": None}, "query", "missing"),
+    ({"query": None}, "query", "null"),
     ({"query": "a" + LONE}, "query", "lone surrogate"),
     ({"turns": [USER]}, "turns", "beside 'query'"),
     ({"query": None, "turns": "Why?"}, "turns", "list of messages"),
     ({"query": None, "turns": []}, "turns", "user's turn"),
     ({"query": None, "turns": ["Why?"]}, "turns[0]", "str 'Why?'"),
-    ({"query": None, "turns": [{"from": "human", "value": "a"}]}, "turns[0]", "'role'"),
+    ({"query": None, "turns": [{"speaker": "human", "text": "a"}]}, "turns[0]", "'role'"),
     ({"query": None, "turns": [USER, ASSISTANT]}, "turns", "assistant's"),
-    ({"query": None, "turns": [{**USER, "role": "human"}]}, "turns[0].role", "use one of"),
-    ({"query": None, "turns": [{**USER, "content": [{"type": "text"}]}]}, "turns[0].content", ""),
+    ({"query": None, "turns": [{**USER, "role": "poet"}]}, "turns[0].role", "use one of"),
+    (
+        {"query": None, "turns": [{**USER, "content": [{"type": "text"}]}]},
+        "turns[0].content[0]",
+        "null",
+    ),
     ({"responses": None}, "responses", "give either"),
     ({"responses": []}, "responses", "empty list"),
     ({"responses": "xy"}, "responses", "list of strings"),
     ({"responses": ["x", 2]}, "responses[1]", "int 2"),
-    ({"responses": ["x", None]}, "responses[1]", "None"),
+    ({"responses": ["x", None]}, "responses[1]", "null"),
     ({"responses": ["x", LONE]}, "responses[1]", "lone surrogate \\ud83d at character 0"),
     ({"responses": ["x"]}, "labels", "2 for 1"),
     ({"labels": [1]}, "labels", "1 for 2"),
-    ({"labels": None}, "labels", "missing"),
+    ({"labels": None}, "labels", "null"),
     ({"labels": 1}, "labels", "list of numbers"),
-    ({"labels": [1, "0"]}, "labels[1]", "str '0'"),
-    ({"labels": [True, False]}, "labels[0]", "bool"),
-    ({"labels": [1, None]}, "labels[1]", "None"),
+    ({"labels": [1, "high"]}, "labels[1]", "str 'high'"),
+    ({"labels": [True, 0]}, "labels[0]", "bool"),
+    ({"labels": [1, None]}, "labels[1]", "null"),
     ({"labels": [1, float("nan")]}, "labels[1]", "finite"),
     ({"labels": [float("-inf"), 1]}, "labels[0]", "finite"),
     ({"labels": [1, 10**400]}, "labels[1]", "finite"),
@@ -206,11 +210,11 @@ ROWS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "responses", "give either"),
     ({"query": "q", "response": "x"}, "label", "missing"),
     ({"query": "q", "response": "x", "label": 0.5}, "label", "0.5"),
-    ({"query": "q", "response": "x", "label": "1"}, "label", "str"),
+    ({"query": "q", "response": "x", "label": "yes"}, "label", "str 'yes'"),
     ({"query": "q", "response": ["x"], "label": 1}, "response", "list"),
     ({"prompt": "q", "chosen": "x"}, "rejected", "missing"),
     ({"prompt": "q", "rejected": "x"}, "chosen", "missing"),
-    ({"prompt": "q", "chosen": "x", "rejected": ["y"]}, "chosen", "two strings"),
+    ({"prompt": "q", "chosen": "x", "rejected": [ASSISTANT]}, "chosen", "two strings"),
     ({"prompt": "q", "chosen": 1, "rejected": 2}, "chosen", "two strings"),
     ({"prompt": "q", "chosen": "x", "rejected": "y", "labels": [0, 1]}, "labels", "beside"),
     ({"chosen": "x", "rejected": "y"}, "chosen", "no 'prompt'"),
@@ -246,11 +250,13 @@ def test_a_bad_row_is_named(
     message = str(error.value)
     assert message.startswith(f"{path}:2: {field}: "), message
     assert words in message and "; fix: " in message
+    kept = "; --skip-bad-rows leaves such rows out"
+    assert message.endswith(kept)
 
     with caplog.at_level(logging.WARNING):
         got = read_preferences(path, skip_bad_rows=True)
     assert [r.id for r in got] == ["first", "last"]
-    assert got.skipped == (message,)
+    assert got.skipped == (message.removesuffix(kept),)
     assert "1 bad rows left out" in caplog.text
 
 
@@ -308,6 +314,8 @@ def test_bad_files(tmp_path: Path) -> None:
     fails("cannot be read", tmp_path / "cut.jsonl.gz")
     (tmp_path / "plain.jsonl.gz").write_text(json.dumps(GOOD))
     fails("cannot be read", tmp_path / "plain.jsonl.gz")
+    (tmp_path / "plain.jsonl.zst").write_text(json.dumps(GOOD))
+    fails("cannot be read", tmp_path / "plain.jsonl.zst")
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
     fails("cannot be read", tmp_path / "p.parquet")
     jsonl(tmp_path / "allbad.jsonl", {})
@@ -385,7 +393,7 @@ def test_parquet_rows_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(DataError) as error:
         read_preferences(path)
-    assert str(error.value).startswith(f"{path}:row 2: rejected: missing")
+    assert str(error.value).startswith(f"{path}:row 2: rejected: null")
     got = read_preferences(path, skip_bad_rows=True)
     assert got[0].labels == (1.0, 0.0) and got[0].source == f"{path}:row 1"
 
@@ -409,11 +417,14 @@ def preferences(draw: st.DrawFn) -> Preference:
     )
     turns = [*before, ("user", draw(FILLED))]
     label = st.sampled_from([0.0, 1.0]) if n == 1 else NUMBER
+    responses = draw(st.lists(TEXT, min_size=n, max_size=n))
+    labels = draw(st.lists(label, min_size=n, max_size=n))
+    same = dict(zip(responses, labels, strict=True))  # one label a text
     return Preference(
         id=draw(FILLED),
         turns=tuple({"role": r, "content": c} for r, c in turns),
-        responses=tuple(draw(st.lists(TEXT, min_size=n, max_size=n))),
-        labels=tuple(draw(st.lists(label, min_size=n, max_size=n))),
+        responses=tuple(responses),
+        labels=tuple(same[text] for text in responses),
         domain=draw(TEXT),
         reference=draw(st.none() | TEXT),
         principles=draw(st.none() | st.lists(TEXT, max_size=3).map(tuple)),

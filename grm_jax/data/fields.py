@@ -1,0 +1,151 @@
+"""The fields of one row: what is missing is told from what is null, what was not read is known.
+
+Values are taken as data sets really hold them: numbers in texts ("8.5"), `true` for 1, lists as
+JSON in a text. Anything else is refused by its value.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grm_jax.data.conversation import is_message
+from grm_jax.data.rows import DataError, check_text, show
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_HUGE = sys.float_info.max
+
+
+class Fields:
+    """One row of a file.
+
+    Attributes:
+        unused: names of fields of messages that hold something and were not read.
+    """
+
+    def __init__(self, row: Mapping[str, Any], *, cells: bool = False) -> None:
+        """cells: the row is of a CSV file, where messages stand as JSON in a cell."""
+        self._row = {name: value for name, value in row.items() if value is not None}
+        self._null = set(row) - set(self._row)
+        self._read: set[str] = set()
+        self._cells = cells
+        self.unused: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return name in self._row
+
+    def without(self, name: str) -> Fields:
+        """The same row, one field aside; what is read of either is read of both."""
+        other = copy.copy(self)
+        other._row = {key: value for key, value in self._row.items() if key != name}
+        return other
+
+    def names(self) -> list[str]:
+        return sorted([*self._row, *self._null])
+
+    def not_read(self) -> set[str]:
+        """Fields that hold something and that nobody asked for."""
+        return (self._row.keys() - self._read) | self.unused
+
+    def get(self, name: str) -> Any:
+        """The value, None where it is missing or null."""
+        self._read.add(name)
+        value = self._row.get(name)
+        if self._cells and isinstance(value, str) and value[:1] in ("[", "{"):
+            # Of texts that may be JSON themselves only messages are decoded.
+            found = decoded(value)
+            one = found[0] if isinstance(found, list) and found else found
+            return found if is_message(one) else value
+        return value
+
+    def need(self, name: str, fix: str) -> Any:
+        """The value of a field that must be there."""
+        value = self.get(name)
+        if value is None:
+            raise DataError(name, self.absence(name), fix)
+        return value
+
+    def absence(self, name: str) -> str:
+        return "null" if name in self._null else f"missing; the row has {self.names()}"
+
+    def one_of(self, names: Sequence[str]) -> str:
+        """The name of the one field of several that must be there."""
+        found = [name for name in names if name in self]
+        if len(found) == 1:
+            return found[0]
+        listed = ", ".join(repr(n) for n in names)
+        if not found:
+            nulls = [name for name in names if name in self._null]
+            first = nulls[0] if nulls else names[0]
+            raise DataError(first, self.absence(first), f"give one of {listed}")
+        raise DataError(found[1], f"stands beside {found[0]!r}", f"give only one of {listed}")
+
+    def text(self, name: str, *, filled: bool = False) -> str:
+        value = self.need(name, "give a string")
+        check_text(name, value, filled=filled)
+        return value
+
+    def items(self, name: str, fix: str) -> list[Any]:
+        """A list, or the JSON of one in a text."""
+        value = self.need(name, fix)
+        if isinstance(value, str):
+            found = decoded(value)
+            value = found if isinstance(found, list) else value
+        if not isinstance(value, list):
+            raise DataError(name, show(value), fix)
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        found = self.items(name, "give a list of strings")
+        for i, text in enumerate(found):
+            check_text(f"{name}[{i}]", text)
+        return tuple(found)
+
+    def number(self, name: str) -> float:
+        return number(name, self.need(name, "give a number"))
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number, be it in a text. Raises DataError naming the value."""
+    if isinstance(value, str):
+        if not _NUMBER.fullmatch(value.strip()):
+            raise DataError(name, show(value), "give a number")
+        value = float(value)
+    if type(value) not in (int, float):  # bool is an int to Python, but not a grade
+        raise DataError(name, show(value), "give a number")
+    if not -_HUGE <= value <= _HUGE:  # false for NaN, and safe for integers beyond floats
+        raise DataError(name, show(value), "give a finite number")
+    return float(value)
+
+
+def grade(name: str, value: Any) -> float:
+    """A number, or a boolean ("true" and "false" of a CSV file too)."""
+    truth = _truth(value)
+    return number(name, value) if truth is None else float(truth)
+
+
+def grades(name: str, values: Sequence[Any]) -> tuple[float, ...]:
+    """Numbers, or booleans alone: both together are no scale."""
+    truths = [_truth(value) for value in values]
+    if all(truth is not None for truth in truths):
+        return tuple(float(bool(truth)) for truth in truths)
+    return tuple(number(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def _truth(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
+
+
+def decoded(text: str) -> Any:
+    """What JSON in a text says; None for other texts."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

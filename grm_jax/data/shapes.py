@@ -1,0 +1,306 @@
+"""Row shapes of preference data -> turns, responses, labels.
+
+A row has a prompt (`prompts.py` says in which fields) and one of
+
+    responses, labels | scores | best             n responses; best: an index from 0
+    response | completion, label                  one response: 1 or true is correct, 0 or false not
+    chosen, rejected                              texts, messages, or lists of texts: RewardBench 2,
+                                                  Skywork, UltraFeedback binarized, Orca, Alpaca and
+                                                  ShareGPT DPO. Without a prompt: whole
+                                                  conversations, lists of messages or HH's texts
+    output: [better, worse]                       Alpaca's older form
+    response, helpfulness                         HelpSteer 1, 2: one of several rows of a record
+    response_1, response_2, preference_strength   HelpSteer 2, its preferences
+    response1, response2, overall_preference      HelpSteer 3
+    completions: [{response, overall_score}]      UltraFeedback; else fine-grained_score, else the
+                                                  mean of the annotations' ratings
+    answers: [{answer, rank}]                     Nectar: the label is minus the rank
+    conversation_a, conversation_b, winner        arena votes, whole conversations
+    response_a, response_b, winner_model_a, ..    arena votes, JSON lists of texts
+
+Labels are what the row says of its responses, higher is better. Where it says only which of two is
+better they are 1 and 0, where it calls them equal (a tie, both bad) 0.5 and 0.5. `score_chosen` and
+`score_rejected` are labels; a chosen response of the lower score is an error.
+
+Conversations that part before their last reply (arena votes of several turns, tools) share the
+turns before; a reply is then all that follows, as one text (`conversation.transcript`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from grm_jax.critique.prompt import Turn
+from grm_jax.data import published
+from grm_jax.data.conversation import (
+    check_turns,
+    is_message,
+    read_turns,
+    split_hh,
+    split_replies,
+)
+from grm_jax.data.fields import Fields, grade, grades, number
+from grm_jax.data.prompts import (
+    LAST_PROMPTS,
+    PROMPTS,
+    helpsteer_prompt,
+    read_prompt,
+    with_system,
+)
+from grm_jax.data.published import Said
+from grm_jax.data.rows import DataError, check_text, kind, show
+
+_LABELS = ("labels", "scores", "best")
+_SINGLE = ("response", "completion")
+_MEDIA = ("images", "image", "audios", "videos")
+_HH_REPLY = "\n\nAssistant:"
+_KNOWN = (
+    "give either 'responses' (with labels, scores or best), or 'response' with 'label', or "
+    "'chosen' with 'rejected', each with its prompt; or rows as HelpSteer, UltraFeedback, Nectar, "
+    "arena votes or Alpaca publish them: response, helpfulness | response_1, response_2, "
+    "preference_strength | response1, response2, overall_preference | completions | answers | "
+    "conversation_a, conversation_b, winner | response_a, response_b, winner_model_a, .. | "
+    "instruction, output: [better, worse]"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a row says. rated: it is one response of a record, its label a rating among others."""
+
+    turns: tuple[Turn, ...]
+    responses: tuple[str, ...]
+    labels: tuple[float, ...]
+    rated: bool = False
+
+
+def read_content(fields: Fields) -> Content:
+    """The content of a row of any known shape. Raises DataError naming the field and a fix."""
+    for name in _MEDIA:
+        if name in fields and fields.get(name) not in ("", []):
+            raise DataError(name, "not text", "a judge here reads text alone: leave the row out")
+    reader = _shape(fields)
+    turns, responses, labels = reader(fields)
+    turns = with_system(fields, turns)
+    check_turns("turns", turns)
+    if reader is not _read_rated:
+        require_consistent(responses, labels)
+    return Content(turns, responses, labels, rated=reader is _read_rated)
+
+
+def require_consistent(responses: Sequence[str], labels: Sequence[float]) -> None:
+    """Raise DataError for identical responses with different labels: noise, not a preference."""
+    first: dict[str, int] = {}
+    for i, text in enumerate(responses):
+        j = first.setdefault(text, i)
+        if labels[i] != labels[j]:
+            raise DataError(
+                "responses",
+                f"responses {j} and {i} (from 0) are identical, their labels are not: "
+                f"{labels[j]:g} and {labels[i]:g}",
+                "leave the row out: no judge can tell them apart",
+            )
+
+
+def _shape(fields: Fields) -> Callable[[Fields], Said]:
+    """The reader for this row's fields. Of the plain shapes exactly one must fit."""
+    plain = [name for name in ("responses", *_SINGLE, "chosen") if name in fields]
+    if not plain and "rejected" in fields:
+        plain = ["chosen"]
+    if len(plain) > 1:
+        raise DataError("responses", f"the row has both {plain[0]!r} and {plain[1]!r}", _KNOWN)
+    if plain:
+        if plain[0] in _SINGLE:
+            rated = "label" not in fields and "helpfulness" in fields.names()
+            return _read_rated if rated else _read_single
+        return _read_list if plain == ["responses"] else _read_pair
+    for name, reader in published.READERS.items():
+        if name in fields:
+            return reader
+    shapes = ("responses", *_SINGLE, "chosen", *published.READERS)
+    if nulls := [name for name in shapes if name in fields.names()]:
+        raise DataError(nulls[0], "null", _KNOWN)
+    raise DataError("responses", f"no known shape; the row has {fields.names()}", _KNOWN)
+
+
+def _read_list(fields: Fields) -> Said:
+    turns = read_prompt(fields)
+    responses = fields.texts("responses")
+    if not responses:
+        raise DataError("responses", "an empty list", "give at least one response")
+    name = fields.one_of(_LABELS)
+    if name == "best":
+        return turns, responses, _best(fields, len(responses))
+    labels = grades(name, fields.items(name, "give a list of numbers, one a response"))
+    if len(labels) != len(responses):
+        problem = f"{len(labels)} for {len(responses)} responses"
+        raise DataError(name, problem, "give one label a response")
+    return turns, responses, labels
+
+
+def _best(fields: Fields, n: int) -> tuple[float, ...]:
+    given = fields.get("best")
+    try:
+        best = number("best", given)
+    except DataError:
+        best = -1.0  # what it is said below
+    if best not in range(n):
+        raise DataError(
+            "best",
+            show(given),
+            f"give the best response's index from 0: an integer in 0..{n - 1}",
+        )
+    if n == 1:
+        raise DataError(
+            "best", "one response is always the best", "give 'labels': [1] or [0] instead"
+        )
+    return tuple(float(i == best) for i in range(n))
+
+
+def _read_single(fields: Fields) -> Said:
+    turns = read_prompt(fields)
+    response = fields.text(fields.one_of(_SINGLE))
+    fix = "give 1 (or true) for correct, 0 (or false) for not"
+    label = fields.need("label", fix)
+    value = grade("label", label)
+    if value not in (0, 1):
+        raise DataError("label", show(label), fix)
+    return turns, (response,), (value,)
+
+
+def _read_rated(fields: Fields) -> Said:
+    turns = helpsteer_prompt(fields)
+    return turns, (fields.text(fields.one_of(_SINGLE)),), (fields.number("helpfulness"),)
+
+
+def _read_pair(fields: Fields) -> Said:
+    sides = ("chosen", "rejected")
+    chosen, rejected = (
+        _side(fields.need(name, "give 'chosen' and 'rejected' together")) for name in sides
+    )
+    for name in _LABELS:
+        if name in fields:
+            raise DataError(
+                name, "stands beside 'chosen'", "drop it: the pair says which is better"
+            )
+    others = [name for name in (*PROMPTS, *LAST_PROMPTS) if name in fields]
+    if "prompt" in fields and "messages" in others:
+        fields.get("messages")  # some sets repeat the chosen conversation there
+        prompt = read_prompt(fields.without("messages"))
+    else:
+        prompt = read_prompt(fields) if others else None
+    if any(isinstance(side, list) and not _messages(side) for side in (chosen, rejected)):
+        return _read_lists(fields, prompt, chosen, rejected)
+    if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
+        raise DataError(
+            "chosen",
+            f"chosen is {kind(chosen)}, rejected is {kind(rejected)}",
+            "give two strings or two lists of messages",
+        )
+    if isinstance(chosen, str):
+        for name, text in zip(sides, (chosen, rejected), strict=True):
+            check_text(name, text)
+        turns, replies = (prompt, (chosen, rejected)) if prompt else _read_hh(chosen, rejected)
+    else:
+        turns, replies = _read_conversations(fields, (chosen, rejected), prompt)
+    return turns, replies, _scores(fields)
+
+
+def _side(value: Any) -> Any:
+    """One message in place of a list of them (ShareGPT) is a list of one."""
+    return [value] if is_message(value) else value
+
+
+def _messages(values: list[Any]) -> bool:
+    return not any(isinstance(value, str) for value in values)
+
+
+def _read_lists(
+    fields: Fields, prompt: tuple[Turn, ...] | None, chosen: Any, rejected: Any
+) -> Said:
+    """Texts in lists: every chosen one is 1, every rejected one 0."""
+    found: list[tuple[str, ...]] = []
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        texts = (side,) if isinstance(side, str) else fields.texts(name)
+        if not texts:
+            raise DataError(name, "an empty list", "give at least one text")
+        for text in texts:
+            check_text(name, text)
+        found.append(texts)
+    if prompt is None:
+        fields.one_of(PROMPTS)  # says what is missing
+        raise AssertionError
+    good, bad = found
+    labels = (1.0,) * len(good) + (0.0,) * len(bad)
+    return prompt, (*good, *bad), labels
+
+
+def _scores(fields: Fields) -> tuple[float, float]:
+    """1 and 0, or what a set that was made from scores says."""
+    names = ("score_chosen", "score_rejected")
+    if not all(name in fields for name in names):
+        return 1.0, 0.0
+    good, bad = (fields.number(name) for name in names)
+    if good < bad:
+        problem = f"{good:g}, below score_rejected {bad:g}"
+        raise DataError("score_chosen", problem, "the chosen response has the higher score")
+    return good, bad
+
+
+def _read_hh(chosen: str, rejected: str) -> tuple[tuple[Turn, ...], tuple[str, str]]:
+    r"""Two texts "\n\nHuman: a\n\nAssistant: b" of one conversation; texts are trimmed.
+
+    The replies start at the last "\n\nAssistant:" that both share. (In 5 of the 2,312 rows of
+    harmless-base/test a reply goes on and makes up further turns: they are part of that reply.)
+    """
+    start = chosen.rfind(_HH_REPLY)
+    while start >= 0 and not rejected.startswith(chosen[: start + len(_HH_REPLY)]):
+        start = chosen.rfind(_HH_REPLY, 0, start)
+    turns = split_hh(chosen[: max(start, 0)])
+    if turns is None:
+        raise DataError(
+            "chosen",
+            f"no 'prompt' in the row, and no HH conversation that both share: {show(chosen)}",
+            "add 'prompt', or open both with the same '\\n\\nHuman: ...\\n\\nAssistant:'",
+        )
+    good, bad = (text[start + len(_HH_REPLY) :].strip() for text in (chosen, rejected))
+    return turns, (good, bad)
+
+
+def _read_conversations(
+    fields: Fields, sides: tuple[list[Any], list[Any]], prompt: tuple[Turn, ...] | None
+) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
+    """Messages that end with the assistant's; before them nothing, or the prompt (again)."""
+    whole = []
+    for name, messages in zip(("chosen", "rejected"), sides, strict=True):
+        turns = read_turns(name, messages, fields.unused)
+        if not turns or turns[-1]["role"] != "assistant":
+            raise DataError(name, "the last message is not the assistant's", "end with the reply")
+        if prompt is None and len(turns) == 1:
+            raise DataError(name, "a reply and no conversation", "add 'prompt' to the row")
+        if prompt is not None and turns[0]["role"] == "assistant":
+            turns = (*prompt, *turns)
+        if prompt is not None and _unlike(turns, prompt):
+            raise DataError(
+                name, "starts with another conversation than the prompt's", "give the reply alone"
+            )
+        whole.append(turns)
+    found = split_replies(whole)
+    if found is None:
+        raise DataError(
+            "rejected",
+            "the conversation before the last reply is not that of 'chosen'",
+            "a pair needs one shared conversation and two replies to it",
+        )
+    return found
+
+
+def _unlike(turns: tuple[Turn, ...], prompt: tuple[Turn, ...]) -> bool:
+    """Whether a conversation is not the prompt's. It may have a system turn that the prompt lacks,
+    and more turns than the prompt."""
+    own_system = turns[0]["role"] == "system" and prompt[0]["role"] != "system"
+    own = turns[1:] if own_system else turns
+    # Some sets give the first question as the prompt, some the last.
+    return prompt not in (own[: len(prompt)], own[:-1][-len(prompt) :])
