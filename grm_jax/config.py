@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.identity import how
@@ -91,6 +92,10 @@ class Setup:
     teacher's."""
     skip_bad_rows: bool = False
     """Count and list bad rows of the preference files instead of stopping at the first."""
+    long_prompts: LongPrompts = "error"
+    """What happens to records that are longer than a stage takes: an error before anything starts;
+    skip leaves them out; truncate-middle takes the middle out of their longest texts. Both are
+    counted in the log."""
     world: WorldConfig = WorldConfig()
     templates: TemplateConfig = TemplateConfig()
     judge: JudgeDefaults = how(JudgeDefaults())

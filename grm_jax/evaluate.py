@@ -113,7 +113,8 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
     records = benchmark.load(
         path, rules=rules, limit=args.limit, seed=args.seed, skip_bad_rows=args.skip_bad_rows
     )
-    if about is not None and about.settings["arguments"].get("long_prompts") == "skip":
+    policy = None if about is None else about.settings["arguments"].get("long_prompts")
+    if policy in ("skip", "truncate-middle"):
         judged = {row.example_id for row in rows or ()}
         note = "without the long prompts that the samples' run left out"
         kept = [record for record in records if record.id in judged]

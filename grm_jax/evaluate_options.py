@@ -12,11 +12,11 @@ from typing import Annotated
 import tyro
 
 from grm_jax.benchmarks.judges import JudgeName
-from grm_jax.benchmarks.long_prompts import LongPrompts
 from grm_jax.benchmarks.rules import Form, OrderRule, Protocol, TieRule, UnparsedRule
 from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.benchmarks.statistics import RESAMPLES
 from grm_jax.critique.adaptive import BOUND
+from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.errors import UserError
 from grm_jax.parallel.options import MeshConfig
 

@@ -17,10 +17,11 @@ from grm_jax.benchmarks.aggregate import Scales
 from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords
 from grm_jax.benchmarks.bias import identical
 from grm_jax.benchmarks.cache import SampleCache, fingerprint
-from grm_jax.benchmarks.long_prompts import LongPrompts, fit
+from grm_jax.benchmarks.long_prompts import fit
 from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.critique import Template
+from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.preferences import Preference
 from grm_jax.judging import JudgeOptions, load_judge, meta_template, model_info
 from grm_jax.metrics import Progress
@@ -38,7 +39,7 @@ class ModelJudge:
       options: how it is sampled; order and rating follow the benchmark.
       cache: directory of the caches.
       probes: how many records with identical responses are judged too.
-      long_prompts, max_prompt_tokens: see `benchmarks.long_prompts`.
+      long_prompts, max_prompt_tokens: see `data.long_prompts`.
       mesh: how devices are used; None: each has the whole weights.
       score_tokens: most tokens a device scores at once; None: as many as the sampler computes.
 

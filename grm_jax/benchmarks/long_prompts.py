@@ -1,21 +1,15 @@
-"""Prompts that are longer than a judge takes: an error, cut in the middle, or left out.
-
-Nothing is cut silently: what was done stands in the notes of the results.
+"""A benchmark's records whose prompts are too long for a judge: an error, cut, or left out with
+their items. What was done stands in the notes of the results.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
 from grm_jax.benchmarks.base import BenchmarkRecords, item_of
-from grm_jax.critique.prompt import Turn
+from grm_jax.data.long_prompts import LongPrompts, is_decidable, shorten
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
-
-LongPrompts = Literal["error", "truncate-middle", "skip"]
-_LEAST = 64  # characters of a text that are always kept
 
 
 def fit(
@@ -26,10 +20,12 @@ def fit(
 ) -> BenchmarkRecords:
     """Records whose prompts have at most `limit` tokens.
 
+    Items are left out whole. Where cutting made responses with different labels the same text, no
+    judge can tell them apart: their items are left out, too.
+
     Args:
         tokens: of a record's prompt, the longest over the orders that are shown.
-        policy: error; skip leaves whole items out; truncate-middle takes the middle out of the
-            longest texts (turns and responses alike), as much as is needed.
+        policy: see `data.long_prompts`.
 
     Raises:
         DataError: a prompt that is too long (error), that cannot be cut enough, or nothing left.
@@ -48,61 +44,21 @@ def fit(
             long[0].source,
         )
     if policy == "skip":
-        dropped = {item_of(record) for record in long}
-        kept = [record for record in records if item_of(record) not in dropped]
-        if not kept:
-            raise DataError("prompt", first, "nothing is left", long[0].source)
-        note = f"{len(dropped)} items with prompts longer than {limit:,} tokens were left out"
-        return BenchmarkRecords(kept, records.skipped, (*records.notes, note))
-    cut = {record.id: shorten(record, tokens, limit) for record in long}
-    note = f"{len(cut)} prompts longer than {limit:,} tokens were cut in the middle"
-    return BenchmarkRecords(
-        [cut.get(record.id, record) for record in records],
-        records.skipped,
-        (*records.notes, note),
-    )
-
-
-def shorten(record: Preference, tokens: Callable[[Preference], int], limit: int) -> Preference:
-    """The record with as much taken out of the middle of its longest texts as is needed.
-
-    All texts longer than some number of characters are cut to it; the number is the largest that
-    fits.
-
-    Raises:
-        DataError: it does not fit even so.
-    """
-    texts = [*(turn["content"] for turn in record.turns), *record.responses]
-    low, high = _LEAST, max(map(len, texts))
-    if tokens(_cut(record, low)) > limit:
-        raise DataError(
-            "prompt",
-            f"record {record.id!r} does not fit into {limit:,} tokens even with {_LEAST} "
-            "characters of each text",
-            "give --long-prompts skip, or a template with fewer words",
-            record.source,
-        )
-    while high - low > 1:  # low fits, high does not
-        middle = (low + high) // 2
-        if tokens(_cut(record, middle)) <= limit:
-            low = middle
-        else:
-            high = middle
-    return _cut(record, low)
-
-
-def _cut(record: Preference, most: int) -> Preference:
-    turns = tuple(
-        Turn(role=turn["role"], content=_middle_out(turn["content"], most)) for turn in record.turns
-    )
-    return dataclasses.replace(
-        record, turns=turns, responses=tuple(_middle_out(text, most) for text in record.responses)
-    )
-
-
-def _middle_out(text: str, most: int) -> str:
-    """The text, or its beginning and end with a line between that says how much is missing."""
-    if len(text) <= most:
-        return text
-    head, tail = text[: most - most // 2], text[len(text) - most // 2 :]
-    return f"{head}\n[... {len(text) - most:,} characters left out ...]\n{tail}"
+        cut, dropped = {}, {item_of(record) for record in long}
+        notes = [f"{len(dropped)} items with prompts longer than {limit:,} tokens were left out"]
+    else:
+        cut = {record.id: shorten(record, lambda r: tokens(r) - limit) for record in long}
+        dropped = {
+            item_of(record)
+            for record in long
+            if is_decidable(record) and not is_decidable(cut[record.id])
+        }
+        notes = [f"{len(cut)} prompts longer than {limit:,} tokens were cut in the middle"]
+        if dropped:
+            notes.append(
+                f"{len(dropped)} items were left out: their responses differ only in what was cut"
+            )
+    kept = [cut.get(record.id, record) for record in records if item_of(record) not in dropped]
+    if not kept:
+        raise DataError("prompt", first, "nothing is left", long[0].source)
+    return BenchmarkRecords(kept, records.skipped, (*records.notes, *notes))

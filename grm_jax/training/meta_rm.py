@@ -31,6 +31,7 @@ from grm_jax.parallel.multihost import first
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.training.examples import meta_example
 from grm_jax.training.fit import fit
+from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
 from grm_jax.training.objectives import critique_objective
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
@@ -40,23 +41,27 @@ log = logging.getLogger("grm_jax")
 
 CHUNK = 256  # records sampled between two writes to disk
 
+Row = tuple[Trajectory, Example]
+
 
 def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
     """Train the meta RM that guides the GRM `init` (default: the rl stage)."""
-    needs = [config.start, *([init or "rl"] if config.samples else [])]
-    stage = Stage(run, "meta_rm", config, init, needs)
+    grm = init or "rl"
+    stage = Stage(run, "meta_rm", config, init, [config.start, *([grm] if config.samples else [])])
     if stage.done:
         return
+    earlier = read(run, config, earlier_rows(run, config))
+    records = usable_records(run, config)
     stage.begin()
-    rows = collect(stage, config, init or "rl")
-    heldout = [row for row in rows if held_out(row.id, config.holdout)]
-    training = [row for row in rows if not held_out(row.id, config.holdout)]
-    right = float(np.mean([bool(row.correct) for row in training]))
+    rows = [*earlier, *read(run, config, sampled_rows(stage, config, grm, records))]
+    heldout = [row for row in rows if held_out(row[0].id, config.holdout)]
+    training = [row for row in rows if not held_out(row[0].id, config.holdout)]
+    right = float(np.mean([example.label for _, example in training]))
     log.info(
         "meta_rm          %d critiques, %.1f%% correct; %d held out",
         len(training), 100 * right, len(heldout),
     )  # fmt: skip
-    examples = meta_examples(run, training)
+    examples = [example for _, example in training]
 
     batch_size = config.fitting.batch_size
     data = example_batches(
@@ -79,19 +84,33 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("meta_rm held out %s", shown)
     else:
-        log.warning("meta_rm: no critiques held out, nothing validated; raise meta_rm.holdout")
+        log.warning("meta_rm: no critiques held out, nothing validated; raise --meta-rm.holdout")
     stage.finish(params)
 
 
-def collect(stage: Stage, config: MetaRM, grm: str) -> list[Trajectory]:
-    """Labelled, readable critiques from the earlier stages and from the GRM to be guided."""
-    run = stage.run
+def usable_records(run: Run, config: MetaRM) -> list[Preference]:
+    """The records that the GRM is sampled on for the meta RM. Raises DataError as `inputs.usable`
+    does.
+    """
+    if not config.samples:
+        return []
+    new, lengths = config.sampling.max_new_tokens, run.lengths
+    readings = [
+        sampled(run, "meta_rm", lengths.judge, new),
+        learnt(run, "meta_rm", config.fitting, lengths.meta, new, "meta RM's prompt"),
+    ]
+    # From the end: the records that earlier stages, which begin at the front, saw least.
+    return usable(run, "meta_rm", readings, config.records, from_end=True)
+
+
+def earlier_rows(run: Run, config: MetaRM) -> list[Trajectory]:
+    """Critiques of the earlier stages. Raises ConfigError where they are not there."""
     rows: list[Trajectory] = []
     if config.rft_trajectories:
         file = run.directory / "rft" / "trajectories.jsonl"
         if not file.exists():
             raise ConfigError(
-                f"meta_rm.rft_trajectories needs {file}; run the rft stage first or give "
+                f"--meta-rm.rft-trajectories needs {file}; run the rft stage first or give "
                 "--meta-rm.no-rft-trajectories"
             )
         rows += [row for row in _trajectories(file) if not row.hinted]
@@ -99,27 +118,23 @@ def collect(stage: Stage, config: MetaRM, grm: str) -> list[Trajectory]:
         file = run.directory / "rl" / "rollouts.jsonl"
         if not file.exists():
             raise ConfigError(
-                f"meta_rm.rollouts needs {file}; run the rl stage with save_rollouts first or give "
-                "--meta-rm.no-rollouts"
+                f"--meta-rm.rollouts needs {file}; run the rl stage with --rl.save-rollouts first "
+                "or give --meta-rm.no-rollouts"
             )
         rows += _trajectories(file)
-    if config.samples:
-        file = stage.directory / "samples.jsonl"
-        if not file.exists():
-            sample_grm(run, config, grm, file)
-        rows += _trajectories(file)
-    # An unreadable critique never reaches a vote, so there is nothing to learn about it.
-    return [row for row in rows if row.scores is not None]
+    return rows
 
 
-def _trajectories(file) -> list[Trajectory]:
-    return [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
-
-
-def sample_grm(run: Run, config: MetaRM, grm: str, file: Path) -> None:
-    """Write critiques of the trained GRM, labelled by Eq. (10); resumed chunk by chunk."""
-    # From the end: the records that earlier stages, which begin at the front, saw least.
-    records = run.records[-(config.records or len(run.records)) :]
+def sampled_rows(
+    stage: Stage, config: MetaRM, grm: str, records: Sequence[Preference]
+) -> list[Trajectory]:
+    """Critiques of the GRM to be guided, labelled by Eq. (10), `config.samples` a record; resumed
+    chunk by chunk."""
+    run, file = stage.run, stage.directory / "samples.jsonl"
+    if not records:
+        return []
+    if file.exists():
+        return _trajectories(file)
     params = run.params(grm, dtype=run.model.compute_dtype)
     critic, key = run.critic("one"), run.stage_key("meta_rm")
 
@@ -131,24 +146,34 @@ def sample_grm(run: Run, config: MetaRM, grm: str, file: Path) -> None:
                 yield to_trajectory(record, critique, correct, kept=True)
 
     sample_in_chunks(file, records, draw, chunk=CHUNK, rows_each=config.samples, what="meta_rm")
+    return _trajectories(file)
 
 
-def meta_examples(run: Run, rows: Sequence[Trajectory]) -> list[Example]:
-    """What the meta RM reads, with its labels."""
-    template = run.templates.meta
-    return [
+def _trajectories(file: Path) -> list[Trajectory]:
+    return [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
+
+
+def read(run: Run, config: MetaRM, rows: Sequence[Trajectory]) -> list[Row]:
+    """Critiques as the meta RM reads them, with their labels; those that fit.
+
+    An unreadable critique never reaches a vote, so there is nothing to learn about it.
+    """
+    readable = [row for row in rows if row.scores is not None]
+    examples = [
         meta_example(
             row.query,
             row.responses,
             row.critique,
             run.tokenizer,
-            template,
+            run.templates.meta,
             float(bool(row.correct)),
             reference=row.reference,
             principles=row.principles,
         )
-        for row in rows
+        for row in readable
     ]
+    kept = fitting_rows(run, "meta_rm", config.fitting, examples)
+    return [(readable[index], examples[index]) for index in kept]
 
 
 def held_out(record_id: str, share: float) -> bool:
@@ -157,11 +182,9 @@ def held_out(record_id: str, share: float) -> bool:
     return int.from_bytes(digest, "little") < share * 2**32
 
 
-def validate(
-    run: Run, params: Params, rows: Sequence[Trajectory], batch_size: int
-) -> dict[str, float]:
+def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
     """Accuracy at probability one half, ROC-AUC, ROC-AUC within items, of held-out critiques."""
-    examples = meta_examples(run, rows)
+    examples = [example for _, example in rows]
     scores = score_examples(
         params, run.model, examples, run.setup.length_buckets, batch_size, run.mesh,
         run.setup.engine.prefill_tokens,
@@ -170,6 +193,6 @@ def validate(
     return {
         "accuracy": float(np.mean((scores > 0) == (labels > 0.5))),
         "auc": roc_auc(scores, labels),
-        "auc_within_item": mean_auc_within(scores, labels, [row.id for row in rows]),
+        "auc_within_item": mean_auc_within(scores, labels, [row.id for row, _ in rows]),
         "critiques": float(len(rows)),
     }

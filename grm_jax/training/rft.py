@@ -20,6 +20,7 @@ from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
 from grm_jax.sampler.critic import Critique
 from grm_jax.training.examples import trajectory_example
+from grm_jax.training.inputs import learnt, sampled, usable
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
 from grm_jax.training.sft import train_on
@@ -33,10 +34,11 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     stage = Stage(run, "rft", config, init, [start])
     if stage.done:
         return
+    records = usable_records(run, config)
     stage.begin()
     file = stage.directory / "trajectories.jsonl"
     if not file.exists():
-        sample_trajectories(stage, config, start, file)
+        sample_trajectories(stage, config, start, records, file)
     rows = [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
     report(rows, config)
     kept = [row for row in rows if row.kept]
@@ -49,7 +51,21 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     train_on(stage, config.fitting, examples, start)
 
 
-def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> None:
+def usable_records(run: Run, config: RFT) -> list[Preference]:
+    """The records that are sampled. Their prompts are shown with and without a hint, and learnt
+    from without it. Raises DataError as `inputs.usable` does.
+    """
+    new, lengths = config.sampling.max_new_tokens, run.lengths
+    found = [sampled(run, "rft", lengths.judge, new)]
+    found.append(learnt(run, "rft", config.fitting, lengths.judge, new))
+    if config.hinted:
+        found.append(sampled(run, "rft", lengths.hinted, new))
+    return usable(run, "rft", found, config.records)
+
+
+def sample_trajectories(
+    stage: Stage, config: RFT, start: str, records: Sequence[Preference], file: Path
+) -> None:
     """Write every record's trajectories; resumed chunk by chunk when stopped."""
     run = stage.run
     params = run.params(start, dtype=run.model.compute_dtype)
@@ -68,7 +84,7 @@ def sample_trajectories(stage: Stage, config: RFT, start: str, file: Path) -> No
             yield from _judge(record, plain[record.id], hinted.get(record.id, []))
 
     sample_in_chunks(
-        file, run.records[: config.records], draw,
+        file, records, draw,
         chunk=config.chunk, rows_each=config.samples + config.hinted, what="rft",
     )  # fmt: skip
 

@@ -35,6 +35,8 @@ from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
 from grm_jax.sampler.critic import Critique
 from grm_jax.training.examples import group_logprobs
+from grm_jax.training.inputs import sampled, usable
+from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import group_advantages
 from grm_jax.training.objectives import by_length, policy_objective
@@ -64,12 +66,13 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     stage = Stage(run, "rl", config, init, [start])
     if stage.done:
         return
+    records = usable_records(run, config)
     stage.begin()
     trainable = Trainable(run, start)
     reference = Reference(run, config, trainable)
     rows = config.prompts if config.train_groups is None else config.train_groups
     parts = micro_batches(min(rows, config.prompts), config.device_batch, run.mesh)
-    critic, data = run.critic("one"), record_batches(run, config)
+    critic, data = run.critic("one"), record_batches(run, records, config)
     shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
     loop = Loop(stage, config.steps, config.optimizer, trainable, data, log_every=1, shown=shown)
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
@@ -83,22 +86,22 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             if step <= last:  # went back to a checkpoint: these steps are drawn again
                 rollout_log.rewind(step - 1)
             last = step
-            records: list[Preference] = next(data)
+            drawn: list[Preference] = next(data)
             with loop.timer.phase("update"):
                 # Rollouts need it now; the wait is the update's, not theirs.
                 jax.block_until_ready(loop.state.params)
             with loop.timer.phase("rollout"):
                 rollouts = critic.critiques(
                     trainable.assemble(loop.state.params, trainable.frozen),
-                    records,
+                    drawn,
                     range(config.group),
                     config.sampling,
                     jax.random.fold_in(run.stage_key("rl"), step),
                     salt=f"step {step}",
                 )
             with loop.timer.phase("reward"):
-                groups = [rollouts[record.id] for record in records]
-                rewards = group_rewards(records, groups, config)
+                groups = [rollouts[record.id] for record in drawn]
+                rewards = group_rewards(drawn, groups, config)
                 batch = rollout_batch(groups, rewards, config, run.setup.prompt_buckets)
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
@@ -108,7 +111,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             known["rollout_tokens_per_second"] = tokens / seconds
             loop.take(train_step, trainable.frozen, local, _work(run, batch), known)
             if config.save_rollouts:
-                rollout_log.write(_rows(step, records, groups, rewards))
+                rollout_log.write(_rows(step, drawn, groups, rewards))
     stage.finish(trainable.whole(loop.state.params))
 
 
@@ -188,27 +191,31 @@ def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batc
     return jax.lax.map(lambda part: by_length(whole, nothing, part), batch)
 
 
-def record_batches(run: Run, config: RL):
+def usable_records(run: Run, config: RL) -> list[Preference]:
+    """The records that rollouts are drawn for. Raises DataError as `inputs.usable` does, and
+    ConfigError where they are fewer than a step asks for.
+    """
+    buckets, lengths = run.setup.prompt_buckets, run.lengths
+    readings = [
+        sampled(run, "rl", lengths.judge, config.sampling.max_new_tokens),
+        Reading("prompt", lengths.judge, buckets[-1], "raise --prompt-buckets"),
+    ]
+    records = usable(run, "rl", readings)
+    if len(records) < config.prompts:
+        raise ConfigError(
+            f"--rl.prompts {config.prompts}, but there are only {len(records)} preferences"
+        )
+    return records
+
+
+def record_batches(run: Run, records: list[Preference], config: RL):
     """Endless batches of records whose prompts fall into the same length bucket."""
-    critic = run.critic("given")
-
-    def prompt_length(record: Preference) -> int:
-        messages = critic.messages(record, range(len(record.responses)))
-        return len(run.tokenizer.chat(messages))
-
-    lengths = {record.id: prompt_length(record) for record in run.records}
-    groups = group_by_length(
-        run.records, lambda r: lengths[r.id], run.setup.prompt_buckets, "prompts"
-    )
+    groups = group_by_length(records, run.lengths.prompt, run.setup.prompt_buckets, "prompts")
     # A bucket with fewer records than a batch joins the next longer one (or the one before).
     for bucket in list(groups):
         if len(groups[bucket]) < config.prompts and len(groups) > 1:
             others = [b for b in groups if b > bucket] or [b for b in groups if b < bucket][-1:]
             groups[others[0]] = groups[others[0]] + groups.pop(bucket)
-    if len(run.records) < config.prompts:
-        raise ConfigError(
-            f"rl.prompts={config.prompts} but there are only {len(run.records)} preferences"
-        )
     # Every process has all records of a step, and samples them together with the others.
     return batches(groups, dict.fromkeys(groups, list), config.prompts, run.setup.seed)
 
@@ -239,10 +246,10 @@ def rollout_batch(
         assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
     longest = max(len(prompt) for prompt in prompts)
     length = next((bucket for bucket in prompt_buckets if bucket >= longest), None)
-    if length is None:
+    if length is None:  # an order of six responses or more that was not tried at the start
         raise UserError(
-            f"a prompt of {longest} tokens is longer than the last of prompt_buckets, "
-            f"{prompt_buckets[-1]}; raise it"
+            f"a prompt of {longest} tokens is longer than the last of the prompt buckets, "
+            f"{prompt_buckets[-1]}; raise --prompt-buckets"
         )
     width = round_up(config.sampling.max_new_tokens, 8)
     completions = [[c.tokens.tolist() for c in groups[p]] for p in chosen]

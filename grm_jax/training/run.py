@@ -47,6 +47,7 @@ from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 from grm_jax.training import origin
+from grm_jax.training.lengths import Lengths
 from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
@@ -86,6 +87,7 @@ class Run:
         self.key = jax.random.key(setup.seed)
         # Read at the start: their files may change while the run goes on.
         self.templates = Templates.load(setup.templates)
+        self.usable: dict[str, list[Preference]] = {}  # records by stage: `inputs.usable`
 
     @property
     def synthetic(self) -> bool:
@@ -156,6 +158,10 @@ class Run:
             log.warning("skipped %d bad rows, kept %d", len(found.skipped), len(found))
         require_unique_best(found)
         return list(found)
+
+    @functools.cached_property
+    def lengths(self) -> Lengths:
+        return Lengths(self.critic("given"), self.templates.meta)
 
     @functools.cached_property
     def data_files(self) -> dict[str, str]:

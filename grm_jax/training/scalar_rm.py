@@ -24,6 +24,7 @@ from grm_jax.parallel.multihost import first
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.training.examples import reply_example
 from grm_jax.training.fit import fit
+from grm_jax.training.inputs import learnt, usable
 from grm_jax.training.objectives import preference_objective
 from grm_jax.training.run import Run, Stage
 
@@ -39,10 +40,13 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     if stage.done:
         return
     if config.fitting.pack:
-        raise ConfigError("scalar_rm learns from pairs, which are not packed; give fitting.pack 0")
+        raise ConfigError(
+            "scalar_rm learns from pairs, which are not packed; give --scalar-rm.fitting.pack 0"
+        )
+    records = usable_records(run, config)
+    pairs = [pair for record in records for pair in preference_pairs(run, record)]
+    log.info("scalar_rm        %d pairs of %d records", len(pairs), len(records))
     stage.begin()
-    pairs = [pair for record in run.records for pair in preference_pairs(run, record)]
-    log.info("scalar_rm        %d pairs of %d records", len(pairs), len(run.records))
     groups = group_by_length(
         pairs, lambda p: max(p[0].length, p[1].length), run.setup.length_buckets, "pairs"
     )
@@ -53,11 +57,20 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     data = batches(groups, collators, size, run.setup.seed, local_rows(run.mesh, size))
 
     params = fit(stage, config.fitting, data, preference_objective(run), start, num_labels=1)
-    threshold = calibrate(run, params, config.fitting.batch_size)
+    threshold = calibrate(run, params, records, config.fitting.batch_size)
     if first():
         text = json.dumps({"threshold": threshold}) + "\n"
         (stage.directory / "calibration.json").write_text(text, encoding="utf-8")
     stage.finish(params)
+
+
+def usable_records(run: Run, config: ScalarRM) -> list[Preference]:
+    """The records that are learnt from, each response as the last turn of its conversation. Raises
+    DataError as `inputs.usable` does.
+    """
+    what = "conversation and response"
+    reading = learnt(run, "scalar_rm", config.fitting, run.lengths.reply, 0, what)
+    return usable(run, "scalar_rm", [reading])
 
 
 def preference_pairs(run: Run, record: Preference) -> list[Pair]:
@@ -103,9 +116,9 @@ def reply_scores(
     return [tuple(itertools.islice(flat, len(record.responses))) for record in records]
 
 
-def calibrate(run: Run, params: Params, batch_size: int) -> float:
+def calibrate(run: Run, params: Params, records: Sequence[Preference], batch_size: int) -> float:
     """The score that best separates right from wrong single responses of the training records."""
-    singles = [record for record in run.records if len(record.responses) == 1]
+    singles = [record for record in records if len(record.responses) == 1]
     if not singles:
         return 0.0
     scores = np.asarray([s[0] for s in reply_scores(run, params, singles, batch_size)])

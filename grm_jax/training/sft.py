@@ -9,10 +9,14 @@ import logging
 
 from grm_jax.config import SFT, ConfigError, Fitting
 from grm_jax.data.loader import Example, example_batches
+from grm_jax.data.rows import DataError
 from grm_jax.data.targets import read_targets
+from grm_jax.data.trajectories import Instruction, Trajectory
+from grm_jax.errors import UserError
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.training.examples import trajectory_example
 from grm_jax.training.fit import fit
+from grm_jax.training.inputs import fitting_rows
 from grm_jax.training.objectives import completion_objective
 from grm_jax.training.run import Run, Stage
 
@@ -36,10 +40,23 @@ def run_sft(run: Run, config: SFT) -> None:
         single=run.templates.single,
         skip_bad_rows=run.setup.skip_bad_rows,
     )
-    examples = [trajectory_example(row, run.tokenizer, run.templates) for row in found.rows]
+    examples = [
+        _example(run, row, where) for row, where in zip(found.rows, found.sources, strict=True)
+    ]
+    kept = fitting_rows(run, "sft", config.fitting, examples, found.sources)
+    examples = [examples[index] for index in kept]
     log.info("sft              %d examples from %s", len(examples), source)
     stage.begin()
     train_on(stage, config.fitting, examples, "base")
+
+
+def _example(run: Run, row: Trajectory | Instruction, where: str) -> Example:
+    """The row as tokens. Raises DataError for one that its template can not show."""
+    try:
+        return trajectory_example(row, run.tokenizer, run.templates)
+    except UserError as error:
+        fix = "change the row or the template"
+        raise DataError("", f"it can not be rendered: {error}", fix, where) from error
 
 
 def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str) -> None:

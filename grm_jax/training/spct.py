@@ -13,16 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from grm_jax import files
+from grm_jax import checkpoint, files
 from grm_jax.config import SPCTRecipe
 from grm_jax.metrics import clock
+from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
 from grm_jax.training.evaluation import evaluate_road
-from grm_jax.training.meta_rm import run_meta_rm
-from grm_jax.training.rft import run_rft
-from grm_jax.training.rl import run_rl
 from grm_jax.training.run import Run
-from grm_jax.training.scalar_rm import run_scalar_rm
-from grm_jax.training.sft import run_sft
 
 log = logging.getLogger("grm_jax")
 
@@ -30,12 +26,13 @@ log = logging.getLogger("grm_jax")
 def run_spct(run: Run, recipe: SPCTRecipe) -> None:
     """All stages in order, then the evaluation."""
     stages: list[tuple[str, Callable[[], object]]] = [
-        ("sft", lambda: run_sft(run, recipe.sft)),
-        ("rft", lambda: run_rft(run, recipe.rft)),
-        ("rl", lambda: run_rl(run, recipe.rl)),
-        ("meta_rm", lambda: run_meta_rm(run, recipe.meta_rm)),
-        ("scalar_rm", lambda: run_scalar_rm(run, recipe.scalar_rm)),
+        ("sft", lambda: sft.run_sft(run, recipe.sft)),
+        ("rft", lambda: rft.run_rft(run, recipe.rft)),
+        ("rl", lambda: rl.run_rl(run, recipe.rl)),
+        ("meta_rm", lambda: meta_rm.run_meta_rm(run, recipe.meta_rm)),
+        ("scalar_rm", lambda: scalar_rm.run_scalar_rm(run, recipe.scalar_rm)),
     ]
+    check_records(run, recipe)
     times = StageTimes(run.directory / "seconds.json")
     for name, stage in stages:
         with times.measure(name):
@@ -52,6 +49,20 @@ def run_spct(run: Run, recipe: SPCTRecipe) -> None:
             folder,
         )
     log.info("time             %s", times)
+
+
+def check_records(run: Run, recipe: SPCTRecipe) -> None:
+    """Raise a UserError for records that a stage which is not done yet could not learn from, before
+    the first one begins."""
+    checks: dict[str, Callable[[], object]] = {
+        "rft": lambda: rft.usable_records(run, recipe.rft),
+        "rl": lambda: rl.usable_records(run, recipe.rl),
+        "meta_rm": lambda: meta_rm.usable_records(run, recipe.meta_rm),
+        "scalar_rm": lambda: scalar_rm.usable_records(run, recipe.scalar_rm),
+    }
+    for name, check in checks.items():
+        if not checkpoint.is_model_dir(run.directory / name / "model"):
+            check()
 
 
 class StageTimes:

@@ -104,8 +104,25 @@ def test_long_prompts_are_cut_in_the_middle(records):
     assert len(cut.replace(f"\n[... {left_out} characters left out ...]\n", "")) + left_out == 903
     assert found[1].responses[1] == "short" and found[1].labels == records[1].labels
     assert found.notes == ("2 prompts longer than 400 tokens were cut in the middle",)
-    with pytest.raises(DataError, match="even with 64 characters of each text"):
+    with pytest.raises(DataError, match="tokens too many even with 64 characters of each text"):
         fit(records, words, 50, "truncate-middle")
+
+
+def test_records_that_differ_only_in_what_was_cut_are_left_out(record):
+    def pair(id: str, place: int, labels=(1.0, 0.0)):
+        texts = ["x" * 900, "x" * place + "y" + "x" * (899 - place)]
+        return dataclasses.replace(record(id), responses=tuple(texts), labels=labels)
+
+    given = [record("a"), pair("middle", 450), pair("end", 899), pair("tie", 450, (1.0, 1.0))]
+    items = [as_item(pair("item/0", 450), "item"), as_item(record("item/1"), "item")]
+    found = fit(BenchmarkRecords([*given, *items]), words, 400, "truncate-middle")
+    assert [one.id for one in found] == ["a", "end", "tie"]
+    assert found.notes == (
+        "4 prompts longer than 400 tokens were cut in the middle",
+        "2 items were left out: their responses differ only in what was cut",
+    )
+    with pytest.raises(DataError, match="nothing is left"):
+        fit(BenchmarkRecords(given[1:2]), words, 400, "truncate-middle")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a', '{"%s": 3}'])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import types
 from pathlib import Path
 
 import jax
@@ -346,8 +345,8 @@ def test_the_threshold_separates_singles_best(monkeypatch, make_record, scores, 
     monkeypatch.setattr(
         scalar_rm, "reply_scores", lambda run, params, singles, size: [(float(s),) for s in scores]
     )
-    run = types.SimpleNamespace(records=[*records, make_record("pair", (0, 1))])
-    threshold = scalar_rm.calibrate(run, {}, 4)  # pyright: ignore[reportArgumentType]
+    mixed = [*records, make_record("pair", (0, 1))]
+    threshold = scalar_rm.calibrate(None, {}, mixed, 4)  # pyright: ignore[reportArgumentType]
     assert low <= threshold <= high
     right = [
         (score > threshold) == (label == 1) for score, label in zip(scores, labels, strict=True)
@@ -360,8 +359,8 @@ def test_the_threshold_separates_singles_best(monkeypatch, make_record, scores, 
 
 
 def test_without_singles_the_threshold_is_zero(make_record):
-    run = types.SimpleNamespace(records=[make_record("pair", (0, 1))])
-    assert scalar_rm.calibrate(run, {}, 4) == 0.0  # pyright: ignore[reportArgumentType]
+    pair = [make_record("pair", (0, 1))]
+    assert scalar_rm.calibrate(None, {}, pair, 4) == 0.0  # pyright: ignore[reportArgumentType]
 
 
 def test_auc_of_the_meta_rm_is_the_chance_to_rank_right_above_wrong():
