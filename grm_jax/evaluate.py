@@ -28,7 +28,7 @@ from grm_jax.benchmarks.aggregate import Method, Scales, aggregate, reported
 from grm_jax.benchmarks.assess import assess, compare_runs
 from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords
 from grm_jax.benchmarks.html import Evaluated, write_html
-from grm_jax.benchmarks.judges import judge_rows
+from grm_jax.benchmarks.judges import JUDGE_SCALES, judge_rows
 from grm_jax.benchmarks.official import write_rewardbench
 from grm_jax.benchmarks.report import print_results, write_report
 from grm_jax.benchmarks.results import Results, read_results
@@ -127,17 +127,15 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
 def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path) -> Evaluated:
     benchmark, rules, records = task.benchmark, task.rules, task.records
     probes: Sequence[SampleRow] = ()
-    seconds, about, scales = None, {}, Scales()
-    if benchmark.rating:
-        scales = Scales(single=scales.many)
+    seconds, about, scales = None, {}, _scales(task)
     adaptive = args.adaptive is not None
     if judge is not None:
-        records = judge.fit(benchmark, records, rules)
-        rows, probes = judge.judge(benchmark, records, rules)
-        seconds, about = judge.seconds_per_sample(benchmark, rules), judge.about
         scales = judge.scales(benchmark, rules)
         if args.threshold is None:
             rules = dataclasses.replace(rules, threshold=sum(scales.single) / 2)
+        records = judge.fit(benchmark, records, rules)
+        rows, probes = judge.judge(benchmark, records, rules)
+        seconds, about = judge.seconds_per_sample(benchmark, rules), judge.about
     elif task.rows is not None:
         rows = task.rows
         if task.about is not None:
@@ -186,6 +184,17 @@ def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path)
     names = ", ".join(file.relative_to(directory).as_posix() for file in files)
     _say(f"written to {directory}: {names}")
     return Evaluated(results, records, rows, method)
+
+
+def _scales(task: Task) -> Scales:
+    """Ranges of the scores of samples that were read, or of a judge without a model."""
+    if task.rows is None:
+        return JUDGE_SCALES
+    if task.about is not None and (known := task.about.settings.get("scales")) is not None:
+        return Scales(**{name: (low, high) for name, (low, high) in known.items()})
+    # Samples without results beside them, or of an earlier version: the usual templates'.
+    usual = Scales()
+    return Scales(single=usual.many) if task.benchmark.rating else usual
 
 
 def _settings(args: Arguments, task: Task) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class JudgeOptions:
     """Also judge once greedily."""
     adaptive: float | None = None
     """Stop sampling a record at this probability of a change of verdict; None: draw all k."""
+    threshold: float | None = None
+    """With `adaptive`: single responses are decided against it; None: the middle of the range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +221,9 @@ class Judge:
         params = self.params if missing else {}  # weights are read when they are needed
         if missing and guiding:
             _ = self.meta  # before caches are planned, which get what is free
+        adaptive = None
+        if options.adaptive is not None:
+            adaptive = AdaptiveK(options.adaptive, threshold=options.threshold)
         started = time.perf_counter()
         try:
             for left, part in missing.items():
@@ -230,7 +235,7 @@ class Judge:
                 if samples := [sample for sample in left if sample != GREEDY]:
                     critic.critiques(
                         params, part, samples, hot, key, progress=advance,
-                        adaptive=None if options.adaptive is None else AdaptiveK(options.adaptive),
+                        adaptive=adaptive,
                         each=lambda critique: keep(critique.index, critique),
                     )  # fmt: skip
         finally:  # also when it is stopped
@@ -268,8 +273,7 @@ class Judge:
     def scales(self, options: JudgeOptions) -> Scales:
         """Ranges of the scores that its templates ask for."""
         templates = self.critic(options)
-        many, single = templates.many, templates.single
-        return Scales((many.low, many.high), (single.low, single.high))
+        return Scales(templates.many.scale, templates.single.scale)
 
     def prompt_limit(self, options: JudgeOptions) -> int:
         """Most tokens of a prompt that leave room for a critique."""

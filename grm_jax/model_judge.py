@@ -82,7 +82,9 @@ class ModelJudge:
 
     def options(self, benchmark: Benchmark, rules: Rules) -> JudgeOptions:
         order: OrderMode = self._options.order if rules.order == "random" else "given"
-        return dataclasses.replace(self._options, order=order, rating=benchmark.rating)
+        return dataclasses.replace(
+            self._options, order=order, rating=benchmark.rating, threshold=rules.threshold
+        )
 
     def fit(
         self, benchmark: Benchmark, records: BenchmarkRecords, rules: Rules

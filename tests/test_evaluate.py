@@ -19,6 +19,7 @@ from grm_jax import evaluate
 from grm_jax.benchmarks.aggregate import Scales
 from grm_jax.benchmarks.bias import identical
 from grm_jax.benchmarks.judges import judge_rows
+from grm_jax.benchmarks.results import read_results
 from grm_jax.benchmarks.samples import read_samples, write_samples
 from grm_jax.data.preferences import Preference, write_preferences
 
@@ -153,6 +154,39 @@ def test_a_model_is_one_call(data, tmp_path, fake, capsys):
     results = json.loads((out / "preferences" / "results.json").read_text())
     assert results["model"] == {"trained": False}
     assert results["cost"]["seconds"] == 0.5
+
+
+@pytest.mark.parametrize("given", [None, 80.0])
+def test_the_threshold_is_the_middle_of_the_range_before_anything_is_sampled(
+    tmp_path, fake, monkeypatch, given
+):
+    """Also of live adaptive sampling; and samples that are read again know their range."""
+    data, out, seen = tmp_path / "singles.jsonl", tmp_path / "out", []
+    rows = [{"query": f"q{i}", "response": "a", "label": i % 2} for i in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def judge(self, benchmark, records, rules):
+        seen.append(rules.threshold)
+        drawn = judge_rows("random", records, k=8)
+        return [
+            dataclasses.replace(r, scores=(100 * s,)) for r in drawn for s in r.scores or ()
+        ], []
+
+    monkeypatch.setattr(fake, "judge", judge)
+    scales = Scales((1.0, 10.0), (0.0, 100.0))
+    monkeypatch.setattr(fake, "scales", lambda self, benchmark, rules: scales)
+    common = ["--bench", "preferences", "--data", data, "--resamples", "20"]
+    more = [] if given is None else ["--threshold", given]
+    run(*common, "--model", "m", "--output", out, "--cache", tmp_path / "cache", *more)
+    assert seen == [50.0 if given is None else given]
+    first = read_results(out / "preferences" / "results.json")
+    assert first.settings["rules"]["threshold"] == seen[0]
+    run(*common, "--samples", out, "--output", tmp_path / "again")
+    again = read_results(tmp_path / "again" / "preferences" / "results.json")
+    assert again.methods == first.methods
+    assert again.settings["scales"] == first.settings["scales"]
+    adaptive = next(m for m in first.methods if m.kind == "adaptive")
+    assert 4 <= adaptive.samples < 8
 
 
 def test_a_model_is_split_as_asked(data, tmp_path, fake, monkeypatch):

@@ -146,6 +146,7 @@ def assess(
         "k_meta": ["k // 2", *k_meta],
         "rules": dataclasses.asdict(rules),
         "adaptive_bound": bound,
+        "scales": dataclasses.asdict(scales),
         "resamples": resamples,
         "bootstrap_seed": seed,
         "level": statistics.LEVEL,

@@ -98,12 +98,12 @@ def _parse(fields: Fields, *, part: str) -> list[Item]:
         query, marks = fields.text("input"), fields.inner("target_scores").row
         if len(marks) != 2 or sorted(marks.values(), key=str) != [0, 1]:
             raise fields.wrong("target_scores", str(marks)[:60], "give two responses, one with 1")
-        chosen, rejected = (fields.checked("target_scores", text) for text in marks)
+        chosen, rejected = (fields.checked("target_scores", text, empty=True) for text in marks)
         labels = tuple(float(mark) for mark in marks.values())
     else:
         targets = fields.inner("targets")
         query = fields.text("input")
-        chosen, rejected = targets.texts("choices", 2)
+        chosen, rejected = targets.texts("choices", 2, empty=True)
         values = targets.get("labels", "give [1, 0] or [0, 1]")
         if values not in ([1, 0], [0, 1]):
             raise fields.wrong("targets.labels", str(values)[:60], "give [1, 0] or [0, 1]")
@@ -125,7 +125,7 @@ def _graded(fields: Fields, name: str) -> tuple[str, str]:
             "give the file as it was published",
         )  # fmt: skip
     query, response = found.groups()
-    return fields.checked(name, query), fields.checked(name, response)
+    return fields.checked(name, query), fields.checked(name, response, empty=True)
 
 
 def _conversation(query: str) -> tuple[Turn, ...]:

@@ -64,8 +64,8 @@ def _parse(fields: Fields) -> list[Item]:
     return [
         Item(
             fields.key("pair_id"),
-            user(fields.text("question")),
-            (fields.text("response_A"), fields.text("response_B")),
+            user(fields.text("question", empty=True)),
+            (fields.text("response_A", empty=True), fields.text("response_B", empty=True)),
             fields.choice("label", _LABELS),
             domain=domain,
             source=fields.where,

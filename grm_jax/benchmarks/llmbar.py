@@ -67,8 +67,8 @@ def _parse(fields: Fields, *, subset: str) -> list[Item]:
     return [
         Item(
             f"{subset}/{row}",
-            user(fields.text("input")),
-            (fields.text("output_1"), fields.text("output_2")),
+            user(fields.text("input", empty=True)),
+            (fields.text("output_1", empty=True), fields.text("output_2", empty=True)),
             fields.choice("label", _LABELS),
             domain=subset,
             source=fields.where,

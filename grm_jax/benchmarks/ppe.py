@@ -134,7 +134,9 @@ def _conversation(
     The turns before them are shown with both replies, since they differ between the two models.
     """
     if "winner_model_a" not in fields:  # only the 55k dump has its lists as JSON
-        return user(fields.text("prompt")), tuple(fields.text(n, empty=True) for n in names)
+        return user(fields.text("prompt", empty=True)), tuple(
+            fields.text(n, empty=True) for n in names
+        )
     asked = _turns(fields, "prompt")
     replies = [_turns(fields, name) for name in names]
     for name, said in zip(names, replies, strict=True):
@@ -217,7 +219,7 @@ def _row(fields: Fields, *, name: str, form: Form, repeats: list[str]) -> list[I
         replies = [fields.text(f"response_{i + 1}", empty=True) for i in range(count)]
         right = _flags(fields, count)
         pairs = _pairs(fields, right) if form == "pairs" else []
-        prompt = fields.text("prompt")
+        prompt = fields.text("prompt", empty=True)
     item = f"{name}/{number}"
     if form == "single":
         return [
@@ -253,7 +255,7 @@ def _solutions(
     right = [one.choice("is_correct", {True: True, False: False}) for one in solutions]
     places = range(len(right))
     pairs = [(i, j) for i in places for j in places if right[i] and not right[j]]
-    return fields.text("question"), number, replies, right, pairs
+    return fields.text("question", empty=True), number, replies, right, pairs
 
 
 def _flags(fields: Fields, count: int) -> list[bool]:

@@ -75,8 +75,8 @@ def _parse(fields: Fields) -> list[Item]:
     return [
         Item(
             about.key("id"),
-            user(fields.text("input")),
-            (fields.text("llm_response"),),
+            user(fields.text("input", empty=True)),
+            (fields.text("llm_response", empty=True),),
             (label,),
             domain=f"{task}, {model}",
             source=fields.where,

@@ -159,7 +159,7 @@ def _parse(fields: Fields) -> list[Item]:
 def _turns(fields: Fields, name: str) -> tuple[Turn, ...]:
     """The prompt: a text, or (prior sets) a list of messages."""
     if not isinstance(fields.get(name, "give the prompt"), list):
-        return user(fields.text(name))
+        return user(fields.text(name, empty=True))
     try:
         return parse_row({"prompt": fields.row[name], "response": "", "label": 1}).turns
     except DataError as error:
@@ -170,8 +170,8 @@ def _reply(fields: Fields, name: str) -> str:
     """A response: a text, or (prior sets) a list of one message of the assistant's."""
     value = fields.get(name, "give the response")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return fields.checked(f"{name}[0].content", value[0].get("content"))
-    return fields.text(name)
+        return fields.checked(f"{name}[0].content", value[0].get("content"), empty=True)
+    return fields.text(name, empty=True)
 
 
 def _count_notes(records: Sequence[Preference]) -> list[str]:

@@ -74,8 +74,8 @@ def _parse(fields: Fields) -> list[Item]:
         known = ", ".join((*DOMAINS, TIES))
         raise fields.wrong("subset", f"unknown: {subset!r}", f"give one of {known}")
     tied = subset == TIES
-    chosen = fields.texts("chosen", None if tied else 1)
-    rejected = fields.texts("rejected")
+    chosen = fields.texts("chosen", None if tied else 1, empty=True)
+    rejected = fields.texts("rejected", empty=True)
     if "num_correct" in fields and fields.integer("num_correct", 1) != len(chosen):
         raise fields.wrong(
             "num_correct",
@@ -92,7 +92,7 @@ def _parse(fields: Fields) -> list[Item]:
     return [
         Item(
             f"{subset}/{number}",
-            user(fields.text("prompt")),
+            user(fields.text("prompt", empty=True)),
             (*chosen, *rejected),
             labels,
             domain=subset,

@@ -86,8 +86,8 @@ def _parse(fields: Fields, *, stem: str, form: Form) -> list[Item]:
             f"name the file after one of {', '.join(DOMAINS)}, or give the field", fields.where,
         )  # fmt: skip
     item = f"{said}/{fields.key('id')}"
-    turns = user(fields.text("prompt"))
-    chosen, rejected = fields.texts("chosen", 3), fields.texts("rejected", 3)
+    turns = user(fields.text("prompt", empty=True))
+    chosen, rejected = (fields.texts(n, 3, empty=True) for n in ("chosen", "rejected"))
     if form == "list":
         labels = (1.0,) * 3 + (0.0,) * 3
         return [Item(item, turns, (*chosen, *rejected), labels, domain=domain, source=fields.where)]

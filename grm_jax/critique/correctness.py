@@ -36,10 +36,17 @@ def best_label(labels: Sequence[float]) -> int:
     return best[0]
 
 
-def is_correct(scores: Sequence[float] | None, labels: Sequence[float]) -> bool:
+def is_correct(
+    scores: Sequence[float] | None, labels: Sequence[float], *, threshold: float | None = None
+) -> bool:
     """Eq. (10). n >= 2: the best response scores strictly above each other one; n = 1: S_1 = r_1.
 
     A tie at the top is incorrect. None (no scores) is incorrect.
+
+    Args:
+        threshold: for n = 1 with a template whose scores are not the labels 0 and 1
+            (`Template.threshold`): a score above it calls the response correct, one below it
+            incorrect; one exactly on it is wrong for either label.
 
     Raises:
         ValueError: not one score a label, or no single best label.
@@ -49,14 +56,22 @@ def is_correct(scores: Sequence[float] | None, labels: Sequence[float]) -> bool:
         return False
     _check_lengths(scores, labels)
     if len(labels) == 1:
-        return scores[0] == labels[0]
+        if threshold is None:
+            return scores[0] == labels[0]
+        return scores[0] != threshold and (scores[0] > threshold) == (labels[0] == 1)
     return all(scores[best] > score for index, score in enumerate(scores) if index != best)
 
 
 def rule_reward(
-    scores: Sequence[float] | None, labels: Sequence[float], *, tie: TieRule = "paper"
+    scores: Sequence[float] | None,
+    labels: Sequence[float],
+    *,
+    tie: TieRule = "paper",
+    threshold: float | None = None,
 ) -> float:
     """Eq. (11): +1 if correct by Eq. (10), otherwise -1. There is no format reward.
+
+    threshold: of `is_correct`; a single response exactly on it is a tie of both answers.
 
     tie="expected" differs only where the best response shares the top score with others: it is
     the reward's expectation when the tie is broken by a shuffle, as evaluation breaks it:
@@ -68,8 +83,10 @@ def rule_reward(
     """
     if tie not in ("paper", "expected"):
         raise ValueError(f"tie={tie!r}; it is 'paper' or 'expected'")
+    if tie == "expected" and scores is not None and len(labels) == 1 and scores[0] == threshold:
+        return 0.0
     if tie == "paper" or scores is None or len(labels) == 1:
-        return 1.0 if is_correct(scores, labels) else -1.0
+        return 1.0 if is_correct(scores, labels, threshold=threshold) else -1.0
     best = best_label(labels)
     _check_lengths(scores, labels)
     top = max(scores)

@@ -131,6 +131,19 @@ class Template:
         """The first 12 hex digits of the text's SHA-256: says in a log which wording was used."""
         return hashlib.sha256(self.source.encode("utf-8")).hexdigest()[:12]
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The range of the scores that `read` gives: of an index 1 there and 0 elsewhere."""
+        return (0.0, 1.0) if self.reads == "index" else (self.low, self.high)
+
+    @property
+    def threshold(self) -> float | None:
+        """Above which a score calls a single response correct: the middle of the range.
+
+        None where the scores are the labels 0 and 1 themselves, as in the paper.
+        """
+        return None if self.scale == (0.0, 1.0) else sum(self.scale) / 2
+
     def hint_text(self, best: int, n: int, labels: Sequence[float] | None = None) -> str:
         """`hint_text` in the way this template names its responses."""
         return hint_text(best, n, labels, style=self.labels)

@@ -185,7 +185,7 @@ def check_target(
             "scores contradict the box",
         )
     if row.correct is not None and row.labels is not None:
-        right = _says(parsed.scores, row.labels)
+        right = _says(parsed.scores, row.labels, template.threshold)
         if right is not None and right != row.correct:
             raise TargetError(
                 "correct",
@@ -197,13 +197,15 @@ def check_target(
             )
 
 
-def _says(scores: tuple[float, ...], labels: tuple[float, ...]) -> bool | None:
-    """Whether the scores are right; None where labels or the top scores are shared."""
-    if len(labels) == 1 or max(labels) in sorted(labels)[:-1]:
+def _says(
+    scores: tuple[float, ...], labels: tuple[float, ...], threshold: float | None
+) -> bool | None:
+    """Whether the scores are right; None where the labels do not say it, or the top is shared."""
+    if max(labels) in sorted(labels)[:-1] or max(scores) in sorted(scores)[:-1]:
         return None
-    if max(scores) in sorted(scores)[:-1]:
+    if len(labels) == 1 and (labels[0] not in (0, 1) or scores[0] == threshold):
         return None
-    return is_correct(scores, labels)
+    return is_correct(scores, labels, threshold=threshold)
 
 
 def _check_backslashes(field: str, text: str, where: str) -> None:

@@ -69,6 +69,8 @@ class AdaptiveK:
     """Probability of a change of verdict that is accepted; 0: only when none is possible."""
     together: int = 4
     """Most samples of a record that run at once: what may have begun before it is decided."""
+    threshold: float | None = None
+    """Single responses are decided against it; None: the middle of their template's range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +202,7 @@ class Critic:
         def wanted(request: Request) -> bool:
             seen = found[request.example_id]
             return adaptive is None or not self._decided(
-                by_id[request.example_id], list(seen.values()), len(samples), adaptive.bound
+                by_id[request.example_id], list(seen.values()), len(samples), adaptive
             )
 
         drawn = self.sampler.sample(
@@ -242,22 +244,19 @@ class Critic:
         return result
 
     def _decided(
-        self, record: Preference, critiques: Sequence[Critique], count: int, bound: float
+        self, record: Preference, critiques: Sequence[Critique], count: int, rule: AdaptiveK
     ) -> bool:
         """Whether the rest of `count` samples would change the verdict."""
         template, remaining = self.template(record), count - len(critiques)
         scores = [critique.scores for critique in critiques]
-        if len(record.responses) == 1:
-            middle = (template.low + template.high) / 2
-            scores = [None if s is None else (s[0], middle) for s in scores]
-            return decided(
-                scores,
-                remaining,
-                bound,
-                span=(template.high - template.low) / 2,
-                width=template.high - template.low,
-            )
-        return decided(scores, remaining, bound, span=template.high - template.low)
+        low, high = template.scale
+        width = high - low
+        if len(record.responses) > 1:
+            return decided(scores, remaining, rule.bound, span=width)
+        middle = (low + high) / 2 if rule.threshold is None else rule.threshold
+        scores = [None if s is None else (s[0], middle) for s in scores]
+        span = max(high - middle, middle - low)
+        return decided(scores, remaining, rule.bound, span=span, width=width)
 
 
 def chunks(items: Sequence[Preference], size: int) -> Iterator[Sequence[Preference]]:

@@ -6,6 +6,7 @@ heldout.jsonl -> greedy and k samples of SFT, RFT, RL (meta scores of RL's) -> v
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from grm_jax import files
 from grm_jax.benchmarks import report, synthetic
-from grm_jax.benchmarks.aggregate import aggregate
+from grm_jax.benchmarks.aggregate import Scales, aggregate
 from grm_jax.benchmarks.assess import assess, compare
 from grm_jax.benchmarks.cache import SampleCache, fingerprint
 from grm_jax.benchmarks.results import Results
@@ -154,8 +155,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Print and write everything that the samples say."""
     benchmark = synthetic.BENCHMARK
+    scales = Scales(run.templates.many.scale, run.templates.single.scale)
+    rules = dataclasses.replace(benchmark.authors, threshold=sum(scales.single) / 2)
     results: dict[str, Results] = {
-        ROWS[stage]: assess(benchmark, fresh, found, judge=ROWS[stage])
+        ROWS[stage]: assess(benchmark, fresh, found, judge=ROWS[stage], rules=rules, scales=scales)
         for stage, found in rows.items()
     }
     baseline = assess(benchmark, fresh, scalar, judge="scalar", rules=Rules(threshold=0.0))
@@ -169,7 +172,7 @@ def summarise(
         report.write_report(directory, results["RL"], baselines=levels)
         (directory / "table.md").write_text(grid.markdown(), encoding="utf-8")
 
-    found = {stage: aggregate(fresh, sampled) for stage, sampled in rows.items()}
+    found = {stage: aggregate(fresh, sampled, scales=scales) for stage, sampled in rows.items()}
     top = max(m.k for m in found["rl"].methods)
     pairs = [
         ("RL over RFT at one sample", ("rl", "sample@1"), ("rft", "sample@1")),
@@ -189,8 +192,8 @@ def summarise(
         difference = compare(
             benchmark,
             fresh,
-            found[a].method(one).credits(fresh),
-            found[b].method(other).credits(fresh),
+            found[a].method(one).credits(fresh, rules),
+            found[b].method(other).credits(fresh, rules),
         )
         summary["differences"][name] = vars(difference) | {}
         log.info("%-30s %s", name, report.signed(difference))
@@ -207,9 +210,11 @@ def summarise(
     for name in sorted({record.domain for record in shifted}):
         records = [record for record in shifted if record.domain == name]
         ids = {record.id for record in records}
-        own = aggregate(records, [row for row in on_shifted if row.example_id in ids])
+        own = aggregate(
+            records, [row for row in on_shifted if row.example_id in ids], scales=scales
+        )
         shown = {
-            method.name: mean_interval(list(method.credits(records).values()))
+            method.name: mean_interval(list(method.credits(records, rules).values()))
             for method in own.methods
         }
         summary["shifted"][name] = {method: vars(value) for method, value in shown.items()}

@@ -142,7 +142,9 @@ def sampled_rows(
         found = critic.critiques(params, part, range(config.samples), config.sampling, key)
         for record in part:
             for critique in found[record.id]:
-                correct = is_correct(critique.scores, record.labels)
+                correct = is_correct(
+                    critique.scores, record.labels, threshold=critic.single.threshold
+                )
                 yield to_trajectory(record, critique, correct, kept=True)
 
     sample_in_chunks(file, records, draw, chunk=CHUNK, rows_each=config.samples, what="meta_rm")

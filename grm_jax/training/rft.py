@@ -81,7 +81,9 @@ def sample_trajectories(
                 params, part, [config.samples], config.sampling, key, hinted=True
             )
         for record in part:
-            yield from _judge(record, plain[record.id], hinted.get(record.id, []))
+            yield from _judge(
+                record, plain[record.id], hinted.get(record.id, []), critic.single.threshold
+            )
 
     sample_in_chunks(
         file, records, draw,
@@ -90,14 +92,17 @@ def sample_trajectories(
 
 
 def _judge(
-    record: Preference, plain: list[Critique], hinted: list[Critique]
+    record: Preference,
+    plain: list[Critique],
+    hinted: list[Critique],
+    threshold: float | None = None,
 ) -> Iterator[Trajectory]:
     """Trajectories of a record with their labels and whether they are kept."""
-    corrects = [is_correct(c.scores, record.labels) for c in plain]
+    corrects = [is_correct(c.scores, record.labels, threshold=threshold) for c in plain]
     for critique, correct, kept in zip(plain, corrects, keep_rft(corrects), strict=True):
         yield to_trajectory(record, critique, correct, kept=kept)
     for critique in hinted:
-        correct = is_correct(critique.scores, record.labels)
+        correct = is_correct(critique.scores, record.labels, threshold=threshold)
         yield to_trajectory(record, critique, correct, kept=keep_hinted(correct), hinted=True)
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.config import RL, ConfigError
-from grm_jax.critique import rule_reward
+from grm_jax.critique import is_correct, rule_reward
 from grm_jax.data.loader import batches, collate_groups, group_by_length, round_up
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
@@ -101,7 +101,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
                 )
             with loop.timer.phase("reward"):
                 groups = [rollouts[record.id] for record in drawn]
-                rewards = group_rewards(drawn, groups, config)
+                rewards = group_rewards(drawn, groups, config, critic.single.threshold)
                 batch = rollout_batch(groups, rewards, config, run.setup.prompt_buckets)
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
@@ -111,16 +111,22 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             known["rollout_tokens_per_second"] = tokens / seconds
             loop.take(train_step, trainable.frozen, local, _work(run, batch), known)
             if config.save_rollouts:
-                rollout_log.write(_rows(step, drawn, groups, rewards))
+                rollout_log.write(_rows(step, drawn, groups, rewards, critic.single.threshold))
     stage.finish(trainable.whole(loop.state.params))
 
 
 def group_rewards(
-    records: list[Preference], groups: list[list[Critique]], config: RL
+    records: list[Preference],
+    groups: list[list[Critique]],
+    config: RL,
+    threshold: float | None = None,
 ) -> np.ndarray:
-    """Eq. (11) of every rollout, [P, G] float32."""
+    """Eq. (11) of every rollout, [P, G] float32; `threshold`: of single responses."""
     found = [
-        [rule_reward(critique.scores, record.labels, tie=config.tie) for critique in group]
+        [
+            rule_reward(critique.scores, record.labels, tie=config.tie, threshold=threshold)
+            for critique in group
+        ]
         for record, group in zip(records, groups, strict=True)
     ]
     return np.asarray(found, np.float32)
@@ -292,13 +298,17 @@ def describe(groups: list[list[Critique]], rewards: np.ndarray) -> dict[str, flo
 
 
 def _rows(
-    step: int, records: list[Preference], groups: list[list[Critique]], rewards: np.ndarray
+    step: int,
+    records: list[Preference],
+    groups: list[list[Critique]],
+    rewards: np.ndarray,
+    threshold: float | None = None,
 ) -> list[dict[str, Any]]:
     """Rollouts as trajectory rows with step and reward. Correct is Eq. (10) under any tie rule."""
     rows = []
     for record, group, reward in zip(records, groups, rewards, strict=True):
         for critique, value in zip(group, reward, strict=True):
-            correct = rule_reward(critique.scores, record.labels) > 0
+            correct = is_correct(critique.scores, record.labels, threshold=threshold)
             trajectory = to_trajectory(record, critique, correct, kept=True)
             row = {k: v for k, v in dataclasses.asdict(trajectory).items() if v is not None}
             rows.append({"step": step, "reward": float(value), **row})

@@ -114,23 +114,23 @@ DELETE = object()
 # Benchmark -> corruptions of a row: {path of a field: value}, and the field that is named.
 FIELDS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "rewardbench": [
-        ({"chosen": DELETE}, "chosen"), ({"prompt": 3}, "prompt"), ({"rejected": ""}, "rejected"),
+        ({"chosen": DELETE}, "chosen"), ({"prompt": 3}, "prompt"), ({"rejected": 5}, "rejected"),
         ({"subset": "hep-basic"}, "subset"), ({"id": 2.5}, "id"), ({"id": DELETE}, "id"),
     ],
     "rewardbench2": [
         ({"chosen": DELETE}, "chosen"), ({"rejected": "x\ud83d"}, "rejected[0]"),
-        ({"rejected": [""]}, "rejected[0]"), ({"subset": "Chat"}, "subset"),
+        ({"rejected": [None]}, "rejected[0]"), ({"subset": "Chat"}, "subset"),
         ({"num_correct": 2}, "num_correct"), ({"chosen": ["a", "b"]}, "chosen"),
         ({"subset": "Ties", "id": "7"}, "id"),
     ],
     "ppe-preference": [
         ({"prompt": DELETE}, "prompt"), ({"response_1": 4}, "response_1"),
-        ({"winner": "z"}, "winner"), ({"prompt": ""}, "prompt"),
+        ({"winner": "z"}, "winner"), ({"prompt": ["p"]}, "prompt"),
         ({"question_id": None}, "question_id"), ({"response_2": DELETE}, "response_2"),
     ],
     "ppe-correctness": [
         ({"scores": DELETE}, "scores"), ({"scores": [1, 0, 1, 0]}, "scores"),
-        ({"scores": [True]}, "scores"), ({"prompt": ""}, "prompt"),
+        ({"scores": [True]}, "scores"), ({"prompt": 0}, "prompt"),
         ({"sampled_conflict_pairs": [[0, 4]]}, "sampled_conflict_pairs"),
         ({"sampled_conflict_pairs": [[0, 2]]}, "sampled_conflict_pairs[0]"),
         ({"response_2": 1}, "response_2"),
@@ -143,17 +143,17 @@ FIELDS: dict[str, list[tuple[dict[str, Any], str]]] = {
     ],
     "rm-bench": [
         ({"chosen": ["a", "b"]}, "chosen"), ({"rejected": DELETE}, "rejected"),
-        ({"prompt": ["p"]}, "prompt"), ({"chosen": ["a", "", "c"]}, "chosen[1]"),
+        ({"prompt": ["p"]}, "prompt"), ({"chosen": ["a", 2, "c"]}, "chosen[1]"),
         ({"id": DELETE}, "id"), ({"domain": "music"}, "domain"),
     ],
     "judgebench": [
         ({"label": "A=B"}, "label"), ({"label": DELETE}, "label"),
-        ({"response_A": ""}, "response_A"), ({"source": "trivia"}, "source"),
+        ({"response_A": None}, "response_A"), ({"source": "trivia"}, "source"),
         ({"question": 5}, "question"),
         ({"pair_id": DELETE}, "pair_id"),
     ],
     "llmbar": [
-        ({"label": 3}, "label"), ({"label": True}, "label"), ({"output_1": ""}, "output_1"),
+        ({"label": 3}, "label"), ({"label": True}, "label"), ({"output_1": None}, "output_1"),
         ({"input": DELETE}, "input"), ({"output_2": ["b"]}, "output_2"), ({"label": "1"}, "label"),
     ],
     "pandalm": [
@@ -165,12 +165,12 @@ FIELDS: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"source": "kind"}, "source"), ({"chosen_instruction": "text"}, "chosen_instruction"),
         ({"rejected_instruction": DELETE}, "rejected_instruction"),
         ({"rejected_instruction": GRADING.format("other", "b")}, "rejected_instruction"),
-        ({"chosen_instruction": GRADING.format("q1", " ")}, "chosen_instruction"),
+        ({"chosen_instruction": GRADING.format(" ", "a")}, "chosen_instruction"),
         ({"source": DELETE}, "source"),
     ],
     "realmistake": [
         ({"error_label": "maybe"}, "error_label"), ({"error_label": DELETE}, "error_label"),
-        ({"llm_response": ""}, "llm_response"), ({"input": 3}, "input"),
+        ({"llm_response": None}, "llm_response"), ({"input": 3}, "input"),
         ({"metadata": DELETE}, "metadata"),
         ({"metadata": {"id": "x"}}, "metadata.llm_response_model"),
     ],
@@ -224,6 +224,33 @@ def test_good_rows_are_read(bench, tmp_path):
     assert len({record.id for record in found}) == len(found) >= 3
     assert found.skipped == ()
     assert all(record.source for record in found)
+
+
+# Fields of a prompt and of a response; models that answered nothing are part of a benchmark.
+SAID: dict[str, tuple[str, str]] = {
+    "rewardbench": ("prompt", "rejected"), "rewardbench2": ("prompt", "rejected"),
+    "ppe-preference": ("prompt", "response_1"), "ppe-correctness": ("prompt", "response_2"),
+    "rm-bench": ("prompt", "chosen"), "judgebench": ("question", "response_B"),
+    "llmbar": ("input", "output_2"), "pandalm": ("input", "response1"),
+    "realmistake": ("input", "llm_response"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bench", SAID)
+def test_empty_prompts_and_responses_are_read_as_published(bench, tmp_path):
+    values = rows(bench)
+    for field in SAID[bench]:
+        if isinstance(values[1][field], list):
+            values[1][field][0] = ""
+        else:
+            values[1][field] = "" if field != "output_2" else " "
+    write(tmp_path, bench, lines(values))
+    found = load(bench, tmp_path)
+    assert found.skipped == ()
+    texts = [text.strip() for record in found for text in record.responses]
+    assert "" in texts
+    if bench != "pandalm":  # an instruction with or without input
+        assert any(not record.query.strip() for record in found)
 
 
 @pytest.mark.parametrize(

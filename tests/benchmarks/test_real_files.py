@@ -63,6 +63,20 @@ def test_the_random_judge_is_at_chance(bench):
     assert found.unjudged == ()
 
 
+def test_rmb_is_read_whole():
+    """Also its rows whose last turn is empty; a list is right where each of its pairs is."""
+    _, records = load("rmb")
+    assert len(records) == 1231 and records.skipped == ()
+    assert sum(not record.query for record in records) == 5
+    found = judged("rmb", "random", k=8, seed=2)
+    sections = next(m for m in found.methods if m.name == "sample@1").figures["sections"]
+    for name in ("Help-Pair", "Harm-Pair"):
+        assert sections[name].low < 0.5 < sections[name].high
+    pairs = collections.Counter(r.item for r in records if r.domain == "Harm-BoN")
+    chance = np.mean([0.5**count for count in pairs.values()])
+    assert len(pairs) == 111 and sections["Harm-BoN"].low < chance < sections["Harm-BoN"].high
+
+
 def test_longer_shows_the_known_biases_of_rewardbench():
     # Shares of rows whose chosen response is longer, counted on the file itself.
     subsets = judged("rewardbench", "longer").methods[0].figures["subsets"]

@@ -47,6 +47,29 @@ def test_expected_reward(scores, labels, reward: float) -> None:
     assert rule_reward(scores, labels, tie="expected") == pytest.approx(reward)
 
 
+@pytest.mark.parametrize(
+    ("score", "label", "correct", "expected"),
+    [
+        (85, 1, True, 1),
+        (85, 0, False, -1),
+        (1, 1, False, -1),  # a score of 1 of 100 is no label
+        (1, 0, True, 1),
+        (50, 1, False, 0),  # exactly on the threshold: a tie of both answers
+        (50, 0, False, 0),
+        (None, 1, False, -1),
+    ],
+)
+def test_single_scores_of_another_range_are_read_by_their_threshold(
+    score, label, correct, expected
+) -> None:
+    scores = None if score is None else (score,)
+    assert is_correct(scores, (label,), threshold=50) is correct
+    assert rule_reward(scores, (label,), threshold=50) == (1 if correct else -1)
+    assert rule_reward(scores, (label,), threshold=50, tie="expected") == expected
+    # Several responses have no threshold.
+    assert is_correct((40, 30), (1, 0), threshold=50)
+
+
 @st.composite
 def judged(draw):
     n = draw(st.integers(2, 5))

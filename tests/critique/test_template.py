@@ -108,3 +108,18 @@ def test_hint_text() -> None:
     for best, n, labels in [(3, 3, None), (-1, 3, None), (0, 1, None), (0, 1, (7,))]:
         with pytest.raises(ValueError, match=r"0-based|labels="):
             hint_text(best, n, labels)
+
+
+@pytest.mark.parametrize(
+    ("header", "scale", "threshold"),
+    [
+        ("low=0 high=1 reads=scores", (0, 1), None),  # the scores are the labels
+        ("low=0 high=100 reads=scores", (0, 100), 50),
+        ("low=1 high=10 reads=scores", (1, 10), 5.5),
+        ("low=1 high=n reads=index", (0, 1), None),  # read as 1 at the index, 0 elsewhere
+    ],
+)
+def test_the_scale_says_where_a_single_response_is_right(header, scale, threshold) -> None:
+    source = f"{{# grm_jax: name=mine {header} #}}\n{{{{ query }}}}\n{{{{ responses }}}}\n"
+    template = Template.from_source(source, "mine.jinja")
+    assert template.scale == scale and template.threshold == threshold

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.critique import shuffle
+from grm_jax.critique import Template, shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.sampler.critic import AdaptiveK, Critic, TemplateConfig, chunks
@@ -233,3 +233,26 @@ def test_adaptive_k_leaves_out_what_would_not_change_a_verdict():
     for name, critiques in found.items():
         by_index = {c.index: c for c in full[name]}
         assert all(by_index[c.index].scores == c.scores for c in critiques)
+
+
+@pytest.mark.parametrize(("threshold", "stops"), [(None, True), (0.8, True), (1.0, False)])
+def test_adaptive_k_decides_single_responses_against_the_threshold(threshold, stops):
+    """Samples of 1 are above 0.5 and 0.8, and never above 1."""
+    critic, _ = make_critic(lambda request, index: box(1))
+    rule = AdaptiveK(0.05, 3, threshold=threshold)
+    records = [record("single", 1)]
+    found = critic.critiques(None, records, range(32), SAMPLING, KEY, adaptive=rule)
+    assert (len(found["single"]) < 32) == stops
+
+
+def test_adaptive_k_of_an_index_counts_ones_and_noughts(tmp_path):
+    own = tmp_path / "index.jinja"
+    header = "low=1 high=10 reads=scores", "low=1 high=n reads=index"
+    own.write_text(Template.load("compact").source.replace(*header))
+    stub = StubSampler(lambda request, index: box(1 + shown(request).index(WORDS[0])))
+    templates = TemplateConfig(str(own), "compact_single", "compact_meta")
+    critic = Critic(stub, TOKENIZER, templates)  # pyright: ignore[reportArgumentType]
+    found = critic.critiques(
+        None, [record("r", 2)], range(32), SAMPLING, KEY, adaptive=AdaptiveK(0.05, 3)
+    )
+    assert len(found["r"]) < 16

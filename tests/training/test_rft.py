@@ -11,8 +11,8 @@ from grm_jax.training import rft, sampling
 from grm_jax.training.rft import to_trajectory
 
 
-def judged(record, plain, hinted=()):
-    return list(rft._judge(record, list(plain), list(hinted)))
+def judged(record, plain, hinted=(), threshold=None):
+    return list(rft._judge(record, list(plain), list(hinted), threshold))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,15 @@ def test_singles_are_correct_if_they_say_the_label(make_critique, make_record):
     record = make_record("r", (0,))
     rows = judged(record, [make_critique("r", i, s) for i, s in enumerate([(0,), (1,)])])
     assert [(row.correct, row.kept) for row in rows] == [(True, True), (False, False)]
+
+
+def test_singles_of_another_range_are_correct_on_their_side_of_the_middle(
+    make_critique, make_record
+):
+    critiques = [make_critique("r", i, s) for i, s in enumerate([(85,), (1,), (50,)])]
+    for label, corrects in ((1, [True, False, False]), (0, [False, True, False])):
+        rows = judged(make_record("r", (label,)), critiques, threshold=50.0)
+        assert [(row.correct, row.kept) for row in rows] == [(c, c) for c in corrects]
 
 
 def test_trajectories_are_in_the_order_shown(make_critique, make_record):

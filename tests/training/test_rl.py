@@ -116,6 +116,16 @@ def test_describe(make_critique):
     }
 
 
+def test_single_responses_are_rewarded_on_their_side_of_the_threshold(make_critique, make_record):
+    records = [make_record("a", (1,)), make_record("b", (0,))]
+    groups = [[make_critique(r.id, i, (s,)) for i, s in enumerate((85, 1, 50))] for r in records]
+    config = RL(tie="expected")
+    found = rl.group_rewards(records, groups, config, 50.0)
+    assert found.tolist() == [[1, -1, 0], [-1, 1, 0]]
+    rows = rl._rows(1, records, groups, found, 50.0)
+    assert [row["correct"] for row in rows] == [True, False, False, False, True, False]
+
+
 def test_rollout_rows_tell_correct_from_reward(make_critique, make_record):
     """A tie is worth 0 under the expected rule and is still not correct."""
     record = make_record("a", (0, 1))
