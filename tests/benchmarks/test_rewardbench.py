@@ -157,7 +157,7 @@ def test_missing_data_says_what_to_download(tmp_path):
         (original("hep-go", prompt=None), ":2: prompt: null"),
         (original("hep-go", chosen=None), ":2: chosen: null"),
         (renamed("hep-go", response_B=None), ":2: response_B: null"),
-        (renamed("hep-go", question=5), ":2: question: 5"),
+        (renamed("hep-go", question=5), ":2: question: int 5"),
         (renamed("hep-go", label=0), ":2: label: int 0; fix: response_A must be the chosen"),
     ],
 )
