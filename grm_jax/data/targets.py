@@ -98,11 +98,12 @@ def read_targets(
     sources: list[str] = []
     bad: list[DataError] = []
     causes: collections.Counter[str] = collections.Counter()
+    unused: set[str] = set()
     rejected = 0
     for file in expand(source):
         for row in iterate_rows(file):
             try:
-                found = parse_trajectory(row.load(), row.where)
+                found = parse_trajectory(row.load(), row.where, unused)
                 if isinstance(found, Trajectory) and not found.kept:
                     rejected += 1
                     continue
@@ -113,6 +114,8 @@ def read_targets(
                 continue
             rows.append(found)
             sources.append(row.where)
+    if unused:
+        log.info("%s: fields of messages not used: %s", source, ", ".join(sorted(unused)))
     if rejected:
         log.info("%s: %d rows say kept: false; they are left out", source, rejected)
     if bad:
@@ -157,7 +160,11 @@ def check_target(
     """Raise TargetError for a critique that the template can not read, or that does not say what
     the row says of it; and for a text in which JSON has eaten a backslash."""
     if isinstance(row, Instruction):
-        _check_backslashes("messages[-1].content", row.messages[-1]["content"], where)
+        reply = row.messages[-1]["content"]
+        if not reply.strip():
+            fix = "give the reply to learn"
+            raise TargetError("messages[-1].content", "empty", fix, where, "empty reply")
+        _check_backslashes("messages[-1].content", reply, where)
         return
     _check_backslashes("critique", row.critique, where)
     n = len(row.responses)

@@ -8,18 +8,21 @@ What supervised training and the meta RM learn from, as readable JSONL:
 
 `responses`, `labels` and `scores` stand in the order in which the responses were shown; `order`
 gives their original indices. A row may instead be plain instruction data, which supervised training
-mixes in: {"messages": [.., {"role": "assistant", "content": ..}]}.
+mixes in: {"messages": [.., {"role": "assistant", "content": ..}]}. Messages are read as those of
+preferences are (`conversation.py`): tool calls and results become text.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from grm_jax.critique.prompt import Turn
-from grm_jax.data.rows import DataError, expand, iterate_rows, write_rows
+from grm_jax.data.conversation import read_turns
+from grm_jax.data.rows import DataError, expand, iterate_rows, show, write_rows
 
 _TEXT, _BOOLEAN = (str, "a text"), (bool, "true or false")
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -77,12 +80,17 @@ def read_trajectories(path: str | Path) -> list[Trajectory | Instruction]:
     return rows
 
 
-def parse_trajectory(row: Any, where: str) -> Trajectory | Instruction:
-    """One row. Raises DataError."""
+def parse_trajectory(
+    row: Any, where: str, unused: set[str] | None = None
+) -> Trajectory | Instruction:
+    """One row. Raises DataError.
+
+    unused: gets the names of fields of messages that hold something and were not read.
+    """
     if not isinstance(row, dict):
-        raise DataError("row", f"is {type(row).__name__}, not an object", "write {...}", where)
+        raise DataError("row", show(row), "write {...}", where)
     if "messages" in row:
-        return Instruction(_messages(row["messages"], where))
+        return Instruction(_messages("messages", row["messages"], "assistant", where, unused))
     for field in ("id", "query", "responses", "critique"):
         if field not in row:
             raise DataError(field, "is missing", "a trajectory needs it", where)
@@ -91,7 +99,7 @@ def parse_trajectory(row: Any, where: str) -> Trajectory | Instruction:
     for field in ("responses", "labels", "scores", "order", "principles"):
         if values.get(field) is not None:
             if not isinstance(values[field], list):
-                raise DataError(field, f"is {values[field]!r}", "write a list", where)
+                raise DataError(field, show(values[field]), "write a list", where)
             values[field] = tuple(values[field])
     for field in ("responses", "principles"):
         found = values.get(field) or ()
@@ -107,28 +115,32 @@ def parse_trajectory(row: Any, where: str) -> Trajectory | Instruction:
                 "give one a response",
                 where,
             )
-        if found is not None and not all(type(number) in (int, float) for number in found):
-            raise DataError(field, f"is {list(found)!r}", "write numbers", where)
+        for index, number in enumerate(found or ()):
+            if type(number) not in (int, float) or not math.isfinite(number):
+                raise DataError(f"{field}[{index}]", show(number), "write a number", where)
     if isinstance(values["query"], list):
-        values["query"] = _messages(values["query"], where, field="query")
+        values["query"] = _messages("query", values["query"], "user", where, unused)
     elif not isinstance(values["query"], str):
-        raise DataError("query", f"is {values['query']!r}", "write a text or messages", where)
+        raise DataError("query", show(values["query"]), "write a text or messages", where)
     for field, (kinds, wanted) in _KINDS.items():
         if field in values and not isinstance(values[field], kinds):
-            raise DataError(field, f"is {values[field]!r}", f"write {wanted}", where)
+            raise DataError(field, show(values[field]), f"write {wanted}", where)
     return Trajectory(**values)
 
 
-def _messages(value: Any, where: str, field: str = "messages") -> tuple[Turn, ...]:
-    good = isinstance(value, list) and value
-    good = good and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    )
-    if not good:
+def _messages(
+    field: str, value: Any, last: str, where: str, unused: set[str] | None
+) -> tuple[Turn, ...]:
+    """Turns of a list of messages, the last one of the role `last`."""
+    if not isinstance(value, list) or not value:
+        wanted = 'write [{"role": .., "content": ..}]'
+        raise DataError(field, f"is not a list of messages: {show(value)}", wanted, where)
+    try:
+        turns = read_turns(field, value, unused)
+    except DataError as error:
+        raise error.at(where) from None
+    if turns[-1]["role"] != last:
         raise DataError(
-            field, "is not a list of messages", 'write [{"role": .., "content": ..}]', where
+            field, f"does not end with the {last}", f"end with the {last}'s turn", where
         )
-    if field == "messages" and value[-1]["role"] != "assistant":
-        raise DataError(field, "does not end with the assistant", "end with its reply", where)
-    return tuple({"role": m["role"], "content": m["content"]} for m in value)
+    return turns

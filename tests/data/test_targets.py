@@ -45,7 +45,8 @@ def test_good_rows_are_read_with_their_places(tmp_path):
         ({"critique": GOOD + " so", "finish_reason": "length"}, r"critique: stopped at the length"),
         ({"responses": ["x"]}, r"critique: has another number of .*template 'single' asks: "),
         ({"scores": [3, 8]}, r"scores: \[3, 8\], but the critique says \\boxed\{8, 3\}"),
-        ({"scores": [8, float("nan")]}, r"scores: \[8, nan\], but the critique"),
+        ({"scores": [8, float("nan")]}, r"scores\[1\]: NaN; fix: write a number"),
+        ({"messages": [REPLY[0], {"role": "assistant", "content": " "}]}, r"messages.*: empty;"),
         ({"labels": [0, 1], "correct": True}, r"correct: true, but by .*\\boxed\{8, 3\} is wrong"),
         ({"labels": [1, 0], "correct": False}, r"correct: false, but by .* is right"),
     ],
@@ -92,6 +93,12 @@ def test_one_backslash_in_the_json_is_said(tmp_path, text, code, rest, letter, f
     said = str(error.value)
     assert f"{code} stands before {rest}: `\\{letter}` in the JSON is" in said
     assert f"fix: write `\\\\{letter}{rest.strip(chr(39))}`" in said
+
+
+def test_fields_of_messages_that_are_not_read_are_named(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "grm_jax"):
+        read(tmp_path, {"messages": [REPLY[0], {**REPLY[1], "reasoning_content": "hm"}]})
+    assert "fields of messages not used: reasoning_content" in caplog.text
 
 
 def test_bad_rows_are_left_out_and_counted_by_cause(tmp_path, caplog):

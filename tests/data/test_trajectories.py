@@ -11,6 +11,7 @@ from grm_jax.data.rows import DataError
 from grm_jax.data.trajectories import (
     Instruction,
     Trajectory,
+    parse_trajectory,
     read_trajectories,
     write_trajectories,
 )
@@ -52,6 +53,28 @@ def test_instructions_and_trajectories_mix_and_unknown_fields_pass(tmp_path: Pat
     assert second == Trajectory("a", "q", ("x", "y"), "c")
 
 
+def test_messages_are_read_as_those_of_preferences_are(tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "w"}}]}
+    messages = [
+        {"role": "developer", "content": "Be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "Rain?"}], "weight": 1},
+        call,
+        {"role": "tool", "content": "4 mm"},
+        {"role": "assistant", "content": "Yes"},
+    ]
+    unused: set[str] = set()
+    found = parse_trajectory({"messages": messages}, "f:1", unused)
+    assert isinstance(found, Instruction) and unused == {"weight"}
+    assert [turn["role"] for turn in found.messages] == [
+        "system", "user", "assistant", "user", "assistant",
+    ]  # fmt: skip
+    assert found.messages[1]["content"] == "Rain?"
+    assert found.messages[2]["content"].startswith("[tool call] w")
+    assert "4 mm" in found.messages[3]["content"]
+    row = parse_trajectory(ROW | {"query": messages[:2]}, "f:1")
+    assert isinstance(row, Trajectory) and row.query[0]["role"] == "system"
+
+
 def write(directory: Path, *rows: object) -> Path:
     path = directory / "t.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -61,21 +84,25 @@ def write(directory: Path, *rows: object) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"critique": None}, r"critique: is None; fix: write a text"),
-        ({"id": 5}, r"id: is 5; fix: write a text"),
-        ({"query": 5}, r"query: is 5; fix: write a text or messages"),
-        ({"query": []}, r"query: is not a list of messages; fix: write \[\{\"role\""),
-        ({"query": [{"role": "user"}]}, r"query: is not a list of messages"),
-        ({"responses": "x"}, r"responses: is 'x'; fix: write a list"),
+        ({"critique": None}, r"critique: null; fix: write a text"),
+        ({"id": 5}, r"id: int 5; fix: write a text"),
+        ({"query": 5}, r"query: int 5; fix: write a text or messages"),
+        ({"query": []}, r"query: is not a list of messages: list \[\]; fix: write \[\{\"role\""),
+        ({"query": [{"role": "user"}]}, r"query\[0\]: dict"),
+        ({"query": list(TURNS)}, r"query: does not end with the user"),
+        ({"responses": "x"}, r"responses: str 'x'; fix: write a list"),
         ({"responses": []}, r"responses: is not a list of texts; fix: write \["),
         ({"responses": [1, 2]}, r"responses: is not a list of texts"),
         ({"labels": [1.0]}, r"labels: has 1 entries for 2 responses; fix: give one a response"),
-        ({"labels": ["good", "bad"]}, r"labels: is \['good', 'bad'\]; fix: write numbers"),
-        ({"labels": [True, False]}, r"labels: is \[True, False\]; fix: write numbers"),
-        ({"scores": {"x": 1}}, r"scores: is \{'x': 1\}; fix: write a list"),
+        ({"labels": ["good", "bad"]}, r"labels\[0\]: str 'good'; fix: write a number"),
+        ({"labels": [True, False]}, r"labels\[0\]: bool True; fix: write a number"),
+        ({"scores": {"x": 1}}, r"scores: dict \{'x': 1\}; fix: write a list"),
         ({"order": [0, 1, 2]}, r"order: has 3 entries for 2 responses"),
-        ({"correct": "false"}, r"correct: is 'false'; fix: write true, false or null"),
-        ({"kept": 1}, r"kept: is 1; fix: write true or false"),
+        ({"correct": "false"}, r"correct: str 'false'; fix: write true, false or null"),
+        ({"kept": 1}, r"kept: int 1; fix: write true or false"),
+        ({"labels": [1, float("nan")]}, r"labels\[1\]: NaN; fix: write a number"),
+        ({"scores": [float("inf"), None]}, r"scores\[0\]: Infinity; fix: write a number"),
+        ({"scores": [1, None]}, r"scores\[1\]: null; fix: write a number"),
         ({"messages": []}, r"messages: is not a list of messages"),
         ({"messages": list(TURNS[:1])}, r"messages: does not end with the assistant"),
     ],

@@ -8,6 +8,10 @@ import pytest
 
 from grm_jax import evaluate, train
 from grm_jax.benchmarks.results import read_results
+from grm_jax.critique import Template
+from grm_jax.data.targets import read_targets
+from grm_jax.data.trajectories import Instruction
+from grm_jax.tokenizer.folding import fold
 
 INPUTS = Path(__file__).parent / "inputs"
 SMALL = {"cold-start": 20, "train": 8, "fresh": 4, "shifted": 4}
@@ -45,6 +49,37 @@ def test_critiques_that_teach_nothing_are_refused(command, tmp_path, name, words
         assert word in out
     assert ("more than 10%" if skip else "--skip-bad-rows leaves them out") in out
     assert not (tmp_path / "run" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "last"),
+    [
+        ("02_instruction_tool_call", ["user", "assistant"], '[tool call] {"id": "1"}'),
+        ("93_instructions_system", ["user", "assistant"], "Hello"),
+        ("05_bom_trajectories", None, "Scores: \\boxed{8, 9}"),
+    ],
+)
+def test_instructions_as_people_have_them_are_read(name, roles, last):
+    many, single = Template.load("grm"), Template.load("single")
+    found = read_targets(INPUTS / f"{name}.jsonl", many=many, single=single)
+    assert len(found.rows) == 2 and not found.skipped
+    row = found.rows[0]
+    if isinstance(row, Instruction):
+        assert [turn["role"] for turn in row.messages] == roles
+        assert row.messages[-1]["content"] == last
+    else:
+        assert row.critique == last
+
+
+def test_a_system_text_reaches_a_template_without_one():
+    many, single = Template.load("grm"), Template.load("single")
+    found = read_targets(INPUTS / "93_instructions_system.jsonl", many=many, single=single)
+    system = found.rows[1]
+    assert isinstance(system, Instruction)
+    assert fold(system.messages) == [
+        {"role": "user", "content": "Be brief\n\nHi"},
+        {"role": "assistant", "content": "Hello"},
+    ]
 
 
 def test_records_of_one_prompt_have_no_interval(tmp_path, capsys):
