@@ -137,6 +137,12 @@ class Judge:
         return found
 
     @property
+    def stops(self) -> dict[str, int]:
+        """The tokens that end a critique, and their ids."""
+        ids = self.tokenizer.stop_ids
+        return {self.tokenizer.decode([id], show_control=True): id for id in ids}
+
+    @property
     def guided(self) -> bool:
         """Whether a meta RM scores its critiques."""
         return self._meta is not None

@@ -60,8 +60,8 @@ class ModelJudge:
         mesh: Mesh | None = None,
         score_tokens: int | None = None,
     ):
-        self.about = model_info(model)
         self._judge = load_judge(model, mesh or make_mesh(), meta=meta, score_tokens=score_tokens)
+        self.about = {**model_info(model), "stops": self._judge.stops}
         self._options, self._cache, self._probes = options, cache, probes
         self._policy: LongPrompts = long_prompts
         self._most = max_prompt_tokens

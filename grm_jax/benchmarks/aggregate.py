@@ -31,7 +31,7 @@ from grm_jax.benchmarks.replay import decided_after
 from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.critique.adaptive import BOUND
-from grm_jax.critique.parse import last_box
+from grm_jax.critique.parse import commonest_boxes
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 
@@ -389,14 +389,6 @@ def _has_meta(sampled: _Grouped) -> bool:
     return bool(usable) and not without
 
 
-def _boxes(rows: Sequence[SampleRow]) -> dict[str, tuple[str, int]]:
-    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for row in rows:
-        if row.failure is not None and (box := last_box(row.text)):
-            found[row.failure][box] += 1
-    return {kind: counts.most_common(1)[0] for kind, counts in sorted(found.items())}
-
-
 def _rates(rows: Sequence[SampleRow]) -> Rates:
     kinds = collections.Counter(row.failure for row in rows if row.failure is not None)
     total = len(rows)
@@ -404,7 +396,7 @@ def _rates(rows: Sequence[SampleRow]) -> Rates:
         samples=total,
         failed=kinds.total() / total,
         failures={kind: count / total for kind, count in sorted(kinds.items())},
-        boxes=_boxes(rows),
+        boxes=commonest_boxes((row.failure, row.text) for row in rows),
         truncated=sum(row.truncated for row in rows) / total,
         tokens=sum(row.tokens for row in rows) / total,
     )

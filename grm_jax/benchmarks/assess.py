@@ -146,7 +146,7 @@ def assess(
         "k_meta": ["k // 2", *k_meta],
         "rules": dataclasses.asdict(rules),
         "adaptive_bound": bound,
-        "scales": dataclasses.asdict(scales),
+        "scales": {name: list(ends) for name, ends in dataclasses.asdict(scales).items()},
         "resamples": resamples,
         "bootstrap_seed": seed,
         "level": statistics.LEVEL,

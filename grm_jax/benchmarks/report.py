@@ -16,6 +16,7 @@ from rich.text import Text
 from grm_jax.benchmarks.plot import plot_accuracy
 from grm_jax.benchmarks.results import Results, write_results
 from grm_jax.benchmarks.statistics import LEAST, TOO_FEW, Difference, Interval
+from grm_jax.critique.parse import one_line
 from grm_jax.errors import UserError
 
 COMPARED = (
@@ -197,8 +198,10 @@ def summary(results: Results) -> list[str]:
             f"{f' ({kinds})' if kinds else ''}, {percent(rate.truncated)} cut off at the length "
             f"limit, {rate.tokens:.1f} tokens each"
         )
+        if rate.truncated > 0.5:
+            lines.append(f"note: {_waited(results)}")
         for kind, (box, count) in rate.boxes.items():
-            lines.append(f"{name}: {kind}, the commonest box ({count:,} times): {_shown(box)}")
+            lines.append(f"{name}: {kind}, the commonest box ({count:,} times): {one_line(box)}")
     if results.unjudged:
         lines.append(
             f"unjudged: {len(results.unjudged)} of {results.records:,} records have no usable "
@@ -213,6 +216,17 @@ def summary(results: Results) -> list[str]:
         f"{pair.first} - {pair.second}: {signed(pair.difference)}" for pair in results.comparisons
     ]
     return lines
+
+
+def _waited(results: Results) -> str:
+    """What most critiques did not write before their length limit."""
+    stops = results.model.get("stops") or {}
+    named = ", ".join(f"{piece} (id {id})" for piece, id in stops.items())
+    return (
+        f"most samples did not end: none of {named or 'its end tokens'} came within the length "
+        "limit; raise --max-new-tokens, or correct eos_token_id in the model's "
+        "generation_config.json"
+    )
 
 
 def _figures(results: Results) -> Iterator[Interval]:
@@ -282,11 +296,6 @@ def _escaped(text: str) -> str:
     for mark in "\\|`*":
         text = text.replace(mark, "\\" + mark)
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
-
-
-def _shown(box: str) -> str:
-    """A box on one line, without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(box.split()))
 
 
 def percent(share: float) -> str:

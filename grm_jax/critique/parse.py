@@ -31,9 +31,10 @@ Hostile input costs linear time: each pattern stops at the next bracket or line.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -160,6 +161,21 @@ def last_box(text: str) -> str:
         return ""
     box = text[groups[-1].start : groups[-1].end]
     return box if len(box) <= SHOWN else box[: SHOWN - 3] + "..."
+
+
+def commonest_boxes(failed: Iterable[tuple[str | None, str]]) -> dict[str, tuple[str, int]]:
+    """Of critiques as (failure, text): by failure the commonest last box, and how often it is
+    there. Readable ones, with None, and those without a box are passed over."""
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for failure, text in failed:
+        if failure is not None and (box := last_box(text)):
+            found[failure][box] += 1
+    return {kind: counts.most_common(1)[0] for kind, counts in sorted(found.items())}
+
+
+def one_line(box: str) -> str:
+    """A box on one line, without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(box.split()))
 
 
 def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | None, Failure | None]:

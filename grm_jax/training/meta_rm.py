@@ -25,6 +25,7 @@ from grm_jax.critique import is_correct
 from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
+from grm_jax.errors import UserError
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
@@ -52,10 +53,22 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         return
     earlier = read(run, config, earlier_rows(run, config))
     records = usable_records(run, config)
+    ids = [*(row.id for row, _ in earlier), *(record.id for record in records)]
+    if ids and all(held_out(id, config.holdout) for id in ids):
+        raise ConfigError(
+            f"--meta-rm.holdout {config.holdout:g} holds out all {len(set(ids))} records, and "
+            "nothing is left to learn from; lower it, or give more records"
+        )
     stage.begin()
     rows = [*earlier, *read(run, config, sampled_rows(stage, config, grm, records))]
     heldout = [row for row in rows if held_out(row[0].id, config.holdout)]
     training = [row for row in rows if not held_out(row[0].id, config.holdout)]
+    if not training:
+        raise UserError(
+            f"meta_rm: none of the critiques can be learnt from ({len(heldout)} readable ones are "
+            f"held out); look at {stage.directory / 'samples.jsonl'}: unreadable critiques of the "
+            "GRM are left out; lower --meta-rm.holdout, or give --meta-rm.samples more"
+        )
     right = float(np.mean([example.label for _, example in training]))
     log.info(
         "meta_rm          %d critiques, %.1f%% correct; %d held out",

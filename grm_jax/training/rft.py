@@ -9,12 +9,14 @@ learns from the non-hinted ones, right and wrong.
 
 from __future__ import annotations
 
+import collections
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grm_jax.config import RFT
 from grm_jax.critique import is_correct, keep_hinted, keep_rft, shuffle
+from grm_jax.critique.parse import commonest_boxes, one_line
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
@@ -133,7 +135,7 @@ def to_trajectory(
 
 
 def report(rows: list[Trajectory], config: RFT) -> None:
-    """Say how many trajectories were drawn, right, too easy and kept."""
+    """Say how many trajectories were drawn, right, too easy and kept; why some can not be read."""
     plain = [row for row in rows if not row.hinted]
     hinted = [row for row in rows if row.hinted]
     for name, group in (("non-hinted", plain), ("hinted", hinted)):
@@ -144,5 +146,11 @@ def report(rows: list[Trajectory], config: RFT) -> None:
                 "rft %-12s %d trajectories: %.1f%% correct, %.1f%% unparsed, %d kept",
                 name, len(group), 100 * right, 100 * unread, sum(row.kept for row in group),
             )  # fmt: skip
+    failures = collections.Counter(row.failure for row in rows if row.failure is not None)
+    boxes = commonest_boxes((row.failure, row.critique) for row in rows)
+    for kind, count in failures.most_common():
+        box, times = boxes.get(kind, ("", 0))
+        shown = f"; the commonest box ({times:,} times): {one_line(box)}" if box else ""
+        log.info("rft unparsed     %s: %d critiques%s", kind, count, shown)
     easy = sum(bool(row.correct) and not row.kept for row in plain) // max(1, config.samples)
     log.info("rft              %d records too easy (all %d correct)", easy, config.samples)

@@ -66,11 +66,18 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
 
 def usable_records(run: Run, config: ScalarRM) -> list[Preference]:
     """The records that are learnt from, each response as the last turn of its conversation. Raises
-    DataError as `inputs.usable` does.
+    DataError as `inputs.usable` does, ConfigError where no record holds a pair.
     """
     what = "conversation and response"
     reading = learnt(run, "scalar_rm", config.fitting, run.lengths.reply, 0, what)
-    return usable(run, "scalar_rm", [reading])
+    found = usable(run, "scalar_rm", [reading])
+    if all(len(set(record.labels)) < 2 for record in found):
+        raise ConfigError(
+            f"scalar_rm learns from pairs of a better and a worse response, and none of the "
+            f"{len(found)} records has two responses (single responses alone can not train it); "
+            "give --preferences with some, or train the other stages one by one"
+        )
+    return found
 
 
 def preference_pairs(run: Run, record: Preference) -> list[Pair]:

@@ -195,3 +195,15 @@ def test_no_samples_no_plot(tmp_path, results):
     assert [file.name for file in files] == ["results.json", "table.md"]
     with pytest.raises(ValueError, match="nothing to plot"):
         report.plot_accuracy(greedy, tmp_path / "x")
+
+
+def test_critiques_that_do_not_end_name_what_was_waited_for(results):
+    rates = {name: dataclasses.replace(r, truncated=0.51) for name, r in results.rates.items()}
+    cut = dataclasses.replace(results, rates=rates, model={"stops": {"<eos>": 1, "<end>": 107}})
+    (line,) = {line for line in report.summary(cut) if "did not end" in line}
+    assert "none of <eos> (id 1), <end> (id 107) came within" in line
+    assert "--max-new-tokens" in line and "eos_token_id" in line
+    few = dataclasses.replace(
+        cut, rates={n: dataclasses.replace(r, truncated=0.5) for n, r in rates.items()}
+    )
+    assert not any("did not end" in line for line in report.summary(few))

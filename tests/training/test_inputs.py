@@ -270,3 +270,19 @@ def test_system_texts_and_neighbouring_turns_are_read_by_every_stage(start, file
     run = start(INPUTS / file)
     for stage in STAGES.values():
         assert len(stage(run)) == 8
+
+
+def test_a_baseline_of_single_responses_alone_is_refused(start, tmp_path):
+    turns = ({"role": "user", "content": " sum 1 2"},)
+    singles = [Preference(f"s{i}", turns, (" anna",), (float(i % 2),)) for i in range(4)]
+    with pytest.raises(ConfigError, match=r"none of the 4 records has two responses.*--pref"):
+        scalar_rm.run_scalar_rm(start(singles), ScalarRM())
+    assert not (tmp_path / "run" / "scalar_rm").exists()
+
+
+def test_a_meta_rm_with_everything_held_out_is_refused(start, tmp_path):
+    config = MetaRM(rft_trajectories=False, holdout=0.99, sampling=SAMPLING)
+    assert all(meta_rm.held_out(id, 0.99) for id in "abc")
+    with pytest.raises(ConfigError, match=r"--meta-rm.holdout 0.99 holds out all 3 records"):
+        meta_rm.run_meta_rm(start([pair(id) for id in "abc"]), config)
+    assert not (tmp_path / "run" / "meta_rm").exists()

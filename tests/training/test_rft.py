@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 
 import pytest
 
@@ -54,6 +56,21 @@ def test_singles_of_another_range_are_correct_on_their_side_of_the_middle(
     for label, corrects in ((1, [True, False, False]), (0, [False, True, False])):
         rows = judged(make_record("r", (label,)), critiques, threshold=50.0)
         assert [(row.correct, row.kept) for row in rows] == [(c, c) for c in corrects]
+
+
+def test_the_report_names_what_can_not_be_read(make_critique, make_record, caplog):
+    texts = [("\\boxed{8 9}", "separators")] * 3 + [("\\boxed{8/9}", "separators")]
+    texts += [("\x1b none", "no_box"), ("\\boxed{\x1b7}", "wrong_count")]
+    record, read = make_record("r", (0, 1)), make_critique("r", 0, (1, 9))
+    rows = [to_trajectory(record, read, True, kept=True)]
+    for text, failure in texts:
+        critique = dataclasses.replace(read, text=text, scores=None, failure=failure)
+        rows.append(to_trajectory(record, critique, False, kept=False))
+    with caplog.at_level(logging.INFO, "grm_jax"):
+        rft.report(rows, RFT())
+    said = caplog.text
+    assert "separators: 4 critiques; the commonest box (3 times): \\boxed{8 9}" in said
+    assert "no_box: 1 critiques\n" in said and "\\boxed{?7}" in said
 
 
 def test_trajectories_are_in_the_order_shown(make_critique, make_record):
