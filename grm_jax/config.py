@@ -24,6 +24,7 @@ import tyro
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
+from grm_jax.files import expanded
 from grm_jax.identity import how
 from grm_jax.model.gemma2 import Remat
 from grm_jax.model.lora import LoRAConfig
@@ -308,7 +309,7 @@ def load(spec: str) -> Recipe:
     Raises ConfigError when the file is not found, defines no `get_config`, or rejects the size.
     """
     name, _, size = spec.partition(":")
-    candidates = [Path(name).expanduser(), CONFIG_DIR / name]
+    candidates = [expanded(name), CONFIG_DIR / name]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise ConfigError(f"{name}: no such recipe, here or in {CONFIG_DIR}; there are {names()}")

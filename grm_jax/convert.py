@@ -32,6 +32,7 @@ from grm_jax.model import huggingface
 from grm_jax.model.config import model_config
 from grm_jax.model.hf_config import CheckpointError, read_json, special_ids, token_ids
 from grm_jax.model.params import Params, init_params, param_table
+from grm_jax.output import surviving
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 
@@ -193,15 +194,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command. Leaves with status 1 and one line on stderr for what the user can mend."""
     args = tyro.cli(Command, args=argv, prog="python -m grm_jax.convert", description=__doc__)  # type: ignore[arg-type]
     setup_logging()
-    args = dataclasses.replace(args, output=args.output.expanduser())
     try:
-        match args:
-            case Import():
-                import_model(args)
-            case Export():
-                export_model(args)
-            case Random():
-                random_model(args)
+        args = dataclasses.replace(args, output=files.expanded(args.output))
+        with surviving():
+            match args:
+                case Import():
+                    import_model(args)
+                case Export():
+                    export_model(args)
+                case Random():
+                    random_model(args)
     except (UserError, OSError) as error:
         sys.exit(f"convert: {describe(error)}")
 

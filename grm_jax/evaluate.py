@@ -44,6 +44,7 @@ from grm_jax.evaluate_options import (
     require_writable,
     resolved,
 )
+from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
 
 if TYPE_CHECKING:
@@ -176,11 +177,12 @@ def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path)
             resamples=args.resamples, seed=args.seed, adaptive=adaptive, **options,
         )  # fmt: skip
         results = dataclasses.replace(results, against=against)
-    print_results(results)
+    # Files first: what is printed may have no reader.
     files = [samples, *write_report(directory, results)]
     method = reported(aggregate(records, rows, uneven=adaptive, **options))
     if benchmark.name == "rewardbench":
         files += _official(directory, results, records, method, rules)
+    print_results(results)
     names = ", ".join(file.relative_to(directory).as_posix() for file in files)
     _say(f"written to {directory}: {names}")
     return Evaluated(results, records, rows, method)
@@ -336,7 +338,7 @@ def _say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring for the exit status."""
-    with stopping.handled():
+    with surviving(), stopping.handled():
         try:
             args = tyro.cli(
                 Arguments, args=argv, prog="python -m grm_jax.evaluate", description=__doc__

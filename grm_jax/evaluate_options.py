@@ -18,6 +18,7 @@ from grm_jax.benchmarks.statistics import RESAMPLES
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.errors import UserError
+from grm_jax.files import expanded
 from grm_jax.parallel.options import MeshConfig
 
 K = 32
@@ -28,6 +29,7 @@ LEAST = {
     "k": 0, "probes": 0, "seed": 0, "k_meta": 1, "resamples": 1, "limit": 1, "max_new_tokens": 1,
     "max_prompt_tokens": 1, "score_tokens": 1,
 }  # fmt: skip
+PATHS = ("data", "samples", "compare", "cache", "output")  # and models, which the hub resolves
 OF_MODELS = (
     "temperature", "max_new_tokens", "long_prompts", "max_prompt_tokens", "adaptive", "probes",
     "cache", "score_tokens",
@@ -168,7 +170,10 @@ def _option(name: str) -> str:
 
 
 def resolved(args: Arguments) -> Arguments:
-    """With the defaults of options that were not given."""
+    """With the defaults of options that were not given, and `~` in paths."""
+    named = {name: getattr(args, name) for name in PATHS}
+    paths = {name: expanded(path) for name, path in named.items() if path is not None}
+    args = dataclasses.replace(args, **paths)
     return dataclasses.replace(
         args,
         k=K if args.k is None else args.k,

@@ -20,6 +20,14 @@ BOM = b"\xef\xbb\xbf"
 LFS_POINTER = b"version https://git-lfs"
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~name` as home directories. Raises UserError for nobody's."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no such user; check the path") from None
+
+
 def there(path: str | Path) -> bool:
     """Whether something has this name, be it a link that leads nowhere.
 

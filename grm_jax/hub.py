@@ -53,7 +53,7 @@ def resolve(name: str | Path, kind: type[UserError] = UserError, *, weights: boo
     Raises `kind` when nothing is there, when a cache folder holds no snapshot or several, and when
     a repo can not be downloaded; the message says what to do.
     """
-    path = Path(name).expanduser()
+    path = files.expanded(name)
     if path.is_dir():
         return _snapshot(path, kind)
     if files.there(path):

@@ -13,13 +13,18 @@ from collections.abc import Sequence
 
 from grm_jax import options
 from grm_jax.errors import UserError
+from grm_jax.output import surviving
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Plan a recipe. Returns the exit code."""
+    with surviving():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: list[str]) -> int:
     from grm_jax.parallel import topology
 
-    args = list(sys.argv[1:] if argv is None else argv)
     topology.prepare()
     from grm_jax import config as configs
     from grm_jax.train import split_option, wants_help

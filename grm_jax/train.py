@@ -14,6 +14,7 @@ from typing import Any
 
 from grm_jax import options, stopping
 from grm_jax.errors import UserError, describe
+from grm_jax.output import surviving
 from grm_jax.parallel.host import use_huge_pages
 
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a recipe. Returns the exit code: 0 done, or stopped by SIGTERM and saved; 1 a user's
     mistake; 130 stopped by Ctrl-C and saved."""
     args = list(sys.argv[1:] if argv is None else argv)
-    with stopping.handled():
+    with surviving(), stopping.handled():
         try:
             return _main(args)
         except stopping.Stopped as stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,34 @@ def test_samples_are_scored_again(data, tmp_path, capsys):
     assert "is none of the 10 records" in fails(
         capsys, *common, "--samples", out / "samples.jsonl", "--limit", 10
     )
+
+
+def test_home_directories_in_paths(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(data.parent, tmp_path / "home" / "d")
+    common = ["--bench", "preferences", "--data", f"~/d/{data.name}", "--resamples", 20]
+    run(*common, "--judge", "random", "-k", 2, "--output", "~/one")
+    run(*common, "--samples", "~/one", "--compare", "~/one", "--output", "~/two")
+    found = read_results(tmp_path / "home" / "two" / "preferences" / "results.json")
+    assert found.against and not Path("~").exists()
+    named = ["--judge", "longer", "--output", "~nobody-of-this-name/o"]
+    assert "~nobody-of-this-name/o: no such user" in fails(capsys, *common, *named)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_results_are_written_though_nobody_reads_on(data, tmp_path, unbuffered):
+    command = [sys.executable, "-m", "grm_jax.evaluate", "--bench", "preferences", "--resamples"]
+    command += ["20", "--data", str(data), "--judge", "longer", "--output", str(tmp_path / "out")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    files = {file.name for file in (tmp_path / "out").rglob("*")}
+    assert {"results.json", "table.md", "samples.jsonl", "report.html"} <= files
 
 
 def test_default_output(data, tmp_path, monkeypatch):

@@ -102,7 +102,14 @@ def test_what_does_not_fit_comes_with_advice():
         (["--config", "rl.py:2b"], "give --config NAME.py:SIZE and --topology"),
         (["--config", "rl.py:2b", "--topology", "v5e:99"], "give a TPU slice, one of v4, v5e"),
         (["--config", "rl.py:2b", "--topology", "h100"], "and how many, as in h100:8"),
-        (["--config", "rl.py:2b", "--topology", "x9:8"], "give a GPU of grm_jax/parallel"),
+        (
+            ["--config", "rl.py:2b", "--topology", "x9:8"],
+            "or a GPU, one of gh200, h200, h100-pcie, h1",
+        ),
+        (
+            ["--config", "rl.py:2b", "--topology", "gpu"],
+            "a TPU slice, one of v4, v5e, v5p, v6e and",
+        ),
         (["--config", "rl.py:2b", "--topology", "h100:3", "--mesh.tensor=2"], "a multiple of 2"),
     ],
 )

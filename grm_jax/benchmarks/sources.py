@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, overload
 
+from grm_jax import files
 from grm_jax.benchmarks.base import Benchmark
 from grm_jax.data.rows import DataError
 
@@ -32,7 +33,7 @@ def locate(
     """
     source = benchmark.source
     if data is not None:
-        data = data.expanduser()
+        data = files.expanded(data)
         if data.is_dir():
             known = {name.lower() for name in source.folders}
             for folder in sorted(data.iterdir()):

@@ -102,7 +102,7 @@ class Template:
             return name_or_path
         if isinstance(name_or_path, str) and name_or_path in BUILTIN:
             return _load_builtin(name_or_path)
-        path = Path(name_or_path).expanduser()
+        path = files.expanded(name_or_path)
         if path.is_file():
             source = files.read_text(path, TemplateError)
             return cls.from_source(source, str(path))

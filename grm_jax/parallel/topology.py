@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from grm_jax.errors import UserError
-from grm_jax.parallel.devices import find_device
+from grm_jax.parallel.devices import DEVICES
 
 # Names of slices, as Cloud TPU writes them, and how libtpu does.
 CHIPS = ("v4", "v5e", "v5p", "v6e")
@@ -58,13 +58,13 @@ def tpu_devices(name: str) -> list[Any]:
 def gpu(name: str) -> tuple[str, int]:
     """("H100", 8) of `h100:8`. Raises TopologyError for a GPU that is not in the table."""
     kind, _, count = name.partition(":")
-    upper = kind.upper()
-    if not count.isdigit() or int(count) < 1 or find_device(upper) is None:
+    gpus = {known.lower().replace(" ", "-"): known for known in DEVICES if "TPU" not in known}
+    if not count.isdigit() or int(count) < 1 or kind.lower() not in gpus:
         raise TopologyError(
-            f"--topology {name}: give a GPU of grm_jax/parallel/devices.py and how many, as in "
-            "h100:8 or a100:4"
+            f"--topology {name}: give a TPU slice, one of {', '.join(CHIPS)} and its shape, as in "
+            f"v5e:8x8; or a GPU, one of {', '.join(gpus)}, and how many, as in h100:8"
         )
-    return upper, int(count)
+    return gpus[kind.lower()], int(count)
 
 
 def stand_ins(count: int) -> list[Any]:

@@ -76,7 +76,7 @@ class Run:
 
     def __init__(self, setup: Setup, devices: Sequence[Any] | None = None):
         self.setup = setup
-        self.directory = Path(setup.run_dir).expanduser()
+        self.directory = files.expanded(setup.run_dir)
         self.mesh = make_mesh(
             setup.mesh.replica,
             setup.mesh.fsdp,
