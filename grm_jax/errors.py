@@ -6,6 +6,10 @@ A command catches `UserError` and `OSError` and prints what `describe` says. JAX
 
 from __future__ import annotations
 
+import errno
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(ValueError):
     """A mistake in options, files or the environment. The message says what to do about it."""
@@ -24,4 +28,10 @@ def describe(error: UserError | OSError) -> str:
         return str(error)
     if not error.strerror:
         raise error
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    what = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    if error.errno in NO_ROOM:
+        what += (
+            ". What was finished before is kept. Make room (the disk, a quota, `ulimit -f`) and "
+            "give the same command again"
+        )
+    return what

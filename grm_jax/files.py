@@ -104,12 +104,26 @@ def read_json(path: str | Path, kind: type[UserError] = UserError) -> dict[str, 
 
 
 @contextlib.contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Give this file's name to an error of the operating system that names none: one in writing to
+    a file that is open says only what is wrong (no room), not where.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` at the end: it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with named(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

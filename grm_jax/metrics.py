@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +17,7 @@ from typing import Any, BinaryIO
 
 import jax
 
+from grm_jax import files
 from grm_jax.errors import UserError
 
 log = logging.getLogger("grm_jax")
@@ -62,12 +65,54 @@ class StepLog:
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         if self._file is None:
             return
-        for row in rows:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with files.named(self._path):
+            for row in rows:
+                self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
+            with files.named(self._path):
+                self._file.close()
+
+
+class Board:
+    """TensorBoard events, written by the thread that has them.
+
+    tensorboardX has a writer that leaves it to another thread. A full disk ends that thread with a
+    traceback, and the training then waits for it for ever; so only its records are used here.
+
+    Args:
+      resume_step: TensorBoard forgets what other files of the directory say of later steps.
+    """
+
+    def __init__(self, directory: Path, resume_step: int = 0):
+        # Only here: it imports torch where there is one, which takes seconds.
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import masked_crc32c
+
+        self._proto, self._summary, self._check = event_pb2, summary_pb2, masked_crc32c
+        self._path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._file = self._path.open("ab")
+        self._add(file_version="brain.Event:2")
+        self._add(step=resume_step + 1, session_log={"status": "START"})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step. Raises OSError when they can not be written."""
+        Value = self._summary.Summary.Value
+        rows = [Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step=step, summary=self._summary.Summary(value=rows))
+
+    def _add(self, **event: Any) -> None:
+        data = self._proto.Event(wall_time=time.time(), **event).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        checks = [struct.pack("<I", self._check(part)) for part in (size, data)]
+        with files.named(self._path):
+            self._file.write(size + checks[0] + data + checks[1])
+            self._file.flush()
+
+    def close(self) -> None:
+        with files.named(self._path):
             self._file.close()
 
 
@@ -76,28 +121,23 @@ class MetricsWriter:
 
     def __init__(self, directory: Path, resume_step: int = 0):
         self._log = StepLog(directory / "metrics.jsonl", resume_step)
-        self._board = None
-        if jax.process_index() == 0:
-            # Only here: it imports torch where there is one, which takes seconds.
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(directory), purge_step=resume_step + 1)
+        self._board = Board(directory, resume_step) if jax.process_index() == 0 else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record one step."""
-        row: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
-        for name, value in values.items():
-            number = float(value)
-            # JSON has no NaN; a metric that has none of its kind this step is null.
-            row[name] = number if math.isfinite(number) else None
-            if self._board is not None:
-                self._board.add_scalar(name, number, step)
-        self._log.write([row])
+        numbers = {name: float(value) for name, value in values.items()}
+        # JSON has no NaN; a metric that has none of its kind this step is null.
+        finite = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        self._log.write([{"step": step, "time": round(time.time(), 3), **finite}])
+        if self._board is not None:
+            self._board.write(step, numbers)
 
     def close(self) -> None:
-        self._log.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            self._log.close()
+        finally:
+            if self._board is not None:
+                self._board.close()
 
 
 def _cut(path: Path, step: int) -> None:

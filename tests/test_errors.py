@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
+from grm_jax import files
 from grm_jax.errors import UserError, describe
 
 
@@ -12,6 +16,19 @@ def test_a_users_mistake_is_one_line(tmp_path):
     with pytest.raises(OSError) as error:
         (tmp_path / "none").read_text()
     assert describe(error.value) == f"{tmp_path / 'none'}: No such file or directory"
+
+
+def test_a_full_disk_says_where_and_how_to_go_on(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    with pytest.raises(OSError) as error, files.named(path):
+        # A write to an open file: the system names none.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = describe(error.value)
+    assert said.startswith(f"{path}: No space left on device. ")
+    assert said.endswith("give the same command again")
+    with pytest.raises(FileNotFoundError) as other, files.named(path):
+        (tmp_path / "none").read_text()
+    assert describe(other.value) == f"{tmp_path / 'none'}: No such file or directory"
 
 
 def test_what_is_no_users_mistake_is_raised_again():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import resource
+import struct
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from grm_jax import metrics
+from grm_jax.errors import describe
 from grm_jax.metrics import MetricsWriter, Progress, StepLog, Timer, clock
 
 
@@ -78,7 +84,37 @@ def test_metrics_have_no_nan_in_json_and_reach_tensorboard(tmp_path):
     assert (row["step"], row["loss"], row["auc"], row["gap"]) == (1, 0.5, None, None)
     assert row["time"] > 1e9
     (events,) = tmp_path.glob("events.*")
-    assert b"loss" in events.read_bytes()
+    blob, found = events.read_bytes(), []
+    while blob:  # TFRecord: size, its checksum, data, its checksum
+        (size,) = struct.unpack("<Q", blob[:8])
+        data = blob[12 : 12 + size]
+        assert blob[8:12] == struct.pack("<I", masked_crc32c(blob[:8]))
+        assert blob[12 + size : 16 + size] == struct.pack("<I", masked_crc32c(data))
+        found.append(Event.FromString(data))
+        blob = blob[16 + size :]
+    version, start, event = found
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (1, 1)
+    values = {value.tag: value.simple_value for value in event.summary.value}
+    assert event.step == 1 and values.keys() == {"loss", "auc", "gap"}
+    assert values["loss"] == 0.5 and math.isnan(values["auc"]) and math.isinf(values["gap"])
+
+
+def test_a_file_that_can_not_grow_is_an_error_that_names_it(tmp_path):
+    """In the thread that writes: no other waits for a reader that is gone."""
+    writer = MetricsWriter(tmp_path)
+    many = {f"metric {index}": 0.5 for index in range(500)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*(metrics|events)") as error:
+            for step in range(9):
+                writer.write(step, many if step else {"loss": 0.5})
+        with contextlib.suppress(OSError):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Make room" in describe(error.value)
 
 
 def test_metrics_are_taken_up_again(tmp_path):

@@ -56,7 +56,8 @@ class SampleCache:
         self.folder = Path(directory) / hashlib.sha256(text.encode()).hexdigest()[:16]
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "about.json").write_text(text + "\n", encoding="utf-8")
+            with written_whole(self.folder / "about.json") as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
         self._rows: dict[tuple[str, int], SampleRow] = {}
         path = self.folder / "samples.jsonl"
         kept = _read_whole_lines(path, mend=write)
@@ -68,8 +69,8 @@ class SampleCache:
                 raise DataError("record", "missing", f"delete {self.folder}", where)
             row = row_from_json(values, where)
             self._rows[digest, row.sample] = row
-        target = path if write else Path(os.devnull)
-        self._file = target.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        self._path = path if write else Path(os.devnull)
+        self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
         self._write = write
         self._seconds = self.folder / "seconds.jsonl"
 
@@ -84,18 +85,21 @@ class SampleCache:
         """Keep a sample; it is on disk after the next `flush`."""
         self._rows[digest, row.sample] = row
         line = json.dumps({"record": digest, **vars(row)}, ensure_ascii=False, allow_nan=False)
-        self._file.write(line + "\n")
+        with files.named(self._path):
+            self._file.write(line + "\n")
 
     def flush(self) -> None:
-        self._file.flush()
+        with files.named(self._path):
+            self._file.flush()
 
     def spent(self, samples: int, seconds: float) -> None:
         """Note how long samples took."""
         self.flush()
         if not self._write:
             return
-        with self._seconds.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"samples": samples, "seconds": round(seconds, 3)}) + "\n")
+        with files.named(self._seconds), self._seconds.open("a", encoding="utf-8") as file:
+            line = json.dumps({"samples": samples, "seconds": round(seconds, 3)})
+            file.write(line + "\n")
 
     def seconds_per_sample(self) -> float | None:
         """Mean over all that was sampled here; None: not known."""
@@ -111,7 +115,8 @@ class SampleCache:
         return sum(row["seconds"] for row in rows) / samples if samples else None
 
     def close(self) -> None:
-        self._file.close()
+        with files.named(self._path):
+            self._file.close()
 
 
 def _read_whole_lines(path: Path, *, mend: bool = True) -> list[bytes]:

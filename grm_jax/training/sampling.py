@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from grm_jax import stopping
+from grm_jax import files, stopping
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory
 from grm_jax.metrics import Progress
@@ -48,7 +48,7 @@ def sample_in_chunks(
     progress = Progress(f"{what} sampling", len(records), done=done)
     target = partial if first() else Path(os.devnull)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a", encoding="utf-8") as out:
+    with files.named(target), target.open("a", encoding="utf-8") as out:
         try:
             for part in chunks(records[done:], chunk):
                 for row in list(draw(part)):
