@@ -19,8 +19,9 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -104,12 +105,31 @@ def handled() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    hook, sys.unraisablehook = sys.unraisablehook, _ignored(sys.unraisablehook)
     _state.signals = 0
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ignored(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A hook for exceptions that Python can not raise, for others than Interrupted: `hook`.
+
+    A signal may come while Python collects garbage. What is raised there is only printed, and the
+    work would go on as if none had come; so it is sent again a moment later.
+    """
+
+    def again(ignored: Any) -> None:
+        if not isinstance(ignored.exc_value, Interrupted):
+            return hook(ignored)
+        _state.signals -= 1
+        number = ignored.exc_value.number
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+
+    return again
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def test_a_signal_that_came_when_the_loop_no_longer_looked_is_not_lost():
     ):
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopping.terminated(error.value)
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_a_signal_while_garbage_is_collected_is_not_lost(number):
+    """What is raised there is ignored by Python; the signal comes again and ends the work."""
+
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # the handler runs between two instructions
+
+    hook = sys.unraisablehook
+    with pytest.raises(stopping.Interrupted) as error, stopping.handled():
+        Last()
+        time.sleep(10)
+        pytest.fail("went on")
+    assert error.value.number == number
+    assert sys.unraisablehook is hook
 
 
 def list_of_handled() -> str:
