@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.data.synthetic import Item, Split, Teacher, make_item, vocabulary
 from grm_jax.data.trajectories import Trajectory, write_trajectories
+from grm_jax.files import written_whole
 from grm_jax.tokenizer import ChatTokenizer, from_tokenizers
 
 SIZES_OF_N = ((1, 2, 3, 4), (0.12, 0.48, 0.24, 0.16))
@@ -99,7 +100,8 @@ def write_world(directory: str | Path, config: WorldConfig) -> None:
     write_preferences(root / "heldout.jsonl", heldout)
     build_tokenizer().save(root / "tokenizer")
     about = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    (root / "world.json").write_text(about, encoding="utf-8")  # last: the world is whole
+    with written_whole(root / "world.json") as partial:  # last: the world is whole
+        partial.write_text(about, encoding="utf-8")
 
 
 def _content(item: Item) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from grm_jax.critique import shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judging import Judge, JudgeOptions, Scorer
+from grm_jax.lock import hold
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first
 from grm_jax.training.run import Run
@@ -47,6 +48,7 @@ def evaluate_road(run: Run, recipe: SPCTRecipe) -> dict[str, Any]:
     was sampled is not sampled again, and a model that was trained again is.
     """
     directory = run.directory / "evaluation"
+    hold(run.directory)  # where every stage is done, none has
     if first():
         directory.mkdir(parents=True, exist_ok=True)
     barrier("evaluation: begun")

@@ -41,7 +41,7 @@ from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.hf_config import read_num_labels, token_ids
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
-from grm_jax.parallel.multihost import barrier, first, from_first
+from grm_jax.parallel.multihost import any_of, barrier, first, from_first
 from grm_jax.sampler.critic import Critic, OrderMode, Templates
 from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
@@ -99,6 +99,8 @@ class Run:
         root = self.directory / "world"
         wanted = json.loads(to_json(self.setup.world))
         about = root / "world.json"
+        if any_of(not about.exists()):
+            hold(self.directory)  # two commands would write it at once
         if about.exists():
             changed = differences(files.read_json(about, ConfigError), wanted)
             if changed:

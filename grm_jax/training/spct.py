@@ -6,6 +6,7 @@ an interrupted road.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from grm_jax import checkpoint, files
+from grm_jax import checkpoint, files, stopping
 from grm_jax.config import SPCTRecipe
 from grm_jax.metrics import clock
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
@@ -35,7 +36,8 @@ def run_spct(run: Run, recipe: SPCTRecipe) -> None:
     check_records(run, recipe)
     times = StageTimes(run.directory / "seconds.json")
     for name, stage in stages:
-        with times.measure(name):
+        done = checkpoint.is_model_dir(run.directory / name / "model")
+        with contextlib.nullcontext() if done else times.measure(name):
             stage()
     if run.synthetic:
         with times.measure("evaluation"):
@@ -66,7 +68,9 @@ def check_records(run: Run, recipe: SPCTRecipe) -> None:
 
 
 class StageTimes:
-    """Seconds spent on each stage, over all of its starts."""
+    """Seconds spent on each stage, over all of its starts that did not end with an error: after one
+    nothing is written, since there may be no room, or another command has the directory.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -79,8 +83,8 @@ class StageTimes:
 
     def add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._seconds, indent=2) + "\n", encoding="utf-8")
+        with files.written_whole(self._path) as partial:
+            partial.write_text(json.dumps(self._seconds, indent=2) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
         parts = [f"{name} {clock(seconds)}" for name, seconds in self._seconds.items()]
@@ -96,5 +100,6 @@ class _Measured:
     def __enter__(self) -> None:
         self.started = time.perf_counter()
 
-    def __exit__(self, *error: object) -> None:
-        self.times.add(self.name, time.perf_counter() - self.started)
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None or issubclass(kind, (stopping.Stopped, KeyboardInterrupt)):
+            self.times.add(self.name, time.perf_counter() - self.started)

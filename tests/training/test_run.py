@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,13 +25,16 @@ from grm_jax.config import (
     KeepConfig,
     MeshConfig,
     Setup,
+    SPCTRecipe,
 )
 from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.errors import UserError
 from grm_jax.model.config import SIZES
+from grm_jax.stopping import Stopped
 from grm_jax.training import meta_rm, scalar_rm
 from grm_jax.training.run import MissingStage, Run, Stage
-from grm_jax.training.spct import StageTimes
+from grm_jax.training.spct import StageTimes, run_spct
 
 WORLD = WorldConfig(cold_start=5, train=5, fresh=2, shifted=1)
 
@@ -286,14 +291,77 @@ def test_stage_keys_differ(run):
     assert len(keys) == len(names)
 
 
+def fill_disk(monkeypatch, name: str) -> None:
+    """No room for a file of about this name: it is made, and stays empty."""
+    write = Path.write_text
+
+    def attempt(path: Path, *args, **options) -> int:
+        if name not in path.name:
+            return write(path, *args, **options)
+        path.open("w").close()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", attempt)
+
+
+def test_a_world_that_was_not_written_whole_is_written_again(run, setup, monkeypatch):
+    with monkeypatch.context() as full:
+        fill_disk(full, "world.json")
+        with pytest.raises(OSError, match="No space"):
+            _ = run.world
+    assert (Run(setup).world / "world.json").stat().st_size
+
+
+def test_a_world_is_only_written_by_the_command_that_holds_the_directory(run, monkeypatch):
+    def refuse(directory):
+        raise UserError(f"{directory}: in use")
+
+    monkeypatch.setattr("grm_jax.training.run.hold", refuse)
+    with pytest.raises(UserError, match="in use"):
+        _ = run.world
+    assert not run.directory.exists()
+
+
+def test_a_done_road_is_evaluated_by_one_command_at_a_time(run, monkeypatch):
+    """Two would add the same samples to one cache. What is done is passed over: no times."""
+
+    def refuse(directory):
+        raise UserError(f"{directory}: in use")
+
+    for stage in ("sft", "rft", "rl", "meta_rm", "scalar_rm"):
+        monkeypatch.setattr(f"grm_jax.training.{stage}.run_{stage}", lambda *args: None)
+        (run.directory / stage / "model" / "params").mkdir(parents=True)
+        (run.directory / stage / "model" / "model.json").write_text("{}")
+    monkeypatch.setattr("grm_jax.training.evaluation.hold", refuse)
+    before = sorted(run.directory.rglob("*"))
+    with pytest.raises(UserError, match="in use"):
+        run_spct(run, SPCTRecipe(run.setup))
+    assert sorted(run.directory.rglob("*")) == before
+
+
 def test_stage_times_add_up_over_runs(tmp_path):
     for _ in range(2):
         times = StageTimes(tmp_path / "seconds.json")
         times.add("sft", 40.0)
-    with pytest.raises(KeyError), times.measure("rl"):
-        raise KeyError
+    with pytest.raises(Stopped), times.measure("rl"):
+        raise Stopped("saved")
     assert json.loads((tmp_path / "seconds.json").read_text())["sft"] == 80.0
     assert str(times).startswith("sft 1:20  rl 0:00  total 1:20")
+
+
+def test_after_an_error_no_times_are_written(tmp_path, monkeypatch):
+    """There may be no room for them, and the run directory may be another command's."""
+    times = StageTimes(tmp_path / "seconds.json")
+    with pytest.raises(UserError), times.measure("sft"):
+        raise UserError("in use by another process")
+    assert not any(tmp_path.iterdir())
+    times.add("sft", 1.0)
+    before = (tmp_path / "seconds.json").read_text()
+    fill_disk(monkeypatch, "seconds.json")
+    with pytest.raises(OSError, match="No space"):
+        times.add("rl", 1.0)
+    assert (tmp_path / "seconds.json").read_text() == before
+    assert str(StageTimes(tmp_path / "seconds.json")).startswith("sft 0:01")
 
 
 # The reward heads.
