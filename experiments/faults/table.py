@@ -11,14 +11,14 @@ HERE = Path(__file__).resolve().parent
 
 
 def commit() -> str:
-    """The commit that is checked out; with a + when the code is not as in it."""
+    """The commit that is checked out; with a + when grm_jax is not as in it."""
 
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=HERE, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/grm_jax", "*.py")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/grm_jax")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
