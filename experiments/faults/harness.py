@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -117,6 +118,16 @@ def until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.005)
     return False
+
+
+def handles_signals(process: subprocess.Popen[str]) -> bool:
+    """Whether it has set a handler for SIGTERM; Python needs a moment to come so far (Linux)."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:

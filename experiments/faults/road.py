@@ -12,7 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from disk import Quota, tmpfs
-from harness import PHASES, Faults, complaint, finish, kept, lost, phase, run, start, until
+from harness import (
+    PHASES,
+    Faults,
+    complaint,
+    finish,
+    handles_signals,
+    kept,
+    lost,
+    phase,
+    run,
+    start,
+    until,
+)
 
 HITS = 2  # of each phase, at least
 
@@ -74,7 +86,9 @@ class Chain:
         self, process: subprocess.Popen[str], run_dir: Path, wanted: str, since: float
     ) -> None:
         seconds, random = self._faults.seconds, self._faults.random
-        if wanted != "starting":
+        if wanted == "starting":
+            until(process, lambda: handles_signals(process))
+        else:
             last = PHASES.index(wanted)
             # Or a later one, where that one was done already.
             until(process, lambda: phase(run_dir, since) in (*PHASES[last:], "done"))
