@@ -24,7 +24,7 @@ from grm_jax.checkpoint import damage, load_model
 STAGES = ("sft", "rft", "rl", "meta_rm", "scalar_rm")
 SETUP = [
     "--log-every", "2", "--world.cold-start", "400", "--world.train", "560", "--world.fresh", "40",
-    "--world.shifted", "8",
+    "--world.shifted", "8", "--mesh.cpu-devices", "1",
 ]  # fmt: skip
 OF_STAGE = {
     "sft": ["--sft.fitting.steps", "120", "--sft.fitting.batch-size", "16"],
