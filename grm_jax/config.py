@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from grm_jax.data.long_prompts import LongPrompts
+from grm_jax.data.rows import MAX_BAD_SHARE
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.files import expanded
@@ -92,7 +93,10 @@ class Setup:
     """Trajectories or instruction data for supervised training; None with the embedded world: the
     teacher's."""
     skip_bad_rows: bool = False
-    """Count and list bad rows of the preference files instead of stopping at the first."""
+    """Count and list bad rows of the data files instead of stopping at the first; preferences
+    without a single best response are left out, too."""
+    max_bad_share: float = how(MAX_BAD_SHARE)
+    """With --skip-bad-rows: stop all the same where more than this share of the rows is bad."""
     long_prompts: LongPrompts = "error"
     """What happens to records that are longer than a stage takes: an error before anything starts;
     skip leaves them out; truncate-middle takes the middle out of their longest texts. Both are

@@ -112,7 +112,12 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
     rules = _rules(args, benchmark, about)
     benchmark.check(rules)
     records = benchmark.load(
-        path, rules=rules, limit=args.limit, seed=args.seed, skip_bad_rows=args.skip_bad_rows
+        path,
+        rules=rules,
+        limit=args.limit,
+        seed=args.seed,
+        skip_bad_rows=args.skip_bad_rows,
+        max_bad_share=args.max_bad_share,
     )
     policy = None if about is None else about.settings["arguments"].get("long_prompts")
     if policy in ("skip", "truncate-middle"):

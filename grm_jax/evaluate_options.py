@@ -17,6 +17,7 @@ from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.benchmarks.statistics import RESAMPLES
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.long_prompts import LongPrompts
+from grm_jax.data.rows import MAX_BAD_SHARE
 from grm_jax.errors import UserError
 from grm_jax.files import expanded
 from grm_jax.parallel.options import MeshConfig
@@ -111,6 +112,8 @@ class Arguments:
     """Of the samples, the orders of the responses, --limit and the bootstrap."""
     skip_bad_rows: bool = False
     """Leave bad rows out and count them, instead of stopping at the first."""
+    max_bad_share: float = MAX_BAD_SHARE
+    """With --skip-bad-rows: stop all the same where more than this share of the rows is bad."""
 
 
 def check(args: Arguments) -> None:
@@ -150,6 +153,8 @@ def check(args: Arguments) -> None:
         k = K if args.k is None else args.k
         if max(args.k_meta) > k:
             raise UserError(f"--k-meta {max(args.k_meta)} of --k {k} samples")
+    if not 0 <= args.max_bad_share <= 1:
+        raise UserError(f"--max-bad-share {args.max_bad_share} is a share, 0 to 1")
     if not 0 <= args.adaptive_bound < 1:
         raise UserError(
             f"--adaptive-bound {args.adaptive_bound} is a probability, 0 or more and below 1"

@@ -19,6 +19,7 @@ INF = math.inf
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "Setup": {
         "seed": (0, 2**32 - 1),
+        "max_bad_share": (0, 1),
         "length_buckets": (1, INF),
         "prompt_buckets": (1, INF),
         "logprob_chunk": (1, INF),

@@ -20,7 +20,7 @@ import numpy as np
 
 from grm_jax.benchmarks.figures import FigureLike
 from grm_jax.benchmarks.rules import PAPER, Form, Rules
-from grm_jax.data.preferences import Preference, Records
+from grm_jax.data.preferences import Preference, Records, require_few_bad
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError
 
@@ -73,15 +73,6 @@ def place_of(record: Preference) -> str:
 
 class BenchmarkRecords(Records):
     """Records, what was left out (`skipped`), and what a reader must know (`notes`)."""
-
-    def __init__(
-        self,
-        records: Iterable[Preference] = (),
-        skipped: Iterable[str] = (),
-        notes: Iterable[str] = (),
-    ) -> None:
-        super().__init__(records, skipped)
-        self.notes: tuple[str, ...] = tuple(notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +136,7 @@ class Benchmark:
         limit: int | None = None,
         seed: int = 0,
         skip_bad_rows: bool = False,
+        max_bad_share: float = 1.0,
     ) -> BenchmarkRecords:
         """Its records, in file order; with `order="both"` the two games of every pair.
 
@@ -154,6 +146,7 @@ class Benchmark:
                 subset, so the first rows are not a sample). `.notes` says what was done.
             seed: of that sample.
             skip_bad_rows: leave bad rows out and list them in `.skipped`.
+            max_bad_share: stop where they are more than this share of the items.
 
         Raises:
             DataError: a missing file, a bad row, or a limit below the number of coarse strata.
@@ -163,6 +156,9 @@ class Benchmark:
         self.check(rules)
         found = self.read(Path(path).expanduser(), skip_bad_rows, rules.form)
         records, notes = list(found), [*found.notes]
+        bad, items = len(found.skipped) - found.tied, len({item_of(record) for record in found})
+        rows = items + len(found.skipped)
+        require_few_bad(bad, rows, max_bad_share, found.skipped, str(path))
         if limit is not None:
             members = group_by(records, item_of)
             if limit < len(members):

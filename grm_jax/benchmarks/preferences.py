@@ -14,7 +14,7 @@ import numpy as np
 from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords, Source, group_by, prompt_key
 from grm_jax.benchmarks.figures import Figure, mean_figure
 from grm_jax.benchmarks.rules import Form, Rules
-from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
+from grm_jax.data.preferences import Preference, read_preferences
 
 
 def responses_key(record: Preference) -> str:
@@ -37,19 +37,8 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
 
 def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """All records; those whose best label is shared are bad rows here."""
-    found = read_preferences(path, skip_bad_rows=skip_bad_rows)
-    if not skip_bad_rows:
-        require_unique_best(found)
-        return BenchmarkRecords(found)
-    kept = [record for record in found if record.has_unique_best]
-    tied = [
-        f"{record.source}: labels: no unique best in {list(record.labels)}"
-        for record in found
-        if not record.has_unique_best
-    ]
-    if not kept:
-        require_unique_best(found)
-    return BenchmarkRecords(kept, (*found.skipped, *tied))
+    found = read_preferences(path, skip_bad_rows=skip_bad_rows, unique_best=True)
+    return BenchmarkRecords(found, found.skipped, found.notes, found.tied)
 
 
 BENCHMARK = Benchmark(

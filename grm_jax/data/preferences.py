@@ -116,6 +116,7 @@ class Records(list[Preference]):
 
     skipped: the message of each row left out under `skip_bad_rows`, in file order; empty otherwise.
     notes: what else a reader should know, such as fields that were not read.
+    tied: how many of the skipped rows were sound, and had no unique best response.
     """
 
     def __init__(
@@ -123,10 +124,12 @@ class Records(list[Preference]):
         records: Iterable[Preference] = (),
         skipped: Iterable[str] = (),
         notes: Iterable[str] = (),
+        tied: int = 0,
     ) -> None:
         super().__init__(records)
         self.skipped: tuple[str, ...] = tuple(skipped)
         self.notes: tuple[str, ...] = tuple(notes)
+        self.tied = tied
 
 
 def read_preferences(
@@ -249,7 +252,7 @@ class _Reader:
             log.warning(
                 "%s: %d records left out that have no unique best response", source, self.tied
             )
-        return Records(self.records, self.skipped, self.notes)
+        return Records(self.records, self.skipped, self.notes, self.tied)
 
 
 def _join(rated: Sequence[Content]) -> Content:
@@ -267,8 +270,7 @@ def require_few_bad(bad: int, rows: int, most: float, messages: Sequence[str], s
     if bad > most * rows:
         raise DataError(
             "",
-            f"{bad} of {rows} rows are bad, more than --max-bad-share {most:g} of them; the first: "
-            f"{messages[0]}",
+            f"{bad} of {rows} rows are bad, more than {100 * most:g}%; the first: {messages[0]}",
             "mend them, or give a larger --max-bad-share",
             source,
         )

@@ -32,6 +32,7 @@ _TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv")
 _PACKED = ("", ".gz", ".zst")
 SUFFIXES = (*(f + p for f in _TEXT_FORMATS for p in _PACKED), ".parquet", ".arrow")
 SKIPPABLE = "; --skip-bad-rows leaves such rows out"  # what a fix of a bad row ends with
+MAX_BAD_SHARE = 0.1  # a larger share of bad rows is no accident of single rows
 WRITTEN = (".jsonl", ".jsonl.gz", ".json", ".parquet")
 # What the hub's tools write beside data: no rows.
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")

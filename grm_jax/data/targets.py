@@ -19,12 +19,11 @@ from pathlib import Path
 
 from grm_jax.critique import Template, is_correct, read
 from grm_jax.critique.parse import last_box
-from grm_jax.data.rows import DataError, expand, iterate_rows
+from grm_jax.data.rows import MAX_BAD_SHARE, DataError, expand, iterate_rows
 from grm_jax.data.trajectories import Instruction, Trajectory, parse_trajectory
 
 log = logging.getLogger("grm_jax")
 
-MAX_BAD_SHARE = 0.1  # a larger share of bad rows is no accident of single rows
 _LISTED = 10  # bad rows that the log shows
 _CLOSE = 1e-6  # scores that differ by less are the same number, written in two ways
 
@@ -146,7 +145,7 @@ def _report(
         raise DataError(
             "",
             f"{shown}, more than {100 * max_bad_share:g}%; the first: {first}",
-            "correct the file: so many are no accident",
+            "correct the file, so many are no accident; or give a larger --max-bad-share",
             source,
         )
     for error in bad[:_LISTED]:

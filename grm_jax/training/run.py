@@ -3,6 +3,7 @@
 <run_dir>/
   run.lock          who works on it, while a command does: lock.py
   world/            the embedded world's files (when it is used)
+  skipped_rows.txt  rows of the preferences that --skip-bad-rows left out, and why
   sft/ rft/ rl/ meta_rm/ scalar_rm/
     config.json     the stage's part of the recipe, as used
     checkpoints/    while it runs: state, data position
@@ -30,7 +31,7 @@ from grm_jax import checkpoint, files, hub
 from grm_jax.about import About
 from grm_jax.benchmarks.cache import fingerprint
 from grm_jax.config import SYNTHETIC, ConfigError, Setup, to_json
-from grm_jax.data.preferences import Preference, read_preferences, require_unique_best
+from grm_jax.data.preferences import Preference, Records, read_preferences
 from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.identity import differences
@@ -55,6 +56,8 @@ log = logging.getLogger("grm_jax")
 # fold_in constants: what a random key is for. Never renumber: resumed runs would change.
 STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm": 5, "evaluate": 6}
 
+
+SKIPPED, LISTED = "skipped_rows.txt", 10
 
 # What is said of a scalar model where a language model is needed.
 SCALAR = (
@@ -151,15 +154,32 @@ class Run:
 
     @functools.cached_property
     def records(self) -> list[Preference]:
-        """Training preferences, each with a single best response."""
+        """Training preferences, each with a single best response. What `--skip-bad-rows` leaves out
+        is listed in `SKIPPED`."""
         source = self.world / "train.jsonl" if self.synthetic else self.setup.preferences
-        found = read_preferences(source, skip_bad_rows=self.setup.skip_bad_rows)
-        for skipped in found.skipped:
-            log.warning("skipped: %s", skipped)
+        found = read_preferences(
+            source,
+            skip_bad_rows=self.setup.skip_bad_rows,
+            unique_best=True,
+            max_bad_share=self.setup.max_bad_share,
+        )
         if found.skipped:
-            log.warning("skipped %d bad rows, kept %d", len(found.skipped), len(found))
-        require_unique_best(found)
+            self._list_skipped(found)
         return list(found)
+
+    def _list_skipped(self, found: Records) -> None:
+        """Some in the log, all in a file: a large set has thousands."""
+        for message in found.skipped[:LISTED]:
+            log.warning("skipped: %s", message)
+        file = self.directory / SKIPPED
+        log.warning(
+            "skipped %d rows, kept %d; all of them: %s",
+            len(found.skipped), len(found), file,
+        )  # fmt: skip
+        if first():
+            with files.written_whole(file) as partial:
+                text = "".join(f"{message}\n" for message in found.skipped)
+                partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     @functools.cached_property
     def lengths(self) -> Lengths:
@@ -173,7 +193,7 @@ class Run:
             sources.append(self.setup.preferences)
         found = {}
         for source in filter(None, sources):
-            for path in expand(source):
+            for path in expand(source, quiet=True):
                 with path.open("rb") as file:
                     found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         return found

@@ -39,6 +39,7 @@ def run_sft(run: Run, config: SFT) -> None:
         many=run.templates.many,
         single=run.templates.single,
         skip_bad_rows=run.setup.skip_bad_rows,
+        max_bad_share=run.setup.max_bad_share,
     )
     examples = [
         _example(run, row, where) for row, where in zip(found.rows, found.sources, strict=True)

@@ -87,7 +87,7 @@ def test_preferences_with_a_shared_best(tmp_path, record):
     assert [one.id for one in found] == ["b"]
     assert found.skipped == (f"{path}:1: labels: no unique best in [1.0, 1.0]",)
     path.write_text(rows.splitlines()[0] + "\n")
-    with pytest.raises(DataError, match="without a unique best"):
+    with pytest.raises(DataError, match="no unique best"):
         preferences.BENCHMARK.load(path, skip_bad_rows=True)
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         preferences.BENCHMARK.load(tmp_path / "gone.jsonl")
