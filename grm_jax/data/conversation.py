@@ -95,7 +95,7 @@ def transcript(turns: Iterable[Turn]) -> str:
     """
     said = []
     for turn in turns:
-        plain = not said or turn["content"].startswith("[tool result")
+        plain = not said or _is_result(turn)
         said.append(turn["content"] if plain else f"[{turn['role']}]\n{turn['content']}")
     return "\n\n".join(said)
 
@@ -116,7 +116,8 @@ def split_replies(
     while shared and conversations[0][shared - 1]["role"] != "user":
         shared -= 1
     rest = [turns[shared:] for turns in conversations]
-    asked = [[_question(turn) for turn in turns if turn["role"] == "user"] for turns in rest]
+    asked = [[turn for turn in turns if turn["role"] == "user" and not _is_result(turn)]
+             for turns in rest]  # fmt: skip
     if not shared or any(questions != asked[0] for questions in asked):
         return None
     if any(turns[0]["role"] != "assistant" or turns[-1]["role"] != "assistant" for turns in rest):
@@ -124,9 +125,9 @@ def split_replies(
     return conversations[0][:shared], tuple(transcript(turns) for turns in rest)
 
 
-def _question(turn: Turn) -> str:
-    # Results of tools differ with the calls.
-    return "" if turn["content"].startswith("[tool result") else turn["content"]
+def _is_result(turn: Turn) -> bool:
+    """Whether a tool says this: results differ with the calls, and say themselves what they are."""
+    return turn["content"].startswith("[tool result")
 
 
 def split_hh(text: str) -> tuple[Turn, ...] | None:

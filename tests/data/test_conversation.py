@@ -66,6 +66,9 @@ def test_a_call_is_a_response() -> None:
         f"{SHOWN}\n\n[tool result] 4 degrees\n[tool result: w] 4 degrees\n\n[assistant]\n4",
         '[tool call] w {"n": 1}\n\n[tool result] 4 degrees\n\n[assistant]\n5',
     )
+    got = parse_row({"prompt": [user("Weather?")], "chosen": [ASKS, RESULT, reply("4")],
+                     "rejected": [reply("5")]})  # fmt: skip
+    assert got.responses == (f"{SHOWN}\n\n[tool result] 4 degrees\n\n[assistant]\n4", "5")
 
 
 def test_a_conversation_may_end_with_a_result() -> None:
