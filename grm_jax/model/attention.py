@@ -10,7 +10,7 @@ Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,15 +118,32 @@ def attention(
     return jnp.einsum("bkgts,bskh->btkgh", weights, v)
 
 
-def soft_weights(raw: jax.Array, mask: jax.Array | None, *, softcap: float) -> jax.Array:
+def soft_weights(
+    raw: jax.Array, mask: jax.Array | None, *, softcap: float, dtype: Any
+) -> jax.Array:
     """Unnormalised softmax weights exp(softcap(raw)) of float32 scores; 0 where masked.
 
     The softcap bounds the scores, so no maximum is subtracted, and weights over several sets of
     keys add up to one exact softmax. Raises ValueError for a softcap too large for that.
+
+    Args:
+      dtype: of the product with the values that they enter. Add up these rounded weights, in
+        float32, for the softmax's norm: rounding then cancels in the quotient, and is the same
+        wherever attention is computed in this way.
     """
     check_softcap(softcap)
     weights = jnp.exp(softcap * jnp.tanh(raw / softcap))
-    return weights if mask is None else jnp.where(mask, weights, 0.0)
+    return rounded(weights if mask is None else jnp.where(mask, weights, 0.0), dtype)
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """float32 x in `dtype`, rounded for good.
+
+    XLA may keep excess precision: of x.astype(bfloat16).astype(float32) it can make x again, in one
+    program and not in the next.
+    """
+    kind = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, kind.nexp, kind.nmant).astype(dtype)
 
 
 def check_softcap(softcap: float) -> None:

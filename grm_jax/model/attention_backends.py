@@ -73,11 +73,9 @@ def cross_sums(places: Places, *, window: int | None, softcap: float, backend: B
 
         def reference(q, k, v):
             raw = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-            w = soft_weights(raw, mask, softcap=softcap)
-            out = jnp.einsum(
-                "bkgts,bskh->btkgh", w.astype(v.dtype), v, preferred_element_type=jnp.float32
-            )
-            return out, jnp.moveaxis(jnp.sum(w, axis=-1), 3, 1)
+            w = soft_weights(raw, mask, softcap=softcap, dtype=v.dtype)
+            out = jnp.einsum("bkgts,bskh->btkgh", w, v, preferred_element_type=jnp.float32)
+            return out, jnp.moveaxis(jnp.sum(w, axis=-1, dtype=jnp.float32), 3, 1)
 
         return reference
     static = Static(window, softcap, False, BLOCK, BLOCK)

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.model.attention import SAVED, Places, check_softcap
+from grm_jax.model.attention import SAVED, Places, check_softcap, rounded
 from grm_jax.model.linear import apart
 
 Pair = tuple[jax.Array, jax.Array]
@@ -205,8 +205,8 @@ def _weights(static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row) -
     mask = (distance >= 0) & (query.segment[:, :, None] == key.segment[:, None, :])
     if static.window is not None:
         mask &= distance < static.window
-    weights = jnp.exp(static.softcap * tanh)
-    slope = weights.astype(k.dtype) * (1.0 - tanh * tanh)
+    weights = rounded(jnp.exp(static.softcap * tanh), k.dtype)
+    slope = weights * (1.0 - tanh * tanh)
     w, slope = (jnp.where(mask[:, None, None], x, 0.0) for x in (weights, slope))
     return w.astype(k.dtype), slope
 

@@ -202,6 +202,9 @@ def forward(
             raise ValueError(f"{len(layer_inputs)} layer inputs for {config.num_blocks} blocks")
         emitted = []
         for index, inputs in enumerate(layer_inputs):
+            # What a scan carries is rounded to its dtype. Without a border between blocks, XLA may
+            # keep excess precision here.
+            x = jax.lax.optimization_barrier(x)
             block_params = (
                 params["blocks"][index]
                 if isinstance(params["blocks"], Sequence)
@@ -209,6 +212,7 @@ def forward(
             )
             x, new = block(x, block_params, inputs)
             emitted.append(new)
+        x = jax.lax.optimization_barrier(x)
     return rms_norm(x, params["final_norm"], config.norm_eps), emitted
 
 

@@ -4,7 +4,8 @@ A query attends to its prompt's pages, to its stash, to its ring and to itself (
 lies where). The queries of all lanes that read a page meet its keys in one matrix product: they are
 gathered into the grid [P, R] of ranks, and the results gathered back, a sum over a lane's pages.
 The softcap bounds the scores, so weights need no running maximum and the parts add up to one exact
-softmax (`attention.soft_weights`).
+softmax (`attention.soft_weights`). Weights and totals are rounded, added up and divided as in
+`chunked_attention`: in bfloat16, too, a rollout's attention is the trainer's.
 
 What a query may see is decided by positions: a page says where it starts and how many tokens it
 holds, the token written a steps ago lies a + 1 positions back (`visible` while a < count). So
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.model.attention import soft_weights, visible
+from grm_jax.model.chunked_attention import normalise
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Attend, Kind
 from grm_jax.model.params import LAYER_KINDS
@@ -95,14 +97,15 @@ def page_attend(
             before = visible(positions, places, window=window, key_valid=places >= 0)
             before = before[:, None, None]
         masks[kind] = own, before
-    weigh = functools.partial(soft_weights, softcap=config.attn_softcap)
+    dtype = jnp.dtype(config.compute_dtype)
+    weigh = functools.partial(soft_weights, softcap=config.attn_softcap, dtype=dtype)
 
     def attend(q, k, v, kind, layer_input):
         own, before = masks[kind]
         f32 = jnp.float32
         e = weigh(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=f32), own)
-        total = jnp.sum(e, axis=-1)
-        out = jnp.einsum("bkgts,bskh->btkgh", e.astype(v.dtype), v, preferred_element_type=f32)
+        total = jnp.sum(e, axis=-1, dtype=f32)
+        out = jnp.einsum("bkgts,bskh->btkgh", e, v, preferred_element_type=f32)
         if earlier is not None:
             kv, read = layer_input["pages"], reached[kind]
             found = {
@@ -120,14 +123,13 @@ def page_attend(
             }
             raw = jnp.einsum("btkgh,bkhs->bkgts", q, keys, preferred_element_type=f32)
             e = weigh(scaled(raw, scales.get("k_scale")), before)
-            total += jnp.sum(e, axis=-1)
+            total += jnp.sum(e, axis=-1, dtype=f32)
             e = scaled(e, scales.get("v_scale")).astype(v.dtype)
             out += jnp.einsum("bkgts,bksh->btkgh", e, values, preferred_element_type=f32)
-        # Padding sees nothing at all in a local layer: 0 / 0 would be NaN.
-        out = out / jnp.maximum(total, 1e-30).transpose(0, 3, 1, 2)[..., None]
+        out = normalise((out, jnp.moveaxis(total, 3, 1)), q.dtype)
         rows = (shards, count)
         emitted = {"k": k.reshape(*rows, *k.shape[1:]), "v": v.reshape(*rows, *v.shape[1:])}
-        return out.astype(q.dtype), emitted
+        return out, emitted
 
     return attend
 
@@ -173,7 +175,8 @@ def lane_attend(
             in_stash.reshape(*layout.owner.shape, 1, 1, stash.size),
             in_ring[:, :, None, None, :],
         )
-    weigh = functools.partial(soft_weights, softcap=config.attn_softcap)
+    dtype = jnp.dtype(config.compute_dtype)
+    weigh = functools.partial(soft_weights, softcap=config.attn_softcap, dtype=dtype)
     single = layout.cell.shape[2] == 1
 
     def add_up(part: jax.Array) -> jax.Array:
@@ -188,7 +191,7 @@ def lane_attend(
         keys, values = prompt["k"].astype(q.dtype), prompt["v"].astype(v.dtype)
         raw = jnp.einsum("dprkgh,dpkhs->dpkrgs", asked, keys, preferred_element_type=f32)
         e = weigh(scaled(raw, prompt.get("k_scale")), page_mask)
-        weight = jnp.sum(e, axis=-1).swapaxes(2, 3)  # [D, P, R, K, G]
+        weight = jnp.sum(e, axis=-1, dtype=f32).swapaxes(2, 3)  # [D, P, R, K, G]
         e = scaled(e, prompt.get("v_scale")).astype(v.dtype)
         part = jnp.einsum("dpkrgs,dpksh->dpkrgh", e, values, preferred_element_type=f32)
         part = part.swapaxes(2, 3)
@@ -206,20 +209,20 @@ def lane_attend(
             asked = rows_of(q, owner)
             raw = jnp.einsum("dbkgh,dbkhc->dbkgc", asked, keys, preferred_element_type=f32)
             e = weigh(scaled(raw, older.get("k_scale")), stash_mask)
-            total += add_up(jnp.sum(e, axis=-1))
+            total += add_up(jnp.sum(e, axis=-1, dtype=f32))
             e = scaled(e, older.get("v_scale")).astype(v.dtype)
             part = jnp.einsum("dbkgc,dbkch->dbkgh", e, values, preferred_element_type=f32)
             out += add_up(part)
         keys, values = own_ring["k"].astype(q.dtype), own_ring["v"].astype(v.dtype)
         raw = jnp.einsum("dnkgh,dnkht->dnkgt", q, keys, preferred_element_type=f32)
         e = weigh(scaled(raw, own_ring.get("k_scale")), ring_mask)
-        total += jnp.sum(e, axis=-1)
+        total += jnp.sum(e, axis=-1, dtype=f32)
         e = scaled(e, own_ring.get("v_scale")).astype(v.dtype)
         out += jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32)
         e = weigh(jnp.einsum("dnkgh,dnkh->dnkg", q, k, preferred_element_type=f32), None)
         total += e
-        out += e[..., None] * v[:, :, :, None, :]
-        return (out / total[..., None]).astype(q.dtype), {"k": k, "v": v}
+        out += e[..., None].astype(f32) * v[:, :, :, None, :]
+        return normalise((out, total), q.dtype), {"k": k, "v": v}
 
     return attend
 

@@ -20,6 +20,7 @@ from grm_jax.model.params import LAYER_KINDS, Params, param_table
 from grm_jax.parallel.mesh import sharding
 from grm_jax.sampler.programs import Programs
 
+KEPT = ("embed", "final_norm")
 # Input dimensions of each matrix of a layer.
 INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
@@ -41,14 +42,15 @@ def decode_weights(
     turn = on_cpu and rows <= linear.FEW and mesh.shape["tensor"] == 1
     axes = {spec.path: spec.axes for spec in param_table(config)}
 
-    def keep(w: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    def keep(w: jax.Array, path: tuple[str, ...]) -> jax.Array:
+        names = axes[path][int(path[0] == "blocks") :]
         spread = [None if name == "embed" else name for name in names]
-        return jax.lax.with_sharding_constraint(w.astype(dtype), sharding(mesh, spread))
+        # Norms are small and read in float32, as the trainer reads its masters.
+        w = w if path[-1].endswith("norm") else w.astype(dtype)
+        return jax.lax.with_sharding_constraint(w, sharding(mesh, spread))
 
     def convert(params: Params) -> Params:
-        made: dict[str, Any] = {
-            name: keep(params[name], axes[(name,)]) for name in ("embed", "final_norm")
-        }
+        made: dict[str, Any] = {name: keep(params[name], (name,)) for name in KEPT}
         if int8:
             made["head"] = linear.int8(made["embed"].T, 1)
         made["blocks"] = tuple(
@@ -62,7 +64,7 @@ def decode_weights(
         for name, values in stacked.items():
             # Without the leading axis of layers; adapters are added to what they change.
             w = linear.dense(jax.tree.map(lambda x: x[index], values))
-            w = keep(w, axes["blocks", kind, name][1:])
+            w = keep(w, ("blocks", kind, name))
             if int8 and name in INPUTS:
                 w = linear.int8(w, INPUTS[name])
             elif turn and name in INPUTS:

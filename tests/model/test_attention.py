@@ -53,11 +53,11 @@ def test_a_row_that_sees_nothing_is_finite():
 def test_soft_weights_are_the_softmax_without_its_norm():
     raw = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)) * 200, jnp.float32)
     mask = jnp.asarray([[True] * 5, [True, False] * 2 + [True], [False] * 5])
-    weights = np.asarray(soft_weights(raw, mask, softcap=50.0))
+    weights = np.asarray(soft_weights(raw, mask, softcap=50.0, dtype=jnp.float32))
     expected = np.exp(50 * np.tanh(np.asarray(raw, np.float64) / 50)) * np.asarray(mask)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
 
 def test_a_softcap_that_could_overflow_is_refused():
     with pytest.raises(ValueError, match=r"attn_softcap=100.0 is above 80"):
-        soft_weights(jnp.ones(3), None, softcap=100.0)
+        soft_weights(jnp.ones(3), None, softcap=100.0, dtype=jnp.float32)

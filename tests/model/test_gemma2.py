@@ -11,7 +11,7 @@ import pytest
 
 from grm_jax.model import gemma2, heads
 from grm_jax.model.attention import attention, visible
-from grm_jax.model.params import build_tree, get_leaf, param_table
+from grm_jax.model.params import LAYER_KINDS, build_tree, get_leaf, param_table
 
 TOLERANCE = 1e-4  # of a logit
 LENGTH = 16  # every window is shorter
@@ -248,3 +248,18 @@ def test_norm_multiplies_in_float32_before_it_rounds():
     assert (np.asarray(got) == want.astype(jnp.bfloat16)).mean() > 0.999
     llama = (want / (1 + wide_w)).astype(jnp.bfloat16) * (1 + w)
     assert (np.asarray(got) == np.asarray(llama)).mean() < 0.9
+
+
+def test_blocks_in_a_row_round_as_a_scan_does(small, small_params):
+    """In bfloat16: what passes from block to block is rounded in both, whatever is fused."""
+    config = small.replace(compute_dtype="bfloat16")
+    tokens = jnp.asarray(np.random.default_rng(0).integers(4, 40, (3, LENGTH)))
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params, layer_inputs):
+        inputs = [dict.fromkeys(LAYER_KINDS)] * config.num_blocks if layer_inputs else None
+        attend = gemma2.self_attend(config, positions)
+        return gemma2.forward(params, config, tokens, positions, attend, inputs)[0]
+
+    assert jnp.array_equal(run(small_params, True), run(small_params, False))
