@@ -23,6 +23,7 @@ from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.critique import Template
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.preferences import Preference
+from grm_jax.errors import UserError
 from grm_jax.judging import JudgeOptions, load_judge, meta_template, model_info
 from grm_jax.metrics import Progress
 from grm_jax.parallel.mesh import make_mesh
@@ -91,8 +92,16 @@ class ModelJudge:
     ) -> BenchmarkRecords:
         """Records whose prompts fit, by the policy for long ones."""
         options = self.options(benchmark, rules)
-        limit = self._limit(options)
-        return fit(records, lambda record: self._tokens(record, options), limit, self._policy)
+        limit, room = self._limit(options), "a smaller --max-new-tokens"
+        if limit < 1:
+            new = self._judge.sampling(options).max_new_tokens
+            raise UserError(
+                f"critiques of up to {new:,} tokens leave no room for a prompt: the model has "
+                f"{self._judge.model.max_position:,} positions; give {room}"
+            )
+        if limit == self._most:
+            room = "a larger --max-prompt-tokens"
+        return fit(records, lambda record: self._tokens(record, options), limit, self._policy, room)
 
     def _limit(self, options: JudgeOptions) -> int:
         limit = self._judge.prompt_limit(options)

@@ -17,6 +17,8 @@ from grm_jax.errors import UserError, describe
 from grm_jax.output import surviving
 from grm_jax.parallel.host import use_huge_pages
 
+STAGES = ("sft", "rft", "rl", "meta-rm", "scalar-rm", "evaluation")  # whose options are theirs
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a recipe. Returns the exit code: 0 done, or stopped by SIGTERM and saved; 1 a user's
@@ -55,7 +57,23 @@ def _main(args: list[str]) -> int:
     prog = f"python -m grm_jax.train --config {spec}"
     recipe = tyro.cli(type(recipe), default=recipe, args=rest, prog=prog)
     options.check(recipe)
-    return run(recipe)
+    return run(recipe, (spec.partition(":")[2], shared_options(rest)))
+
+
+def shared_options(args: Sequence[str]) -> list[str]:
+    """The arguments that every stage of a run takes: all but --init and those of single stages.
+
+    >>> shared_options(["--base", "m", "--rl.steps", "9", "--length-buckets", "64", "128"])
+    ['--base', 'm', '--length-buckets', '64', '128']
+    """
+    kept, keep = [], True
+    for arg in args:
+        if arg.startswith("--"):
+            name = arg[2:].partition("=")[0]
+            keep = name != "init" and name.partition(".")[0].replace("_", "-") not in STAGES
+        if keep:
+            kept.append(arg)
+    return kept
 
 
 def wants_help(args: list[str], *needed: str) -> bool:
@@ -87,8 +105,8 @@ def split_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
     return None, args
 
 
-def run(recipe) -> int:
-    """Set JAX up and dispatch to the recipe's stage."""
+def run(recipe, given: tuple[str, Sequence[str]] | None = None) -> int:
+    """Set JAX up and dispatch to the recipe's stage; `given`: see `training.run.Run`."""
     import jax
 
     from grm_jax import config as configs
@@ -110,7 +128,7 @@ def run(recipe) -> int:
         log.info("XLA_FLAGS asks for a number of CPU devices; --mesh.cpu-devices decides here")
     device = first_device()
     log.info("devices          %d x %s", jax.device_count(), device.device_kind)
-    here = Run(recipe.setup)
+    here = Run(recipe.setup, given=given)
     match recipe:
         case configs.SPCTRecipe():
             spct.run_spct(here, recipe)

@@ -18,6 +18,7 @@ from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.data.loader import Example
 from grm_jax.data.rows import DataError
+from grm_jax.errors import UserError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.judging import JudgeOptions
 from grm_jax.model.config import ModelConfig
@@ -250,8 +251,11 @@ def _digest(record) -> str:
 def test_long_prompts_are_found_before_sampling(make, model, records):
     longest = dataclasses.replace(records[0], responses=("yes " * 150, "no"), labels=(1.0, 0.0))
     mixed = BenchmarkRecords([longest, *records[1:4]])
-    with pytest.raises(DataError, match="1 of 4 prompts have more than 148 tokens"):
+    wanted = "1 of 4 prompts have more than 148 tokens.*or a smaller --max-new-tokens"
+    with pytest.raises(DataError, match=wanted):
         make().fit(synthetic.BENCHMARK, mixed, Rules())
+    with pytest.raises(DataError, match="more than 100 tokens.*or a larger --max-prompt-tokens"):
+        make(max_prompt_tokens=100).fit(synthetic.BENCHMARK, mixed, Rules())
     skipped = make(long_prompts="skip").fit(synthetic.BENCHMARK, mixed, Rules())
     assert list(skipped) == records[1:4]
     judge = make(long_prompts="truncate-middle")
@@ -272,6 +276,9 @@ def test_long_prompts_are_found_before_sampling(make, model, records):
     meta._meta_limit = (meta._meta_limit[0], 16)
     with pytest.raises(DataError, match="nothing is left"):
         meta.fit(synthetic.BENCHMARK, mixed, Rules())
+    full = make(dataclasses.replace(OPTIONS, max_new_tokens=160))
+    with pytest.raises(UserError, match="up to 160 tokens leave no room .*has 160 positions; giv"):
+        full.fit(synthetic.BENCHMARK, mixed, Rules())
     tight = make(max_prompt_tokens=20)
     with pytest.raises(DataError, match="have more than 20 tokens"):
         tight.fit(synthetic.BENCHMARK, mixed, Rules())

@@ -17,6 +17,7 @@ def fit(
     tokens: Callable[[Preference], int],
     limit: int,
     policy: LongPrompts,
+    room: str = "a smaller --max-new-tokens",
 ) -> BenchmarkRecords:
     """Records whose prompts have at most `limit` tokens.
 
@@ -26,6 +27,7 @@ def fit(
     Args:
         tokens: of a record's prompt, the longest over the orders that are shown.
         policy: see `data.long_prompts`.
+        room: what else would give prompts more room, for the message.
 
     Raises:
         DataError: a prompt that is too long (error), that cannot be cut enough, or nothing left.
@@ -39,8 +41,7 @@ def fit(
         raise DataError(
             "prompt",
             first,
-            "give --long-prompts truncate-middle or skip (both are counted), or a smaller "
-            "--max-new-tokens",
+            "give --long-prompts truncate-middle or skip (both are counted), or " + room,
             long[0].source,
         )
     if policy == "skip":

@@ -99,9 +99,13 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def group_by_length(
-    items: Sequence[T], length: Callable[[T], int], buckets: Sequence[int], what: str
+    items: Sequence[T],
+    length: Callable[[T], int],
+    buckets: Sequence[int],
+    what: str,
+    option: str = "--length-buckets",
 ) -> dict[int, list[T]]:
-    """Items by the smallest bucket that holds them.
+    """Items by the smallest bucket that holds them; `option` sets the buckets.
 
     Raises ValueError naming how many items are longer than the last bucket, and the longest.
     """
@@ -110,8 +114,7 @@ def group_by_length(
     if too_long:
         raise UserError(
             f"{len(too_long)} of {len(items)} {what} are longer than the last length bucket "
-            f"{buckets[-1]} (the longest has {max(too_long)} tokens); raise length_buckets or drop "
-            "them"
+            f"{buckets[-1]} (the longest has {max(too_long)} tokens); raise {option} or drop them"
         )
     for item in items:
         bucket = next(b for b in buckets if b >= length(item))

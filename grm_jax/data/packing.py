@@ -32,7 +32,8 @@ def pack(examples: Sequence[Example], length: int, seed: int, what: str) -> list
     if too_long:
         raise UserError(
             f"{len(too_long)} of {len(examples)} {what} are longer than a packed row of {length} "
-            f"tokens (the longest has {max(too_long)}); raise fitting.pack or drop them"
+            f"tokens (the longest has {max(too_long)}); raise the stage's --sft.fitting.pack "
+            "(--meta-rm.fitting.pack and so on) or drop them"
         )
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)

@@ -222,7 +222,7 @@ def put_batch(
             raise UserError(
                 f"batch[{name!r}] has {here * ways // mine} rows, which do not divide into {parts} "
                 f"micro-batches that {ways} data-parallel devices can share evenly; change the "
-                "batch size, device_batch or the mesh"
+                "batch size, the device batch or the mesh"
             )
         lead = () if parts == 1 else (parts,)
         local = value.reshape(*lead, here // parts, *rest)

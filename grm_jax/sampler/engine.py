@@ -201,9 +201,10 @@ class Sampler:
             raise UserError(f"example {request.example_id}: the prompt has no tokens")
         if length + sampling.max_new_tokens > self.model.max_position:
             raise UserError(
-                f"example {request.example_id}: {length} prompt tokens and "
-                f"max_new_tokens={sampling.max_new_tokens} exceed the model's "
-                f"{self.model.max_position} positions; lower max_new_tokens or drop the example"
+                f"example {request.example_id}: {length} prompt tokens and up to "
+                f"{sampling.max_new_tokens} new ones exceed the model's {self.model.max_position} "
+                "positions; lower the length limit (--max-new-tokens; in training "
+                "--rl.sampling.max-new-tokens and the like) or drop the example"
             )
 
 

@@ -144,8 +144,9 @@ def make_plan(
         if lanes == 1:
             raise UserError(
                 f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, and there is room for "
-                f"{engine.cache_bytes / 2**20:.0f} MiB; lower max_new_tokens, use more devices, or "
-                "give a larger engine.cache_bytes if that set the limit"
+                f"{engine.cache_bytes / 2**20:.0f} MiB; lower the length limit (--max-new-tokens; "
+                "in training --rl.sampling.max-new-tokens and the like), use more devices, or give "
+                "a larger --engine.cache-bytes if that set the limit"
             )
         lanes = power_of_two(lanes) // 2
 

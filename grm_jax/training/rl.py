@@ -58,9 +58,9 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     """Train from `init` (default: the rft stage); does nothing when already done."""
     if not config.sampling.unfiltered:
         raise ConfigError(
-            "rl.sampling must draw from the whole distribution, or the policy's log-probabilities "
-            "are not those of its rollouts: give temperature > 0, top_k=0, top_p=1, min_p=0, not "
-            f"{config.sampling}"
+            "rollouts must be drawn from the whole distribution, or the policy's log-probabilities "
+            "are not theirs: give --rl.sampling.temperature above 0, --rl.sampling.top-k 0, "
+            f"--rl.sampling.top-p 1 and --rl.sampling.min-p 0, not {config.sampling}"
         )
     start = init or "rft"
     stage = Stage(run, "rl", config, init, [start])
@@ -216,7 +216,9 @@ def usable_records(run: Run, config: RL) -> list[Preference]:
 
 def record_batches(run: Run, records: list[Preference], config: RL):
     """Endless batches of records whose prompts fall into the same length bucket."""
-    groups = group_by_length(records, run.lengths.prompt, run.setup.prompt_buckets, "prompts")
+    groups = group_by_length(
+        records, run.lengths.prompt, run.setup.prompt_buckets, "prompts", "--prompt-buckets"
+    )
     # A bucket with fewer records than a batch joins the next longer one (or the one before).
     for bucket in list(groups):
         if len(groups[bucket]) < config.prompts and len(groups) > 1:

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import logging
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -75,10 +76,19 @@ class Run:
     Args:
       setup: see `config.Setup`.
       devices: what to run on; None: all there are.
+      given: the size of the recipe and the shared options, as typed: for messages that name
+        another command of the same run. None: not known.
     """
 
-    def __init__(self, setup: Setup, devices: Sequence[Any] | None = None):
+    def __init__(
+        self,
+        setup: Setup,
+        devices: Sequence[Any] | None = None,
+        *,
+        given: tuple[str, Sequence[str]] | None = None,
+    ):
         self.setup = setup
+        self._given = given or ("", ["--run-dir", setup.run_dir])
         self.directory = files.expanded(setup.run_dir)
         self.mesh = make_mesh(
             setup.mesh.replica,
@@ -217,18 +227,27 @@ class Run:
     def stage_key(self, stage: str) -> jax.Array:
         return jax.random.fold_in(self.key, STAGE_KEYS[stage])
 
-    def model_dir(self, stage: str) -> Path:
-        """Where the stage's result is. Raises MissingStage, with how to make it, if it is not."""
+    def model_dir(self, stage: str, instead: str = "--init PATH") -> Path:
+        """Where the stage's result is. Raises MissingStage, with how to make it, if it is not.
+
+        instead: the option that names another model.
+        """
         path = self.directory / stage / "model"
         if not checkpoint.is_model_dir(path):
             raise MissingStage(
                 f"this needs the {stage} stage's model, and {path} is not there. Make it with\n"
-                f"    python -m grm_jax.train --config {stage}.py --run-dir {self.directory}\n"
+                f"    {self.command(stage)}\n"
                 f"or the whole road with\n"
-                f"    python -m grm_jax.train --config spct.py --run-dir {self.directory}\n"
-                "or start from another checkpoint with --init PATH"
+                f"    {self.command('spct')}\n"
+                f"or start from another model with {instead}"
             )
         return path
+
+    def command(self, recipe: str) -> str:
+        """The command that runs another recipe of the same size, base and data, for a shell."""
+        size, shared = self._given
+        spec = f"{recipe}.py:{size}" if size else f"{recipe}.py"
+        return shlex.join(["python", "-m", "grm_jax.train", "--config", spec, *shared])
 
     def params(self, source: str, num_labels: int = 0, *, dtype: Any = jnp.float32) -> Params:
         """Parameters of "base", of a stage, or of a checkpoint path, on the mesh.
@@ -249,11 +268,11 @@ class Run:
             params["score"] = jnp.zeros((self.model.embed_dim, num_labels), dtype)
         return params
 
-    def require(self, source: str) -> None:
+    def require(self, source: str, instead: str = "--init PATH") -> None:
         """Raise MissingStage, or another UserError, unless `params(source)` would find a model."""
         if source == "base" and self.setup.base is None:
             return
-        path = self._locate(source)
+        path = self._locate(source, instead)
         if source != "base" and source not in STAGE_KEYS:
             _warn_of_other_ids(self.tokenizer, path)
 
@@ -294,11 +313,11 @@ class Run:
             found = fingerprint(folder, self.directory / "digests.json")
         return from_first(found)
 
-    def _locate(self, source: str) -> Path:
+    def _locate(self, source: str, instead: str = "--init PATH") -> Path:
         """The folder of "base", of a stage's model, or of a checkpoint by path or repo id."""
         if source == "base" and self.setup.base is not None:
             return hub.resolve(self.setup.base)
-        return self.model_dir(source) if source in STAGE_KEYS else hub.resolve(source)
+        return self.model_dir(source, instead) if source in STAGE_KEYS else hub.resolve(source)
 
 
 class Stage:
@@ -339,8 +358,10 @@ class Stage:
     def begin(self) -> None:
         """Check that the models it needs are there, hold the run directory, and note the recipe
         as used."""
-        for source in self._needs:
-            self.run.require(source)
+        for place, source in enumerate(self._needs):
+            # The meta RM starts from the first, and --init names the second, which it guides.
+            start = self.name == "meta_rm" and place == 0
+            self.run.require(source, "--meta-rm.start base" if start else "--init PATH")
         barrier("stage: checked")
         hold(self.run.directory)
         if first():

@@ -123,7 +123,7 @@ def test_the_budget_lowers_the_lanes(small):
     plan = make_plan(small, engine, requests(20, 8), 40, 1)
     assert plan.bytes <= whole.bytes // 3 and plan.shape.lanes == 8
     engine = EngineConfig(page=8, chunk=16, cache_bytes=8 * one)
-    with pytest.raises(ValueError, match=r"one sample needs .* room for .* lower max_new_tokens"):
+    with pytest.raises(ValueError, match=r"one sample needs .* room for .*--max-new-tokens"):
         make_plan(small, engine, requests(20, 8), 40, 1)
 
 

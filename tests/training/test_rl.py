@@ -178,5 +178,7 @@ def test_a_bucket_with_too_few_records_joins_another(make_record, rare):
 @pytest.mark.parametrize("change", [{"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
 def test_filtered_sampling_is_refused(change):
     config = dataclasses.replace(CONFIG, sampling=SamplingConfig(**change))
-    with pytest.raises(ConfigError, match=r"rl.sampling must draw from the whole distribution"):
+    with pytest.raises(
+        ConfigError, match=r"must be drawn from the whole distribution.*--rl.sampling.top-k 0"
+    ):
         run_rl(None, config)  # pyright: ignore[reportArgumentType]

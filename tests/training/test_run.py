@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from grm_jax.config import (
     JudgeDefaults,
     KeepConfig,
     MeshConfig,
+    MetaRM,
     Setup,
     SPCTRecipe,
 )
@@ -32,6 +34,7 @@ from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.model.config import SIZES
 from grm_jax.stopping import Stopped
+from grm_jax.train import shared_options
 from grm_jax.training import meta_rm, scalar_rm
 from grm_jax.training.run import MissingStage, Run, Stage
 from grm_jax.training.spct import StageTimes, run_spct
@@ -433,3 +436,38 @@ def test_without_singles_the_threshold_is_zero(make_record):
 
 def test_auc_of_the_meta_rm_is_the_chance_to_rank_right_above_wrong():
     assert roc_auc(np.asarray([0.1, 0.4, 0.35, 0.8]), np.asarray([0, 0, 1, 1])) == 0.75
+
+
+def test_a_missing_stage_names_the_command_that_makes_it_here(setup, tmp_path):
+    given = ["--run-dir", str(tmp_path / "my runs"), "--base=g 2b", "--preferences", "p.jsonl"]
+    run = Run(setup, given=("2b", given))
+    with pytest.raises(MissingStage) as error:
+        run.require("rft")
+    command = str(error.value).split("\n")[1].strip()
+    words = shlex.split(command)
+    assert words[:5] == ["python", "-m", "grm_jax.train", "--config", "rft.py:2b"]
+    assert words[5:] == given
+    assert "--config spct.py:2b" in str(error.value) and str(error.value).endswith("--init PATH")
+    # Of what the meta RM starts from, --init says nothing.
+    stage = Stage(run, "meta_rm", MetaRM(start="sft"), None, ["sft", "rl"])
+    with pytest.raises(MissingStage, match=r"sft.py:2b(.|\n)*with --meta-rm.start base$"):
+        stage.begin()
+    save_model(run.directory / "sft" / "model", run.model, run.params("base"))
+    with pytest.raises(MissingStage, match=r"rl.py:2b(.|\n)*with --init PATH$"):
+        stage.begin()
+
+
+def test_options_of_one_stage_are_not_those_of_another():
+    args = ["--run-dir", "r", "--init", "m", "--rl.steps=9", "--rl.group", "8", "--length-buckets"]
+    args += ["64", "128", "--meta-rm.no-rft-trajectories", "--skip-bad-rows", "--lora.rank", "4"]
+    kept = [
+        "--run-dir",
+        "r",
+        "--length-buckets",
+        "64",
+        "128",
+        "--skip-bad-rows",
+        "--lora.rank",
+        "4",
+    ]
+    assert shared_options(args) == kept
