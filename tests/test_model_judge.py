@@ -18,8 +18,8 @@ from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.data.loader import Example
 from grm_jax.data.rows import DataError
-from grm_jax.errors import UserError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
+from grm_jax.errors import UserError
 from grm_jax.judging import JudgeOptions
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
