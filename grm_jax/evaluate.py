@@ -125,7 +125,7 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
         note = "without the long prompts that the samples' run left out"
         kept = [record for record in records if record.id in judged]
         records = BenchmarkRecords(kept, records.skipped, (*records.notes, note))
-    left = f", {len(records.skipped)} bad rows left out" if records.skipped else ""
+    left = f", {len(records.skipped)} rows left out" if records.skipped else ""
     _say(f"{benchmark.name}: {len(records):,} records from {path}{left}")
     return Task(benchmark, rules, records, rows, about, other)
 

@@ -208,7 +208,7 @@ def summary(results: Results) -> list[str]:
             f"sample: {_listed(results.unjudged)}"
         )
     if results.skipped:
-        lines.append(f"left out: {len(results.skipped)} bad rows; the first: {results.skipped[0]}")
+        lines.append(f"left out: {len(results.skipped)} rows; the first: {results.skipped[0]}")
     lines.append(_rules(results))
     if results.cost:
         lines.append("cost of a verdict: " + _cost(results.cost))

@@ -54,6 +54,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_TIED = "labels: no unique best in"
 _HUGE = sys.float_info.max
 _LONE = "one rated response to its prompt, and no other to compare it with"
 
@@ -223,7 +224,7 @@ class _Reader:
             )
         if self.unique_best and self.skip and not record.has_unique_best:
             self.tied += 1
-            self.skipped.append(f"{record.source}: labels: no unique best in {list(record.labels)}")
+            self.skipped.append(f"{record.source}: {_TIED} {list(record.labels)}")
             return
         self.places[record.id] = record.source
         self.records.append(record)
@@ -246,7 +247,7 @@ class _Reader:
         if self.unique_best:
             require_unique_best(self.records)
         if self.bad:
-            first = self.skipped[0]
+            first = _first_bad(self.skipped)
             log.warning("%s: %d bad rows left out; the first: %s", source, self.bad, first)
         if self.tied:
             log.warning(
@@ -266,14 +267,22 @@ def _join(rated: Sequence[Content]) -> Content:
 
 
 def require_few_bad(bad: int, rows: int, most: float, messages: Sequence[str], source: str) -> None:
-    """Raise DataError where more than a share `most` of the rows is bad."""
+    """Raise DataError where more than a share `most` of the rows is bad.
+
+    messages: of all rows that were left out; those of ties are not of bad rows.
+    """
     if bad > most * rows:
         raise DataError(
             "",
-            f"{bad} of {rows} rows are bad, more than {100 * most:g}%; the first: {messages[0]}",
+            f"{bad} of {rows} rows are bad, more than {100 * most:g}%; the first: "
+            f"{_first_bad(messages)}",
             "mend them, or give a larger --max-bad-share",
             source,
         )
+
+
+def _first_bad(messages: Sequence[str]) -> str:
+    return next(message for message in messages if _TIED not in message)
 
 
 def write_preferences(path: str | Path, records: Iterable[Preference]) -> None:

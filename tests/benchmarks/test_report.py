@@ -137,7 +137,7 @@ def test_what_a_reader_must_know_is_said(results):
     lines = report.summary(changed)
     assert "note: 5 of 9 records" in lines
     assert any("untrained" in line and "mean nothing" in line for line in lines)
-    assert "left out: 2 bad rows; the first: f:1: bad" in lines
+    assert "left out: 2 rows; the first: f:1: bad" in lines
 
 
 def test_comparison_table(results):

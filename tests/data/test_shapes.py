@@ -335,6 +335,20 @@ def test_rated_responses_that_can_not_be_compared(tmp_path: Path) -> None:
         parse_row(rows[0])
 
 
+def test_ties_are_not_counted_as_bad(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tie = {"query": "q", "responses": ["a", "b"], "labels": [1, 1]}
+    rows = [tie, tie, tie, {"query": "q"}, *({**tie, "labels": [i, -1]} for i in range(6))]
+    path = jsonl(tmp_path / "d.jsonl", *rows)
+    options = {"skip_bad_rows": True, "unique_best": True}
+    got = read_preferences(path, **options, max_bad_share=0.1)
+    assert (len(got), len(got.skipped), got.tied) == (6, 4, 3)
+    assert f"1 bad rows left out; the first: {path}:4: responses: " in caplog.text
+    assert "3 records left out that have no unique best response" in caplog.text
+    with pytest.raises(DataError, match=r"1 of 10 rows are bad, more than 5%; .*jsonl:4: resp"):
+        read_preferences(path, **options, max_bad_share=0.05)
+    assert len(read_preferences(path, skip_bad_rows=True)) == 9  # they are legal elsewhere
+
+
 def test_groups_do_not_reach_over_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         jsonl(tmp_path / f"{name}.jsonl", rated("p", f"{name}1", 4), rated("p", f"{name}2", 2))
