@@ -111,7 +111,7 @@ def named(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.strerror:  # else its words would be lost
             error.filename = str(path)
         raise
 
