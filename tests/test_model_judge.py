@@ -254,7 +254,7 @@ def test_long_prompts_are_found_before_sampling(make, model, records):
     wanted = "1 of 4 prompts have more than 148 tokens.*or a smaller --max-new-tokens"
     with pytest.raises(DataError, match=wanted):
         make().fit(synthetic.BENCHMARK, mixed, Rules())
-    with pytest.raises(DataError, match="more than 100 tokens.*or a larger --max-prompt-tokens"):
+    with pytest.raises(DataError, match=r"more than 100 tokens.*or a larger --max-prompt-tokens"):
         make(max_prompt_tokens=100).fit(synthetic.BENCHMARK, mixed, Rules())
     skipped = make(long_prompts="skip").fit(synthetic.BENCHMARK, mixed, Rules())
     assert list(skipped) == records[1:4]
@@ -277,7 +277,7 @@ def test_long_prompts_are_found_before_sampling(make, model, records):
     with pytest.raises(DataError, match="nothing is left"):
         meta.fit(synthetic.BENCHMARK, mixed, Rules())
     full = make(dataclasses.replace(OPTIONS, max_new_tokens=160))
-    with pytest.raises(UserError, match="up to 160 tokens leave no room .*has 160 positions; giv"):
+    with pytest.raises(UserError, match=r"up to 160 tokens leave no room .*has 160 positions; giv"):
         full.fit(synthetic.BENCHMARK, mixed, Rules())
     tight = make(max_prompt_tokens=20)
     with pytest.raises(DataError, match="have more than 20 tokens"):
