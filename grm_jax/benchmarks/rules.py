@@ -39,4 +39,6 @@ class Rules:
     """Single responses: a mean score above it says correct."""
 
 
+# The paper shuffles every sample by itself. Shuffles that are balanced over a vote show a response
+# in each place as often in expectation, and with less noise.
 PAPER = Rules(ties="random", unparsed="wrong", order="random", form="list")

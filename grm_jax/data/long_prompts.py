@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -16,6 +17,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 
 LongPrompts = Literal["error", "truncate-middle", "skip"]
+_GAP = re.compile(r"(?<=\n\[\.\.\. )[\d,]+(?= characters left out \.\.\.\]\n)")
 _LEAST = 64  # characters of a text that are always kept
 
 
@@ -53,8 +55,10 @@ def shorten(record: Preference, excess: Callable[[Preference], int]) -> Preferen
 
 def is_decidable(record: Preference) -> bool:
     """Whether no two responses with different labels are the same text, as they are where the
-    middle that was taken out held all that they differed in."""
-    said = zip(record.responses, record.labels, strict=True)
+    middle that was taken out held all that they differed in. How much was taken out is no part of
+    what a response says."""
+    texts = [_GAP.sub("", text) for text in record.responses]
+    said = zip(texts, record.labels, strict=True)
     return not any(a == b and x != y for (a, x), (b, y) in itertools.combinations(said, 2))
 
 

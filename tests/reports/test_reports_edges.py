@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from grm_jax import evaluate, train
+from grm_jax.benchmarks.base import BenchmarkRecords
+from grm_jax.benchmarks.long_prompts import fit
 from grm_jax.benchmarks.results import read_results
 from grm_jax.critique import Template
+from grm_jax.data.preferences import read_preferences
 from grm_jax.data.targets import read_targets
 from grm_jax.data.trajectories import Instruction
 from grm_jax.tokenizer.folding import fold
@@ -107,3 +110,18 @@ def test_records_of_one_prompt_have_no_interval(tmp_path, capsys):
                                         tmp_path / "two", "--resamples", "50")])  # fmt: skip
     against = read_results(tmp_path / "two" / "preferences" / "results.json").against
     assert against and all(one.difference.bounds is None for one in against)
+
+
+def test_pairs_that_become_one_text_when_cut_are_left_out():
+    records = BenchmarkRecords(read_preferences(INPUTS / "03_differ_in_the_cut_part.jsonl"))
+
+    def words(record) -> int:
+        return sum(len(text.split()) for text in (record.query, *record.responses))
+
+    assert len(records) == 7
+    found = fit(records, words, 60, "truncate-middle")
+    assert [record.responses for record in found] == [records[6].responses]
+    assert found.notes == (
+        "6 prompts longer than 60 tokens were cut in the middle",
+        "6 items were left out: their responses differ only in what was cut",
+    )
