@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,6 +92,8 @@ def _handle(number: int, frame: Any) -> None:
         os.write(2, b"\nstopped at once; checkpoints that are on disk are whole\n")
         os._exit(128 + number)
     if not _state.requests:
+        # A library's coroutines that are cut off here say so when they are collected.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         raise Interrupted(number)
     for request in _state.requests:
         request.number = number

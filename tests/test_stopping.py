@@ -98,6 +98,25 @@ def test_a_signal_while_garbage_is_collected_is_not_lost(number):
     assert sys.unraisablehook is hook
 
 
+COROUTINE = """
+import os, signal
+from grm_jax import stopping
+async def read(): ...
+try:
+    with stopping.handled():
+        reading = read()
+        os.kill(os.getpid(), signal.SIGTERM)
+except stopping.Interrupted:
+    del reading
+"""
+
+
+def test_what_a_signal_cuts_off_says_nothing():
+    with start(COROUTINE) as process:
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+
+
 def list_of_handled() -> str:
     with stopping.handled():
         return "fine"
