@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from grm_jax import hub, typed
 from grm_jax.errors import UserError
+from grm_jax.files import written_whole
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
@@ -96,8 +97,8 @@ def save_model(
             "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in HOW},
             "num_labels": num_labels,
         }
-        text = json.dumps(about, indent=2) + "\n"
-        (root / MODEL_FILE).write_text(text, encoding="utf-8")
+        with written_whole(root / MODEL_FILE) as partial:
+            partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     # No process may go on to read what the first has not written yet.
     barrier("save_model: written")
 
@@ -349,7 +350,11 @@ def require_kept(latest: int, every: int) -> None:
 
 
 def drop_leftovers(stage: str | Path) -> None:
-    """Delete what `StageCheckpoints` had moved aside in a stage's directory, and say so."""
+    """Delete a stage's checkpoints, and what was moved aside, which it says."""
+    checkpoints = Path(stage) / "checkpoints"
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    if checkpoints.exists():
+        log.warning("%s can not be deleted; delete it by hand", checkpoints)
     for pattern in ("unlisted-checkpoint", "damaged-checkpoint-*"):
         for path in sorted(Path(stage).glob(pattern)):
             shutil.rmtree(path, ignore_errors=True)

@@ -171,8 +171,10 @@ def summarise(
     level = baseline.figure("greedy")
     levels = {"scalar (Bradley-Terry)": level} if level else {}
     if first():
-        report.write_report(directory, results["RL"], baselines=levels)
-        (directory / "table.md").write_text(grid.markdown(), encoding="utf-8")
+        with files.named(directory):
+            report.write_report(directory, results["RL"], baselines=levels)
+        with files.written_whole(directory / "table.md") as partial:
+            partial.write_text(grid.markdown(), encoding="utf-8")
 
     found = {stage: aggregate(fresh, sampled, scales=scales) for stage, sampled in rows.items()}
     top = max(m.k for m in found["rl"].methods)
@@ -229,7 +231,8 @@ def summarise(
     summary["records"] = len(fresh)
     text = json.dumps(summary, indent=2) + "\n"
     if first():
-        (directory / "summary.json").write_text(text, encoding="utf-8")
+        with files.written_whole(directory / "summary.json") as partial:
+            partial.write_text(text, encoding="utf-8")
     log.info("written to %s: table.md, summary.json, accuracy.png", directory)
     return summary
 

@@ -26,6 +26,7 @@ from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
+from grm_jax.files import written_whole
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
@@ -93,7 +94,8 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         # JSON has no NaN: an AUC of critiques that are all right, or all wrong, is null.
         known = {name: v if math.isfinite(v) else None for name, v in figures.items()}
         if first():
-            (stage.directory / "heldout.json").write_text(json.dumps(known, indent=2) + "\n")
+            with written_whole(stage.directory / "heldout.json") as partial:
+                partial.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("meta_rm held out %s", shown)
     else:

@@ -396,10 +396,10 @@ class Stage:
             shutil.rmtree(partial)
         checkpoint.save_model(partial, self.run.model, params)
         if first():
-            self.run.tokenizer.save(partial)
-            write_about(partial, self.run, self.name)
-            partial.rename(self.model_path)
-            shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+            with files.named(partial):
+                self.run.tokenizer.save(partial)
+                write_about(partial, self.run, self.name)
+                partial.rename(self.model_path)
             checkpoint.drop_leftovers(self.directory)
         barrier("stage: finished")
         log.info("%-16s done: %s", self.name, self.model_path)

@@ -18,6 +18,7 @@ import numpy as np
 from grm_jax.config import ConfigError, ScalarRM
 from grm_jax.data.loader import Batch, Example, batches, collate_rows, group_by_length
 from grm_jax.data.preferences import Preference
+from grm_jax.files import written_whole
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
@@ -60,7 +61,8 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     threshold = calibrate(run, params, records, config.fitting.batch_size)
     if first():
         text = json.dumps({"threshold": threshold}) + "\n"
-        (stage.directory / "calibration.json").write_text(text, encoding="utf-8")
+        with written_whole(stage.directory / "calibration.json") as partial:
+            partial.write_text(text, encoding="utf-8")
     stage.finish(params)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from grm_jax.about import About
 from grm_jax.benchmarks.statistics import roc_auc
-from grm_jax.checkpoint import save_model
+from grm_jax.checkpoint import drop_leftovers, save_model
 from grm_jax.config import (
     SFT,
     ConfigError,
@@ -305,6 +305,32 @@ def fill_disk(monkeypatch, name: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", attempt)
+
+
+def test_a_model_that_can_not_be_written_names_its_file_and_leaves_the_checkpoints(
+    run, monkeypatch
+):
+    stage = Stage(run, "sft", SFT())
+    stage.begin()
+    kept = stage.directory / "checkpoints" / "1"
+    kept.mkdir(parents=True)
+    params = run.params("base")
+    for name in ("model.json", "chat_template.jinja", "grm.json"):
+        with monkeypatch.context() as full:
+            fill_disk(full, name)
+            with pytest.raises(OSError, match="No space") as error:
+                stage.finish(params)
+        assert str(stage.directory / "model.partial") in str(error.value.filename)
+        assert kept.is_dir() and not stage.done
+    stage.finish(params)
+    assert stage.done and not kept.exists()
+
+
+def test_checkpoints_that_can_not_be_deleted_are_named(tmp_path, monkeypatch, caplog):
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr("grm_jax.checkpoint.shutil.rmtree", lambda *args, **options: None)
+    drop_leftovers(tmp_path)
+    assert f"{tmp_path / 'checkpoints'} can not be deleted; delete it by hand" in caplog.text
 
 
 def test_a_world_that_was_not_written_whole_is_written_again(run, setup, monkeypatch):
