@@ -126,7 +126,7 @@ def list_of_handled() -> str:
 def test_train_says_how_to_go_on(number, code, monkeypatch, capsys):
     """Before any stage has begun, with a directory that a shell would take apart."""
     args = ["--config", "sft.py", "--run-dir", "runs/[a] b#1"]
-    monkeypatch.setattr(train, "run", lambda recipe: os.kill(os.getpid(), number))
+    monkeypatch.setattr(train, "run", lambda *given: os.kill(os.getpid(), number))
     assert train.main(args) == code
     said = capsys.readouterr().out
     command = said.splitlines()[-1].strip()
