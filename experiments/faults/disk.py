@@ -7,10 +7,9 @@ binds root, too.
 from __future__ import annotations
 
 import contextlib
-import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness import Faults, complaint, run, whole_checkpoints
@@ -51,7 +50,8 @@ def immutable(file: Path) -> Iterator[None]:
         yield
     finally:
         # It may have been renamed with its directory.
-        found = file if file.exists() else next(file.parents[2].rglob(file.name))
+        above = next(folder for folder in file.parents if folder.exists())
+        found = file if file.exists() else next(above.rglob(file.name))
         call("chattr", "-i", found)
 
 
@@ -91,12 +91,12 @@ def refused(
     stage: str,
     run_dir: Path,
     *,
-    before: Callable[[], None] | None = None,
+    under: Sequence[str] = (),
     with_room: Callable[[], None] = lambda: None,
 ) -> None:
     """A stage that was stopped is taken up without room, and then with room."""
     had = whole_checkpoints(run_dir / stage)
-    done = run(stage, run_dir, before=before)
+    done = run(stage, run_dir, under=under)
     said = complaint(done)
     still = had <= whole_checkpoints(run_dir / stage)
     with_room()
@@ -124,16 +124,13 @@ def no_room(faults: Faults) -> None:
 
 def limit(faults: Faults) -> None:
     """`ulimit -f`: less than a checkpoint; less than what sampling writes."""
-
-    def at_most(size: int) -> Callable[[], None]:
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
     refused(
-        faults, "`ulimit -f` below a checkpoint", "rl", faults.begun("rl"), before=at_most(1 << 17)
-    )
+        faults, "`ulimit -f` below a checkpoint", "rl", faults.begun("rl"),
+        under=("prlimit", f"--fsize={1 << 17}"),
+    )  # fmt: skip
     refused(
         faults, "`ulimit -f` below what is sampled", "rft", faults.fresh("rft"),
-        before=at_most(1 << 15),
+        under=("prlimit", f"--fsize={1 << 15}"),
     )  # fmt: skip
 
 

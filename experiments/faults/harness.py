@@ -79,13 +79,12 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
 
 
 def run(
-    stage: str, run_dir: Path, *more: str, before: Callable[[], None] | None = None
+    stage: str, run_dir: Path, *more: str, under: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Args: before: called in the new process, to limit it."""
+    """Args: under: words before the command, such as `prlimit` with a limit."""
     return subprocess.run(
-        command(stage, run_dir, *more), capture_output=True, text=True, check=False,
-        preexec_fn=before,
-    )  # fmt: skip
+        [*under, *command(stage, run_dir, *more)], capture_output=True, text=True, check=False
+    )
 
 
 def phase(run_dir: Path, since: float = 0.0) -> str:
