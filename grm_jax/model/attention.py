@@ -24,9 +24,10 @@ MASKED = -1e30
 # What a rematerialised backward pass may keep of attention, by name (`gemma2.Remat`).
 SAVED = "attention"
 
-# exp() of a softcapped score can not overflow or lose precision below this bound, so weights need
-# no maximum subtracted; Gemma-2's cap is 50.
-MAX_SOFTCAP = 80.0
+# Up to this bound neither exp() of a softcapped score overflows float32, nor a sum of 2^20 of them
+# times values of 100: 70 + log 2^20 + log 100 = 88.5, and the largest number is exp(88.7). So no
+# maximum is subtracted. Gemma-2's cap is 50.
+MAX_SOFTCAP = 70.0
 
 
 def visible(
@@ -147,8 +148,8 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
 
 
 def check_softcap(softcap: float) -> None:
-    """Raise ValueError where exp() of a softcapped score could overflow float32."""
+    """Raise ValueError where a sum of softmax weights could overflow float32."""
     if softcap > MAX_SOFTCAP:
         raise UserError(
-            f"attn_softcap={softcap} is above {MAX_SOFTCAP}: exp() of a score could overflow"
+            f"attn_softcap={softcap} is above {MAX_SOFTCAP}: a sum of exp(score) could overflow"
         )

@@ -51,7 +51,7 @@ def fit(
         train_step = make_train_step(
             loss, loop.optimizer, trainable.table, run.mesh,
             micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),
-            spike=run.setup.guard.spike,
+            spike=run.setup.guard.spike, key=run.stage_key(stage.name),
         )  # fmt: skip
         for _ in loop:
             with loop.timer.phase("data"):

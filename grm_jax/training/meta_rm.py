@@ -154,7 +154,10 @@ def sampled_rows(
     critic, key = run.critic("one"), run.stage_key("meta_rm")
 
     def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
-        found = critic.critiques(params, part, range(config.samples), config.sampling, key)
+        # In an order of its own, not the one in which the GRM was trained on the record.
+        found = critic.critiques(
+            params, part, range(config.samples), config.sampling, key, salt="meta_rm"
+        )
         for record in part:
             for critique in found[record.id]:
                 correct = is_correct(

@@ -31,6 +31,11 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.98
     weight_decay: float = 0.0
+    """Decoupled: a step takes learning rate times this off the decayed parameters (adafactor: this
+    alone)."""
+    decayed: Literal["all", "matrices"] = "all"
+    """What decays: all parameters, or neither norms nor the embedding. muon decays its matrices
+    alone, whatever this says."""
     clip_norm: float = 1.0
     """Global gradient norm is clipped to this; 0 turns clipping off."""
 
@@ -63,10 +68,14 @@ def make_optimizer(
     learns from the table which dimensions are inputs.
     """
     rate = schedule(config, steps)
+    decayed = None
+    if config.decayed == "matrices":
+        decayed = build_tree(table, lambda spec: bool(spec.inputs))
     if config.name == "adamw":
         update = optax.adamw(
-            rate, config.b1, config.b2, weight_decay=config.weight_decay, mu_dtype=jnp.float32
-        )
+            rate, config.b1, config.b2,
+            weight_decay=config.weight_decay, mask=decayed, mu_dtype=jnp.float32,
+        )  # fmt: skip
     elif config.name == "muon":
         update = optax.contrib.muon(
             rate,
@@ -78,7 +87,9 @@ def make_optimizer(
             mu_dtype=jnp.float32,
         )
     elif config.name == "adafactor":
-        update = optax.adafactor(rate, weight_decay_rate=config.weight_decay or None)
+        update = optax.adafactor(
+            rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=decayed
+        )
     else:
         raise UserError(f"unknown optimiser {config.name!r}; choose adamw, muon or adafactor")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()

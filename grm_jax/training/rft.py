@@ -74,13 +74,15 @@ def sample_trajectories(
     critic, key = run.critic("one"), run.stage_key("rft")
 
     def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
-        plain = critic.critiques(params, part, range(config.samples), config.sampling, key)
+        plain = critic.critiques(
+            params, part, range(config.samples), config.sampling, key, salt="rft"
+        )
         hinted = {}
         if config.hinted:
             # A sample index of its own, so randomness of its own; the order of responses is that
             # of the other samples.
             hinted = critic.critiques(
-                params, part, [config.samples], config.sampling, key, hinted=True
+                params, part, [config.samples], config.sampling, key, hinted=True, salt="rft"
             )
         for record in part:
             yield from _judge(

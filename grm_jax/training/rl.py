@@ -78,7 +78,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
     train_step = make_train_step(
         policy_objective(run, config, trainable.assemble), loop.optimizer, trainable.table,
-        run.mesh, micro_batches=parts, spike=run.setup.guard.spike,
+        run.mesh, micro_batches=parts, spike=run.setup.guard.spike, key=run.stage_key("rl"),
     )  # fmt: skip
     last = loop.first
     with contextlib.closing(rollout_log), loop:

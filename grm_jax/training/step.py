@@ -171,6 +171,7 @@ def make_train_step(
     *,
     micro_batches: int = 1,
     spike: float = 0.0,
+    key: jax.Array | None = None,
 ) -> TrainStep:
     """A jitted (state, frozen, host batch) -> (state, metrics). The state is donated.
 
@@ -179,6 +180,8 @@ def make_train_step(
       table: of the trained parameters.
       micro_batches: M; must divide the batch size, or a step raises ValueError.
       spike: see `Guard.judge`.
+      key: of the run and stage, for the rounding into bfloat16 parameters (`apply_updates`);
+        None: jax.random.key(0).
 
     Returns metrics: every entry of the loss's aux as a mean over the batch, `grad_norm`, `skipped`
     (1 for a step that would have done harm) and `skipped_in_a_row`.
@@ -193,7 +196,7 @@ def make_train_step(
         (_, loss), grads = jax.value_and_grad(total, has_aux=True)(params)
         return grads, loss
 
-    def step(state: TrainState, frozen: Any, batch: Batch):
+    def step(state: TrainState, frozen: Any, batch: Batch, key_data: jax.Array):
         if micro_batches == 1:
             grads, loss = gradient(state.params, frozen, batch)
         else:
@@ -212,7 +215,8 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         take, harmful, guard = state.guard.judge(loss.total / count, norm, spike)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = apply_updates(state.params, updates, state.step)
+        rounding = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
+        params = apply_updates(state.params, updates, rounding)
         params = jax.tree.map(lambda new, old: jnp.where(take, new, old), params, state.params)
         opt_state = taken_or_kept(take, opt_state, state.opt_state)
         metrics = {
@@ -225,7 +229,7 @@ def make_train_step(
 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
-    return TrainStep(jitted, mesh, micro_batches)
+    return TrainStep(jitted, mesh, micro_batches, jax.random.key(0) if key is None else key)
 
 
 class TrainStep:
@@ -235,19 +239,21 @@ class TrainStep:
       parts: micro-batches.
     """
 
-    def __init__(self, jitted: Any, mesh: Mesh, micro_batches: int):
+    def __init__(self, jitted: Any, mesh: Mesh, micro_batches: int, key: jax.Array):
         self._jitted, self._mesh, self.parts = jitted, mesh, micro_batches
+        self._key = np.asarray(jax.random.key_data(key))  # on no device: alike in all processes
 
     def __call__(
         self, state: TrainState, frozen: Any, batch: HostBatch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         with use_mesh(self._mesh):
-            return self._jitted(state, frozen, put_batch(batch, self._mesh, parts=self.parts))
+            placed = put_batch(batch, self._mesh, parts=self.parts)
+            return self._jitted(state, frozen, placed, self._key)
 
     def lower(self, state: Any, frozen: Any, batch: Any) -> Any:
         """The step for abstract arguments, the batch already in its micro-batches."""
         with use_mesh(self._mesh):
-            return self._jitted.lower(state, frozen, batch)
+            return self._jitted.lower(state, frozen, batch, self._key)
 
 
 def taken_or_kept(take: jax.Array, new: optax.OptState, old: optax.OptState) -> optax.OptState:
@@ -280,12 +286,14 @@ def micro_batches(rows: int, device_batch: int, mesh: Mesh) -> int:
     return next(parts for parts in fits if each // parts <= device_batch)
 
 
-def apply_updates(params: Params, updates: Any, step: jax.Array) -> Params:
+def apply_updates(params: Params, updates: Any, key: jax.Array) -> Params:
     """params + updates. Into bfloat16 parameters by stochastic rounding: an update far smaller than
     a parameter's last bit still moves it in expectation, which rounding to nearest would lose.
+
+    Args:
+      key: of the run, stage and step.
     """
     leaves, tree = jax.tree.flatten(params)
-    key = jax.random.fold_in(jax.random.key(0), step)
     moved = [
         (p + u).astype(p.dtype)
         if p.dtype != jnp.bfloat16

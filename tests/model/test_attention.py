@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model.attention import attention, soft_weights, visible
+from grm_jax.model.attention import MAX_SOFTCAP, attention, soft_weights, visible
 
 
 def test_window_counts_the_token_itself():
@@ -59,5 +59,9 @@ def test_soft_weights_are_the_softmax_without_its_norm():
 
 
 def test_a_softcap_that_could_overflow_is_refused():
-    with pytest.raises(ValueError, match=r"attn_softcap=100.0 is above 80"):
+    """Sums over 128k keys of the largest scores are finite at the bound, values of 100 included."""
+    with pytest.raises(ValueError, match=rf"attn_softcap=100.0 is above {MAX_SOFTCAP}"):
         soft_weights(jnp.ones(3), None, softcap=100.0, dtype=jnp.float32)
+    highest = jnp.full(128 * 1024, 1e6)
+    weights = soft_weights(highest, None, softcap=MAX_SOFTCAP, dtype=jnp.float32)
+    assert jnp.isfinite(jnp.sum(weights)) and jnp.isfinite(jnp.sum(100.0 * weights))

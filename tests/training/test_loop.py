@@ -173,6 +173,22 @@ def test_bfloat16_parameters_learn_from_tiny_updates(table, params, one_device):
     assert moved.mean() == pytest.approx(-0.01, rel=0.3)
 
 
+def test_bfloat16_rounding_is_keyed_by_the_run(table, params, one_device):
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    optimizer = optax.sgd(1e-4)
+
+    def after(seed: int | None) -> list[np.ndarray]:
+        key = None if seed is None else jax.random.key(seed)
+        step = make_train_step(scaled_loss, optimizer, table, one_device, key=key)
+        state, _ = step(init_state(table, optimizer, one_device, params=low), None, sizes(1.0)[0])
+        return [np.asarray(x, np.float32) for x in jax.tree.leaves(state.params)]
+
+    usual = after(0)
+    for seed, same in ((0, True), (None, True), (1, False)):
+        equal = [np.array_equal(a, b) for a, b in zip(usual, after(seed), strict=True)]
+        assert all(equal) == same
+
+
 @pytest.fixture
 def stage(tmp_path, monkeypatch, model) -> Stage:
     monkeypatch.setitem(SIZES, "micro", model)

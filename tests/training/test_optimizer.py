@@ -122,12 +122,21 @@ def test_muons_adam_part_learns_at_its_own_rate(params, table):
     )
 
 
-def test_weight_decay_shrinks(params, table):
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+@pytest.mark.parametrize("decayed", ["all", "matrices"])
+def test_weight_decay_shrinks(name, decayed, params, table):
+    """All parameters or the matrices; Muon's part is matrices anyway, and its Adam has no decay."""
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = update(params, table, zero, learning_rate=0.1, weight_decay=0.5)
-    np.testing.assert_allclose(
-        np.asarray(updates["embed"]), -0.05 * np.asarray(params["embed"]), rtol=1e-5
-    )
+    options = {"name": name, "learning_rate": 0.1, "weight_decay": 0.5, "decayed": decayed}
+    updates, _ = update(params, table, zero, **options)
+    rate = 0.5 if name == "adafactor" else 0.05
+    for spec in table:
+        matrix = spec.stacked if name == "muon" else spec.path == ("score",) or spec.stacked
+        matrix &= not spec.path[-1].endswith("norm")
+        decays = matrix or (decayed == "all" and name != "muon")
+        expected = -rate * decays * np.asarray(get_leaf(params, spec.path))
+        found = np.asarray(get_leaf(updates, spec.path))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8, err_msg=str(spec.path))
 
 
 def test_an_unknown_name_lists_the_known(table):

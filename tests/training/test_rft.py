@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from grm_jax.config import RFT
-from grm_jax.training import rft, sampling
+from grm_jax.config import RFT, MetaRM
+from grm_jax.data.rows import DataError
+from grm_jax.sampler.critic import Critic, TemplateConfig
+from grm_jax.training import meta_rm, rft, sampling
 from grm_jax.training.rft import to_trajectory
 
 
@@ -85,6 +89,37 @@ def test_trajectories_are_in_the_order_shown(make_critique, make_record):
 
 
 CONFIG = RFT(samples=2, hinted=True, chunk=4)
+
+
+def test_the_meta_rm_reads_other_orders_than_rft(tmp_path, make_record):
+    """Each stage asks for critiques in orders of its own; a stage's hinted row has its order."""
+    critic = Critic(None, None, TemplateConfig(), order="one")  # pyright: ignore[reportArgumentType]
+    asked: dict[str, set[str]] = {"rft": set(), "meta_rm": set()}
+    records = [make_record(f"record {i}", (0, 1, 2, 3)) for i in range(20)]
+
+    def run(stage: str) -> Any:
+        def critiques(params, part, samples, sampling, key, *, hinted=False, salt=""):
+            asked[stage].add(salt)
+            return {record.id: [] for record in part}
+
+        return SimpleNamespace(
+            records=records,
+            model=SimpleNamespace(compute_dtype="float32"),
+            params=lambda *_, **__: {},
+            stage_key=lambda _: None,
+            critic=lambda _: SimpleNamespace(critiques=critiques, single=critic.single),
+        )
+
+    rft_config, meta_config = RFT(), MetaRM()
+    rft.sample_trajectories(
+        SimpleNamespace(run=run("rft")), rft_config, "", records, tmp_path / "a"
+    )  # pyright: ignore[reportArgumentType]
+    meta_stage = SimpleNamespace(run=run("meta_rm"), directory=tmp_path)
+    with pytest.raises(DataError, match="the file is empty"):  # the stub writes nothing
+        meta_rm.sampled_rows(meta_stage, meta_config, "", records)  # pyright: ignore[reportArgumentType]
+    (a,), (b,) = asked["rft"], asked["meta_rm"]
+    same = [critic.orders(record, 1, a) == critic.orders(record, 1, b) for record in records]
+    assert sum(same) < 5  # of 24 orders each
 
 
 def lines(records: int) -> bytes:
