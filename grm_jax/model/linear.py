@@ -77,34 +77,80 @@ class Int8:
 class LowRank:
     """A frozen weight and a trained change of low rank: w + scale a b (see `model.lora`).
 
+    The two are never added up: in bfloat16 that would lose changes of less than 0.2% of a weight.
+
     Attributes:
-      w: the frozen weight; no gradient reaches it.
+      w: the frozen weight, in any form; no gradient reaches it.
       a: [inputs of w..., r].
       b: [r, outputs of w...].
     All three may have a leading axis of layers, which a scan takes off.
     """
 
-    w: jax.Array
+    w: jax.Array | OutMajor | Int8
     a: jax.Array
     b: jax.Array
     scale: float = flax.struct.field(pytree_node=False)
 
     def apply(self, x: jax.Array, axes: int) -> jax.Array:
-        """The product, without ever forming a b."""
+        """The product, without ever forming a b; both parts are added before they are rounded."""
+        if isinstance(self.w, OutMajor | Int8):
+            low = jnp.tensordot(x, self.a.astype(x.dtype), axes)
+            change = jnp.tensordot(
+                low, self.b.astype(x.dtype), 1, preferred_element_type=jnp.float32
+            )
+            return self.w.apply(x, axes) + self.scale * change
         w = jax.lax.stop_gradient(self.w).astype(x.dtype)
-        low = jnp.tensordot(x, self.a.astype(x.dtype), axes)
-        return jnp.tensordot(x, w, axes) + self.scale * jnp.tensordot(
-            low, self.b.astype(x.dtype), 1
-        )
+        return cast(jax.Array, _adapted(axes, self.scale, x, w, self.a, self.b))
 
 
-def dense(weight: jax.Array | LowRank) -> jax.Array:
-    """A layer's weight as one array: w + scale a b, computed in float32, in the dtype of w."""
-    if not isinstance(weight, LowRank):
-        return weight
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _adapted(
+    axes: int, scale: float, x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array
+) -> jax.Array:
+    low = jnp.tensordot(x, a.astype(x.dtype), axes)
+    out = jnp.tensordot(x, w, axes, preferred_element_type=jnp.float32)
+    change = jnp.tensordot(low, b.astype(x.dtype), 1, preferred_element_type=jnp.float32)
+    return (out + scale * change).astype(x.dtype)
+
+
+def _adapted_forward(axes: int, scale: float, x, w, a, b):
+    return _adapted(axes, scale, x, w, a, b), (x, w, a, b)
+
+
+def _adapted_backward(axes: int, scale: float, kept, dy: jax.Array):
+    """Gradients of x, a and b, by products in the dtype of x."""
+    x, w, a, b = kept
+
+    def product(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        low = jnp.tensordot(x, a.astype(x.dtype), axes)
+        return jnp.tensordot(x, w, axes) + scale * jnp.tensordot(low, b.astype(x.dtype), 1)
+
+    dx, da, db = jax.vjp(product, x, a, b)[1](dy)
+    return dx, None, da, db
+
+
+_adapted.defvjp(_adapted_forward, _adapted_backward)
+
+
+def dense(weight: LowRank, key: jax.Array) -> jax.Array:
+    """A layer's weight as one array: w + scale a b, computed in float32, in the dtype of w.
+
+    bfloat16 is rounded randomly: to nearest, small changes would all be lost, since w itself is a
+    number of bfloat16.
+    """
+    w = cast(jax.Array, weight.w)
     a, b = (x.astype(jnp.float32) for x in (weight.a, weight.b))
-    change = weight.scale * jnp.tensordot(a, b, 1)
-    return (weight.w.astype(jnp.float32) + change).astype(weight.w.dtype)
+    whole = w.astype(jnp.float32) + weight.scale * jnp.tensordot(a, b, 1)
+    return round_randomly(whole, key) if w.dtype == jnp.bfloat16 else whole.astype(w.dtype)
+
+
+def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 to one of the two nearest bfloat16, the nearer the likelier: right on average."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    cut = (bits + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(cut, jnp.float32).astype(jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
 def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:

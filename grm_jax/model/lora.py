@@ -1,8 +1,8 @@
 """Low-rank adapters: train a b beside a frozen w, and use w + scale a b (arXiv:2106.09685).
 
 The adapters' table is derived from the model's: trained, sharded, saved and counted like any
-parameters. `attach` puts them beside the frozen weights for the forward pass, `merge` adds them up,
-for decoding and for the model that is written at the end.
+parameters. `attach` puts them beside the frozen weights for the forward pass and for decoding,
+`merge` adds them up for the model that is written at the end.
 
     {"blocks": {"local": {"q": {"a": [N, D, r], "b": [N, r, H, h]}, ...}, ...}, "score": [D, C]}
 
@@ -100,12 +100,21 @@ def attach(base: Params, adapters: Params, table: tuple[ParamSpec, ...], scale: 
     return build_tree(table, leaf)
 
 
-def merge(params: Params) -> Params:
-    """Plain arrays: every `LowRank` as w + scale a b, in the dtype of w."""
-    return jax.tree.map(
-        lambda w: jax.vmap(dense)(w) if isinstance(w, LowRank) else w,
-        params,
-        is_leaf=lambda w: isinstance(w, LowRank),
+def merge(params: Params, key: jax.Array) -> Params:
+    """Plain arrays: every `LowRank` as w + scale a b, in the dtype of w (see `linear.dense`).
+
+    Args:
+      key: for the rounding into bfloat16.
+    """
+    leaves, tree = jax.tree.flatten(params, is_leaf=lambda w: isinstance(w, LowRank))
+    return jax.tree.unflatten(
+        tree,
+        [
+            jax.vmap(dense)(w, jax.random.split(jax.random.fold_in(key, index), w.a.shape[0]))
+            if isinstance(w, LowRank)
+            else w
+            for index, w in enumerate(leaves)
+        ],
     )
 
 

@@ -1,8 +1,8 @@
 """Parameters in the sampler's layout: compute dtype, a tree a block, nothing to gather per token.
 
 Training splits the parameters over the data axes too; decoding reads all of them for every token,
-so here each data-parallel shard has them whole (split over `tensor` alone). Made once a rollout, by
-one jitted function.
+here each data-parallel shard has them whole (split over `tensor` alone). Adapters stay apart from
+what they change, as in training. Made once a rollout, by one jitted function.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import jax.numpy as jnp
 
 from grm_jax.model import linear
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.linear import OutMajor
+from grm_jax.model.linear import Int8, LowRank, OutMajor
 from grm_jax.model.params import LAYER_KINDS, Params, param_table
 from grm_jax.parallel.mesh import sharding
 from grm_jax.sampler.programs import Programs
 
-KEPT = ("embed", "final_norm")
 # Input dimensions of each matrix of a layer.
 INPUTS = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
@@ -42,15 +41,17 @@ def decode_weights(
     turn = on_cpu and rows <= linear.FEW and mesh.shape["tensor"] == 1
     axes = {spec.path: spec.axes for spec in param_table(config)}
 
-    def keep(w: jax.Array, path: tuple[str, ...]) -> jax.Array:
-        names = axes[path][int(path[0] == "blocks") :]
+    def keep(w: jax.Array, names: tuple[str | None, ...], *, norm: bool = False) -> jax.Array:
         spread = [None if name == "embed" else name for name in names]
         # Norms are small and read in float32, as the trainer reads its masters.
-        w = w if path[-1].endswith("norm") else w.astype(dtype)
+        w = w if norm else w.astype(dtype)
         return jax.lax.with_sharding_constraint(w, sharding(mesh, spread))
 
     def convert(params: Params) -> Params:
-        made: dict[str, Any] = {name: keep(params[name], (name,)) for name in KEPT}
+        made: dict[str, Any] = {
+            "embed": keep(params["embed"], axes["embed",]),
+            "final_norm": keep(params["final_norm"], axes["final_norm",], norm=True),
+        }
         if int8:
             made["head"] = linear.int8(made["embed"].T, 1)
         made["blocks"] = tuple(
@@ -62,16 +63,26 @@ def decode_weights(
     def layer(stacked: Params, kind: str, index: int) -> Params:
         made = {}
         for name, values in stacked.items():
-            # Without the leading axis of layers; adapters are added to what they change.
-            w = linear.dense(jax.tree.map(lambda x: x[index], values))
-            w = keep(w, ("blocks", kind, name))
-            if int8 and name in INPUTS:
-                w = linear.int8(w, INPUTS[name])
-            elif turn and name in INPUTS:
-                inputs = math.prod(w.shape[: INPUTS[name]])
-                w = OutMajor(w.reshape(inputs, -1).T, w.shape[INPUTS[name] :])
-            made[name] = w
+            # Without the leading axis of layers.
+            w = jax.tree.map(lambda x: x[index], values)
+            names = axes["blocks", kind, name][1:]
+            if name not in INPUTS:
+                made[name] = keep(w, names, norm=True)
+            elif isinstance(w, LowRank):
+                split = INPUTS[name]
+                a, b = keep(w.a, (*names[:split], None)), keep(w.b, (None, *names[split:]))
+                made[name] = LowRank(matrix(w.w, name, names), a, b, w.scale)
+            else:
+                made[name] = matrix(w, name, names)
         return made
+
+    def matrix(w: Any, name: str, names: tuple[str | None, ...]) -> jax.Array | OutMajor | Int8:
+        w, split = keep(w, names), INPUTS[name]
+        if int8:
+            return linear.int8(w, split)
+        if turn:
+            return OutMajor(w.reshape(math.prod(w.shape[:split]), -1).T, w.shape[split:])
+        return w
 
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(params)})
     given = (turn, int8, len(jax.tree.leaves(params)), *dtypes)

@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from grm_jax.errors import UserError
+from grm_jax.model.linear import round_randomly
 from grm_jax.model.params import Params, ParamSpec, abstract_params, build_tree, init_params
 from grm_jax.parallel.mesh import data_parallel, put_batch, replicated, sharding, use_mesh
 from grm_jax.training.losses import Aux, Loss
@@ -301,15 +302,6 @@ def apply_updates(params: Params, updates: Any, key: jax.Array) -> Params:
         for index, (p, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True))
     ]
     return jax.tree.unflatten(tree, moved)
-
-
-def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 to one of the two nearest bfloat16, the nearer the likelier: right on average."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    cut = (bits + noise) & jnp.uint32(0xFFFF0000)
-    rounded = jax.lax.bitcast_convert_type(cut, jnp.float32).astype(jnp.bfloat16)
-    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
 
 
 def means(aux: Aux) -> dict[str, jax.Array]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import numpy as np
 
 from grm_jax.model.lora import adapter_table, attach, merge
 from grm_jax.model.params import Params, init_params
@@ -66,11 +67,19 @@ class Trainable:
         return attach(frozen, trained, self._whole, self._run.setup.lora.scale)
 
     def whole(self, trained: Params) -> Params:
-        """The model that is written: adapters added to the weights, plain arrays."""
+        """The model that is written: adapters added to the weights, plain arrays.
+
+        In bfloat16 by random rounding, so that changes of less than its last bit are kept on
+        average.
+        """
         if self.frozen is None:
             return trained
         where = param_shardings(self._whole, self._run.mesh)
+        key = jax.random.key_data(jax.random.fold_in(self._run.stage_key("init"), 2))
         combine = jax.jit(
-            lambda trained, frozen: merge(self.assemble(trained, frozen)), out_shardings=where
+            lambda trained, frozen, key: merge(
+                self.assemble(trained, frozen), jax.random.wrap_key_data(key)
+            ),
+            out_shardings=where,
         )
-        return combine(trained, self.frozen)
+        return combine(trained, self.frozen, np.asarray(key))

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model.gemma2 import encode
+from grm_jax.model.gemma2 import encode, forward, self_attend
+from grm_jax.model.heads import logits
+from grm_jax.model.linear import linear
 from grm_jax.model.lora import LoRAConfig, adapter_table, attach, merge
-from grm_jax.model.params import count_params, init_params, param_table
-from grm_jax.parallel.mesh import make_mesh
+from grm_jax.model.params import (
+    LAYER_KINDS,
+    build_tree,
+    count_params,
+    get_leaf,
+    init_params,
+    param_table,
+)
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.weights import decode_weights
 
 LORA = LoRAConfig(rank=3, alpha=6.0)
+KEY = jax.random.key(7)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +53,7 @@ def test_fresh_adapters_change_nothing(small, small_params):
 def test_attached_is_merged(small, make_params, adapters):
     base, table = make_params(small, 0, num_labels=1), param_table(small, num_labels=1)
     attached = attach(base, adapters, table, LORA.scale)
-    merged = merge(attached)
+    merged = merge(attached, KEY)
     assert jax.tree.structure(merged) == jax.tree.structure(base)
     found = hidden(small, attached)
     np.testing.assert_allclose(found, hidden(small, merged), atol=2e-4)
@@ -80,19 +92,104 @@ def test_the_table_is_derived(small):
     assert count_params(found) == 2 * n * each + d
 
 
-def test_decoding_uses_the_merged_weights(small, small_params):
+@pytest.mark.parametrize(("rows", "int8"), [(4, False), (1000, False), (4, True)])
+def test_decoding_applies_the_adapters(rows, int8, small, small_params, one_device, adapters):
+    """Beside weights of any form, which are those of the base."""
     table = param_table(small)
-    keys = iter(jax.random.split(jax.random.key(5), 200))
-    some = jax.tree.map(
-        lambda x: jax.random.normal(next(keys), x.shape),
-        init_params(adapter_table(table, LORA), jax.random.key(0)),
-    )
-    attached = attach(small_params, some, table, LORA.scale)
-    programs = Programs(make_mesh(1, 1, 1, jax.devices()[:1]))
-    found = decode_weights(programs, small, attached, 4)
-    expected = decode_weights(programs, small, merge(attached), 4)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    attached = attach(small_params, adapters, table, LORA.scale)
+    programs = Programs(one_device)
+    found = decode_weights(programs, small, attached, rows, int8=int8)["blocks"]
+    base = decode_weights(programs, small, small_params, rows, int8=int8)["blocks"]
+    merged = merge(attached, KEY)["blocks"]
+    for name, inputs in (("q", 1), ("o", 2), ("down", 1)):
+        w, plain = merged["local"][name][1], base[1]["local"][name]
+        x = jax.random.normal(KEY, (3, *w.shape[:inputs]))
+        got = linear(x, found[1]["local"][name], inputs)
+        change = jnp.tensordot(x, w - small_params["blocks"]["local"][name][1], inputs)
+        np.testing.assert_allclose(got, linear(x, plain, inputs) + change, atol=1e-3)
+
+
+SMALL_CHANGE = 1e-3  # of a weight; half a bfloat16 step is 2e-3 to 4e-3
+
+
+def slightly_changed(small, small_params):
+    """(base in bfloat16, adapters that add 0.1% to every matrix: of full rank)."""
+    base = jax.tree.map(lambda x: x.astype(jnp.bfloat16), small_params)
+    table = param_table(small)
+    rank = LoRAConfig(rank=small.hidden_dim, alpha=small.hidden_dim)
+
+    def factors(spec) -> jax.Array:
+        w = get_leaf(base, spec.path[:-1]).astype(jnp.float32)
+        split = {"o": 3}.get(spec.path[2], 2)  # after the layers and the inputs
+        n, inputs = w.shape[0], int(np.prod(w.shape[1:split]))
+        pad = small.hidden_dim - inputs
+        if spec.path[-1] == "a":  # [I 0]
+            eye = jnp.broadcast_to(jnp.eye(inputs, small.hidden_dim), (n, inputs, inputs + pad))
+            return eye.reshape(*w.shape[:split], -1)
+        flat = SMALL_CHANGE * w.reshape(n, inputs, -1)
+        return jnp.pad(flat, ((0, 0), (0, pad), (0, 0))).reshape(n, -1, *w.shape[split:])
+
+    return base, attach(base, build_tree(adapter_table(table, rank), factors), table, rank.scale)
+
+
+@pytest.mark.parametrize("rows", [4, 1000, None])
+def test_small_changes_reach_the_products(rows, small, small_params, one_device):
+    """In bfloat16 every output is rounded, and on average has its 0.1%: trained, and decoded from
+    a matrix of either form."""
+    base, changed = (x["blocks"] for x in slightly_changed(small, small_params))
+    if rows is not None:
+        config = small.replace(compute_dtype="bfloat16")
+        programs = Programs(one_device)
+        base, changed = (
+            decode_weights(programs, config, x, rows)["blocks"]
+            for x in slightly_changed(small, small_params)
+        )
+    for name, shape in (("q", (32,)), ("o", (4, 8)), ("down", (48,))):
+        x = jax.random.normal(KEY, (200, *shape), jnp.bfloat16)
+        y, moved = (
+            np.asarray(linear(x, matrix_of(w, name), len(shape)), np.float64)
+            for w in (base, changed)
+        )
+        change = np.sum((moved - y) * y) / np.sum(y * y)
+        assert change == pytest.approx(SMALL_CHANGE, rel=0.2), name
+
+
+def matrix_of(blocks, name: str):
+    """A matrix of the first block, trained (stacked over blocks) or decoded (a tree a block)."""
+    if isinstance(blocks, tuple):
+        return blocks[0]["local"][name]
+    return jax.tree.map(lambda x: x[0], blocks["local"][name])
+
+
+def test_small_changes_reach_the_rollout(small, small_params, one_device):
+    """A rollout with changes of 0.1% has the trainer's log-probabilities, not the base's."""
+    base, changed = slightly_changed(small, small_params)
+    config = small.replace(compute_dtype="bfloat16")
+    tokens = jnp.arange(96).reshape(8, 12) % small.vocab_size
+    positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def logprobs(params, decoding: bool = False) -> jax.Array:
+        layer_inputs: Any = [dict.fromkeys(LAYER_KINDS)] * config.num_blocks if decoding else None
+        attend = self_attend(config, positions)
+        hidden = forward(params, config, tokens, positions, attend, layer_inputs)[0]
+        return jax.nn.log_softmax(logits(params, config, hidden))
+
+    decoding = decode_weights(Programs(one_device), config, changed, 1000)
+    rollout, trained = np.asarray(logprobs(decoding, True)), np.asarray(logprobs(changed))
+    np.testing.assert_allclose(rollout, trained, atol=1e-5)
+    assert np.abs(trained - logprobs(base)).max() > 0.01
+
+
+def test_small_changes_are_written(small, small_params):
+    """By random rounding: on average every weight has its 0.1%."""
+    base, changed = slightly_changed(small, small_params)
+    written = merge(changed, KEY)
+    for name in ("q", "down"):
+        w, found = (x["blocks"]["local"][name].astype(jnp.float32) for x in (base, written))
+        assert written["blocks"]["local"][name].dtype == jnp.bfloat16
+        change = float(jnp.sum((found - w) * w) / jnp.sum(w * w))
+        assert change == pytest.approx(SMALL_CHANGE, rel=0.2)
 
 
 @pytest.mark.parametrize("given", [{"rank": -1}, {"targets": ()}, {"targets": ("qkv",)}])
