@@ -39,7 +39,9 @@ def bound(source: Path, target: Path, *, readonly: bool = False) -> Iterator[Non
             call("mount", "-o", "remount,bind,ro", target)
         yield
     finally:
-        call("umount", target)
+        # It may have been renamed with its directory.
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        call("umount", next(m for m in reversed(mounts) if Path(m).name == target.name))
 
 
 @contextlib.contextmanager
