@@ -24,16 +24,7 @@ import tyro
 
 from grm_jax import stopping
 from grm_jax.benchmarks import BENCHMARKS, get_benchmark, rewardbench
-from grm_jax.benchmarks.aggregate import Method, Scales, aggregate, reported
-from grm_jax.benchmarks.assess import assess, compare_runs
-from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords
-from grm_jax.benchmarks.html import Evaluated, write_html
-from grm_jax.benchmarks.judges import JUDGE_SCALES, judge_rows
 from grm_jax.benchmarks.official import write_rewardbench
-from grm_jax.benchmarks.report import print_results, write_report
-from grm_jax.benchmarks.results import Results, read_results
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow, read_samples, write_samples
 from grm_jax.benchmarks.sources import locate
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError, describe
@@ -44,8 +35,18 @@ from grm_jax.evaluate_options import (
     require_writable,
     resolved,
 )
+from grm_jax.judge.samples import SampleRow, read_samples, write_samples
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
+from grm_jax.scoring.aggregate import Method, Scales, aggregate, reported
+from grm_jax.scoring.assess import assess, compare_runs
+from grm_jax.scoring.benchmark import Benchmark
+from grm_jax.scoring.html import Evaluated, write_html
+from grm_jax.scoring.items import BenchmarkRecords
+from grm_jax.scoring.judges import JUDGE_SCALES, judge_rows
+from grm_jax.scoring.report import print_results, write_report
+from grm_jax.scoring.results import Results, read_results
+from grm_jax.scoring.rules import Rules
 
 if TYPE_CHECKING:
     from grm_jax.model_judge import ModelJudge
@@ -190,7 +191,7 @@ def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path)
     print_results(results)
     names = ", ".join(file.relative_to(directory).as_posix() for file in files)
     _say(f"written to {directory}: {names}")
-    return Evaluated(results, records, rows, method)
+    return Evaluated(benchmark, results, records, rows, method)
 
 
 def _scales(task: Task) -> Scales:

@@ -11,16 +11,16 @@ from typing import Annotated
 
 import tyro
 
-from grm_jax.benchmarks.judges import JudgeName
-from grm_jax.benchmarks.rules import Form, OrderRule, Protocol, TieRule, UnparsedRule
-from grm_jax.benchmarks.samples import SampleRow
-from grm_jax.benchmarks.statistics import RESAMPLES
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.rows import MAX_BAD_SHARE
 from grm_jax.errors import UserError
 from grm_jax.files import expanded
+from grm_jax.judge.samples import SampleRow
 from grm_jax.parallel.options import MeshConfig
+from grm_jax.scoring.judges import JudgeName
+from grm_jax.scoring.rules import Form, OrderRule, Protocol, TieRule, UnparsedRule
+from grm_jax.scoring.statistics import RESAMPLES
 
 K = 32
 PROBES = 32

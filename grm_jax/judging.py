@@ -23,13 +23,12 @@ from jax.sharding import Mesh
 import grm_jax
 from grm_jax import checkpoint, files
 from grm_jax.about import LENGTH_BUCKETS, About
-from grm_jax.benchmarks.aggregate import Scales
-from grm_jax.benchmarks.cache import SampleCache, record_digest
-from grm_jax.benchmarks.samples import GREEDY, SampleRow
 from grm_jax.config import JudgeDefaults
 from grm_jax.critique import Template, shuffle
 from grm_jax.data.loader import Example
 from grm_jax.data.preferences import Preference
+from grm_jax.judge.cache import SampleCache, record_digest
+from grm_jax.judge.samples import GREEDY, SampleRow
 from grm_jax.metrics import Progress
 from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig
@@ -48,6 +47,7 @@ from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.scoring import score_examples
+from grm_jax.scoring.aggregate import Scales
 from grm_jax.tokenizer import ChatTokenizer, TokenizerError, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 from grm_jax.training.examples import meta_example

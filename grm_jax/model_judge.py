@@ -13,21 +13,22 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from grm_jax import checkpoint
-from grm_jax.benchmarks.aggregate import Scales
-from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords
-from grm_jax.benchmarks.bias import identical
-from grm_jax.benchmarks.cache import SampleCache, fingerprint
-from grm_jax.benchmarks.long_prompts import fit
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.critique import Template
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
+from grm_jax.judge.cache import SampleCache, fingerprint
+from grm_jax.judge.samples import SampleRow
 from grm_jax.judging import JudgeOptions, load_judge, meta_template, model_info
 from grm_jax.metrics import Progress
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.critic import OrderMode
+from grm_jax.scoring.aggregate import Scales
+from grm_jax.scoring.benchmark import Benchmark
+from grm_jax.scoring.bias import identical
+from grm_jax.scoring.items import BenchmarkRecords
+from grm_jax.scoring.long_prompts import fit
+from grm_jax.scoring.rules import Rules
 from grm_jax.training.examples import meta_example
 from grm_jax.training.run import read_model_config
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: list[str]) -> int:
-    from grm_jax.parallel import topology
+    from grm_jax.planning import topology
 
     topology.prepare()
     from grm_jax import config as configs
@@ -58,9 +58,9 @@ def _main(args: list[str]) -> int:
 
 def plan(recipe, name: str) -> int:
     """Print the plan of each stage of a recipe; 0 if all fit, else 2."""
-    from grm_jax.parallel import topology
     from grm_jax.parallel.devices import find_device
-    from grm_jax.training import planning
+    from grm_jax.planning import programs as planning
+    from grm_jax.planning import topology
 
     is_tpu = name.startswith("v")
     if is_tpu:

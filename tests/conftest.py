@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from grm_jax.data.preferences import Preference
+from grm_jax.judge.samples import SampleRow
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, ParamSpec, build_tree, param_table
 from grm_jax.parallel.mesh import make_mesh
@@ -105,3 +108,43 @@ def cpus() -> list[Any]:
     if len(found) < 4:
         pytest.skip("needs 4 CPU devices")
     return found[:4]
+
+
+# Records and samples made by hand.
+
+
+def make_record(
+    id: str, n: int = 2, *, best: int = 0, domain: str = "", label: float = 1.0, **more
+):
+    """n responses of which `best` is the best; a single one has `label`."""
+    return Preference(
+        id=id,
+        turns=({"role": "user", "content": more.pop("query", f"query {id}")},),
+        responses=tuple(f"response {i}" for i in range(n)),
+        labels=(label,) if n == 1 else tuple(float(i == best) for i in range(n)),
+        domain=domain,
+        **more,
+    )
+
+
+def make_row(id: str, sample: int, scores: Sequence[float] | None, n: int = 2, **more) -> SampleRow:
+    """A sample; without scores it failed with `no_box`."""
+    return SampleRow(
+        example_id=id,
+        sample=sample,
+        order=tuple(range(n if scores is None else len(scores))),
+        scores=None if scores is None else tuple(map(float, scores)),
+        failure="no_box" if scores is None else None,
+        finish_reason=more.pop("finish_reason", "stop"),
+        **more,
+    )
+
+
+@pytest.fixture
+def record():
+    return make_record
+
+
+@pytest.fixture
+def row():
+    return make_row

@@ -17,12 +17,12 @@ import jax
 import pytest
 
 from grm_jax import evaluate
-from grm_jax.benchmarks.aggregate import Scales
-from grm_jax.benchmarks.bias import identical
-from grm_jax.benchmarks.judges import judge_rows
-from grm_jax.benchmarks.results import read_results
-from grm_jax.benchmarks.samples import read_samples, write_samples
 from grm_jax.data.preferences import Preference, write_preferences
+from grm_jax.judge.samples import read_samples, write_samples
+from grm_jax.scoring.aggregate import Scales
+from grm_jax.scoring.bias import identical
+from grm_jax.scoring.judges import judge_rows
+from grm_jax.scoring.results import read_results
 
 
 @pytest.fixture

@@ -13,13 +13,11 @@ import pytest
 
 from grm_jax import checkpoint, judging
 from grm_jax.benchmarks import get_benchmark, synthetic
-from grm_jax.benchmarks.base import BenchmarkRecords
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.data.loader import Example
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.errors import UserError
+from grm_jax.judge.samples import SampleRow
 from grm_jax.judging import JudgeOptions
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
@@ -28,6 +26,8 @@ from grm_jax.sampler import memory
 from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.sampler.engine import Sampler, SamplerStats
 from grm_jax.sampler.scoring import score_examples
+from grm_jax.scoring.items import BenchmarkRecords
+from grm_jax.scoring.rules import Rules
 from grm_jax.tokenizer import load_tokenizer
 
 ONES = np.ones(1, np.float32)
@@ -243,7 +243,7 @@ def test_caches_are_planned_with_the_meta_rm_loaded(model, records, one_device, 
 
 
 def _digest(record) -> str:
-    from grm_jax.benchmarks.cache import record_digest
+    from grm_jax.judge.cache import record_digest
 
     return record_digest(record)
 

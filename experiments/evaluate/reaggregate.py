@@ -19,9 +19,9 @@ from pathlib import Path
 import tyro
 
 from grm_jax.benchmarks import get_benchmark
-from grm_jax.benchmarks.assess import assess
-from grm_jax.benchmarks.results import versions
-from grm_jax.benchmarks.samples import read_samples
+from grm_jax.judge.samples import read_samples
+from grm_jax.scoring.assess import assess
+from grm_jax.scoring.results import versions
 
 HERE = Path(__file__).resolve().parent
 

@@ -19,10 +19,10 @@ import tyro
 from matplotlib.figure import Figure
 
 from grm_jax.benchmarks import synthetic
-from grm_jax.benchmarks.samples import read_samples
-from grm_jax.benchmarks.statistics import mean_interval
 from grm_jax.critique import credit, decided, single_credit, vote
 from grm_jax.data.preferences import Preference
+from grm_jax.judge.samples import read_samples
+from grm_jax.scoring.statistics import mean_interval
 
 HERE = Path(__file__).resolve().parent
 BOUNDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2)

@@ -29,9 +29,9 @@ import tyro
 from host import Worker
 from matplotlib.figure import Figure
 
-from grm_jax.benchmarks.results import versions
 from grm_jax.model.config import ModelConfig
 from grm_jax.sampler.plan import EngineConfig
+from grm_jax.scoring.results import versions
 from grm_jax.training.run import read_model_config
 
 HERE = Path(__file__).resolve().parent

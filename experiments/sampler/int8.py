@@ -19,8 +19,6 @@ import numpy as np
 import tyro
 
 from grm_jax.benchmarks import synthetic
-from grm_jax.benchmarks.results import versions
-from grm_jax.benchmarks.statistics import mean_interval
 from grm_jax.critique import credit, single_credit, vote
 from grm_jax.critique.voting import Scores
 from grm_jax.data.preferences import Preference
@@ -28,6 +26,8 @@ from grm_jax.judging import JudgeOptions, load_judge
 from grm_jax.metrics import Progress, setup_logging
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.engine import Sampler
+from grm_jax.scoring.results import versions
+from grm_jax.scoring.statistics import mean_interval
 from grm_jax.train import setup_devices
 
 HERE = Path(__file__).resolve().parent

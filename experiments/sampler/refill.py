@@ -34,7 +34,6 @@ import tyro
 from bench import git_commit
 from matplotlib.figure import Figure
 
-from grm_jax.benchmarks.results import versions
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
 from grm_jax.parallel.mesh import make_mesh
@@ -43,6 +42,7 @@ from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.schedule import Request
+from grm_jax.scoring.results import versions
 
 HERE = Path(__file__).resolve().parent
 MODEL = ModelConfig(

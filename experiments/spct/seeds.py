@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from grm_jax.benchmarks.results import versions
+from grm_jax.scoring.results import versions
 
 HERE = Path(__file__).resolve().parent
 METHODS = (

@@ -17,12 +17,12 @@ from pathlib import Path
 import tyro
 
 from grm_jax.benchmarks import synthetic
-from grm_jax.benchmarks.aggregate import aggregate
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.statistics import mean_interval
 from grm_jax.config import RLRecipe, load
 from grm_jax.judging import JudgeOptions
 from grm_jax.metrics import setup_logging
+from grm_jax.scoring.aggregate import aggregate
+from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.statistics import mean_interval
 from grm_jax.train import setup_devices
 from grm_jax.training.evaluation import audit_rows, make_judge
 from grm_jax.training.run import Run

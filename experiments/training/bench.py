@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
 import tyro
 from host import Worker
 
-from grm_jax.benchmarks.results import versions
+from grm_jax.scoring.results import versions
 
 HERE = Path(__file__).resolve().parent
 TOKENS = 8 * 512

@@ -23,8 +23,8 @@ from grm_jax.benchmarks import (
     rmbench,
     synthetic,
 )
-from grm_jax.benchmarks.base import Benchmark
 from grm_jax.errors import UserError
+from grm_jax.scoring.benchmark import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark

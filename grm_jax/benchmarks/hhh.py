@@ -16,21 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    missing_note,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Figure, mean_figure
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.critique.prompt import Turn
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError, parse_line
+from grm_jax.scoring.benchmark import Benchmark, Source, missing_note
+from grm_jax.scoring.figures import Figure, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, prompt_key
+from grm_jax.scoring.rules import Form, Rules
 
 PARTS = ("helpful", "honest", "harmless", "other")
 _GRADING = re.compile(

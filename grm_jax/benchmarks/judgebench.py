@@ -16,19 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Figure, mean_figure
-from grm_jax.benchmarks.measures import agreement, both_right, net_vote
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import Figure, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, prompt_key
+from grm_jax.scoring.measures import agreement, both_right, net_vote
+from grm_jax.scoring.rules import Form, Rules
 
 CATEGORIES = {
     "knowledge": "mmlu-pro",

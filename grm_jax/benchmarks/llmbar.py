@@ -15,21 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    missing_note,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Figure, Term, mean_figure
-from grm_jax.benchmarks.measures import agreement, both_right
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.benchmark import Benchmark, Source, missing_note
+from grm_jax.scoring.figures import Figure, Term, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, prompt_key
+from grm_jax.scoring.measures import agreement, both_right
+from grm_jax.scoring.rules import Form, Rules
 
 SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")
 _LABELS = {1: (1.0, 0.0), 2: (0.0, 1.0)}

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from grm_jax.benchmarks.aggregate import Method
-from grm_jax.benchmarks.base import group_by
-from grm_jax.benchmarks.rules import Rules
 from grm_jax.data.preferences import Preference
+from grm_jax.scoring.aggregate import Method
+from grm_jax.scoring.items import group_by
+from grm_jax.scoring.rules import Rules
 
 MODEL_TYPE = "Generative RM"
 

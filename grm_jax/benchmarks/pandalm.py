@@ -16,18 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import FigureLike, Macro, mean_figure
-from grm_jax.benchmarks.measures import Measure, Verdicts, top, unparsed_credit
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import FigureLike, Macro, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, Item, prompt_key
+from grm_jax.scoring.measures import Measure, Verdicts, top, unparsed_credit
+from grm_jax.scoring.rules import Form, Rules
 
 CLASSES = {"tie": (0.0, 0.0), "first": (1.0, 0.0), "second": (0.0, 1.0)}
 _ANNOTATORS = ("annotator1", "annotator2", "annotator3")

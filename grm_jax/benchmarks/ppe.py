@@ -29,17 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    item_of,
-    missing_note,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import (
+from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
+from grm_jax.critique.prompt import Turn
+from grm_jax.data.preferences import Preference
+from grm_jax.data.rows import DataError
+from grm_jax.scoring.benchmark import Benchmark, Source, missing_note
+from grm_jax.scoring.figures import (
     Combined,
     Figure,
     FigureLike,
@@ -47,12 +42,9 @@ from grm_jax.benchmarks.figures import (
     Term,
     mean_figure,
 )
-from grm_jax.benchmarks.measures import Measure, Verdicts, score
-from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
-from grm_jax.critique.prompt import Turn
-from grm_jax.data.preferences import Preference
-from grm_jax.data.rows import DataError
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, item_of, prompt_key
+from grm_jax.scoring.measures import Measure, Verdicts, score
+from grm_jax.scoring.rules import Form, Rules
 
 OFFICIAL = ("MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval")
 SETS = {  # data set -> how its files and folders are told

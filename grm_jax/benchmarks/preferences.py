@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords, Source, group_by, prompt_key
-from grm_jax.benchmarks.figures import Figure, mean_figure
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference, read_preferences
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import Figure, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, group_by, prompt_key
+from grm_jax.scoring.rules import Form, Rules
 
 
 def responses_key(record: Preference) -> str:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from grm_jax.benchmarks.base import BenchmarkRecords, Item, Source
 from grm_jax.critique.prompt import Turn
 from grm_jax.data.rows import SKIPPABLE, SUFFIXES, DataError, check_text, iterate_rows, show
+from grm_jax.scoring.benchmark import Source
+from grm_jax.scoring.items import BenchmarkRecords, Item
 
 Value = TypeVar("Value")
 

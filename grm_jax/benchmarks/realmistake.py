@@ -19,20 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Combined, FigureLike, RocAuc
-from grm_jax.benchmarks.measures import score
 from grm_jax.benchmarks.reading import Fields, collect, files, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError, parse_line
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import Combined, FigureLike, RocAuc
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, prompt_key
+from grm_jax.scoring.measures import score
+from grm_jax.scoring.rules import Form, Rules
 
 TASKS = (
     "math_word_problem_generation",

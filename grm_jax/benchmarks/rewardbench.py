@@ -19,20 +19,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Figure, Term, mean_figure
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.critique.prompt import Turn
 from grm_jax.data.preferences import Preference, parse_row
 from grm_jax.data.rows import DataError, show
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import Figure, Term, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, prompt_key
+from grm_jax.scoring.rules import Form, Rules
 
 # Section -> subset -> nominal count.
 _HEP = ("cpp", "go", "java", "js", "python", "rust")

@@ -23,21 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    missing_note,
-    place_of,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Figure, Term, mean_figure
-from grm_jax.benchmarks.measures import Measure, Verdicts, credit_where
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference
+from grm_jax.scoring.benchmark import Benchmark, Source, missing_note
+from grm_jax.scoring.figures import Figure, Term, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, place_of, prompt_key
+from grm_jax.scoring.measures import Measure, Verdicts, credit_where
+from grm_jax.scoring.rules import Form, Rules
 
 DOMAINS = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
 TIES = "Ties"

@@ -18,22 +18,16 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Figure, Term, mean_figure
-from grm_jax.benchmarks.measures import all_right
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.critique.prompt import Turn
 from grm_jax.data.conversation import read_conversation
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import Figure, Term, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, prompt_key
+from grm_jax.scoring.measures import all_right
+from grm_jax.scoring.rules import Form, Rules
 
 SECTIONS = ("Help-BoN", "Help-Pair", "Harm-BoN", "Harm-Pair")
 _GET = (

@@ -23,21 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.base import (
-    Benchmark,
-    BenchmarkRecords,
-    Item,
-    Source,
-    group_by,
-    place_of,
-    prompt_key,
-)
-from grm_jax.benchmarks.figures import Figure, Term
-from grm_jax.benchmarks.measures import Measure, Verdicts, unparsed_credit
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import Figure, Term
+from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, place_of, prompt_key
+from grm_jax.scoring.measures import Measure, Verdicts, unparsed_credit
+from grm_jax.scoring.rules import Form, Rules
 
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = ("concise", "plain", "markdown")

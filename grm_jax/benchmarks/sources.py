@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal, overload
 
 from grm_jax import files
-from grm_jax.benchmarks.base import Benchmark
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.benchmark import Benchmark
 
 
 @overload

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grm_jax.benchmarks import preferences
-from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords, Source, group_by
-from grm_jax.benchmarks.figures import Figure, mean_figure
 from grm_jax.benchmarks.preferences import responses_key
-from grm_jax.benchmarks.rules import Form, Rules
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.benchmark import Benchmark, Source
+from grm_jax.scoring.figures import Figure, mean_figure
+from grm_jax.scoring.items import BenchmarkRecords, group_by
+from grm_jax.scoring.rules import Form, Rules
 
 FILE = "heldout.jsonl"
 FRESH = "fresh"

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks.statistics import mean_auc_within, roc_auc
 from grm_jax.config import ConfigError, MetaRM
 from grm_jax.critique import is_correct
 from grm_jax.data.loader import Example, example_batches
@@ -31,6 +30,7 @@ from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
 from grm_jax.sampler.scoring import score_examples
+from grm_jax.scoring.statistics import mean_auc_within, roc_auc
 from grm_jax.training.examples import meta_example
 from grm_jax.training.fit import fit
 from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable

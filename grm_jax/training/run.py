@@ -30,12 +30,12 @@ import jax.numpy as jnp
 
 from grm_jax import checkpoint, files, hub
 from grm_jax.about import About
-from grm_jax.benchmarks.cache import fingerprint
 from grm_jax.config import SYNTHETIC, ConfigError, Setup, to_json
 from grm_jax.data.preferences import Preference, Records, read_preferences
 from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.identity import differences
+from grm_jax.judge.cache import fingerprint
 from grm_jax.lock import hold
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from grm_jax.benchmarks.aggregate import aggregate
 from grm_jax.benchmarks.official import write_rewardbench
 from grm_jax.benchmarks.rewardbench import BENCHMARK
+from grm_jax.scoring.aggregate import aggregate
 
 
 def test_rewardbenchs_two_files(tmp_path, record, row):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from grm_jax.benchmarks import BENCHMARKS, get_benchmark, preferences, synthetic
-from grm_jax.benchmarks.base import quotas, stratified
-from grm_jax.benchmarks.figures import Figure, Term
-from grm_jax.benchmarks.rules import PAPER
 from grm_jax.data.preferences import write_preferences
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.figures import Figure, Term
+from grm_jax.scoring.items import quotas, stratified
+from grm_jax.scoring.rules import PAPER
 
 
 def test_registry():

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from grm_jax.benchmarks import get_benchmark
-from grm_jax.benchmarks.rules import Rules
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.rules import Rules
 
 
 def _ppe(number: int) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import pytest
 
 from grm_jax import evaluate
 from grm_jax.benchmarks import get_benchmark
-from grm_jax.benchmarks.assess import assess
-from grm_jax.benchmarks.judges import judge_rows
-from grm_jax.benchmarks.rules import Rules
 from grm_jax.benchmarks.sources import locate
+from grm_jax.scoring.assess import assess
+from grm_jax.scoring.judges import judge_rows
+from grm_jax.scoring.rules import Rules
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no benchmark files at {DATA}")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from grm_jax import evaluate, train
-from grm_jax.benchmarks.results import read_results
 from grm_jax.config import MeshConfig, Setup
 from grm_jax.data.preferences import read_preferences
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
+from grm_jax.scoring.results import read_results
 from grm_jax.training.run import Run
 
 INPUTS = Path(__file__).parent / "inputs"

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from grm_jax import evaluate, train
-from grm_jax.benchmarks.base import BenchmarkRecords
-from grm_jax.benchmarks.long_prompts import fit
-from grm_jax.benchmarks.results import read_results
 from grm_jax.critique import Template
 from grm_jax.data.preferences import read_preferences
 from grm_jax.data.targets import read_targets
 from grm_jax.data.trajectories import Instruction
+from grm_jax.scoring.items import BenchmarkRecords
+from grm_jax.scoring.long_prompts import fit
+from grm_jax.scoring.results import read_results
 from grm_jax.tokenizer.folding import fold
 
 INPUTS = Path(__file__).parent / "inputs"

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from grm_jax.benchmarks import get_benchmark
-from grm_jax.benchmarks.aggregate import aggregate
-from grm_jax.benchmarks.assess import assess
-from grm_jax.benchmarks.judges import judge_rows
-from grm_jax.benchmarks.replay import decided_after
-from grm_jax.benchmarks.report import Grid, summary
-from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.critique import Turn
 from grm_jax.data.preferences import Preference
+from grm_jax.judge.samples import SampleRow
+from grm_jax.scoring.aggregate import aggregate
+from grm_jax.scoring.assess import assess
+from grm_jax.scoring.judges import judge_rows
+from grm_jax.scoring.replay import decided_after
+from grm_jax.scoring.report import Grid, summary
 
 TURNS = (Turn(role="user", content="q"),)
 

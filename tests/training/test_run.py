@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from grm_jax.about import About
-from grm_jax.benchmarks.statistics import roc_auc
 from grm_jax.checkpoint import drop_leftovers, save_model
 from grm_jax.config import (
     SFT,
@@ -33,6 +32,7 @@ from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.model.config import SIZES
+from grm_jax.scoring.statistics import roc_auc
 from grm_jax.stopping import Stopped
 from grm_jax.train import shared_options
 from grm_jax.training import meta_rm, scalar_rm

@@ -20,11 +20,11 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from grm_jax.benchmarks.base import SWAPPED
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow
-from grm_jax.benchmarks.statistics import Interval, mean_interval
 from grm_jax.data.preferences import Preference
+from grm_jax.judge.samples import SampleRow
+from grm_jax.scoring.items import SWAPPED
+from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.statistics import Interval, mean_interval
 
 PROBE = "#identical"
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from grm_jax.benchmarks.aggregate import aggregate
-from grm_jax.benchmarks.judges import judge_rows
+from grm_jax.scoring.aggregate import aggregate
+from grm_jax.scoring.judges import judge_rows
 
 
 def test_longer_by_hand(record):

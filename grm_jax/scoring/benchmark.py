@@ -9,70 +9,26 @@ Dimensions: N records, S verdicts a record, B bootstrap resamples.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import random
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grm_jax.benchmarks.figures import FigureLike
-from grm_jax.benchmarks.rules import PAPER, Form, Rules
-from grm_jax.data.preferences import Preference, Records, require_few_bad
+from grm_jax.data.preferences import Preference, require_few_bad
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from grm_jax.benchmarks.measures import Measure
-
-
-@dataclasses.dataclass(frozen=True)
-class Item(Preference):
-    """One question to the judge.
-
-    Attributes:
-        item: records of one item (the pairs of a list, the games of a pair) belong together: a
-            sample of the benchmark and a resample hold all of them or none. "": one by itself.
-        place: which of the item's records this is.
-    """
-
-    item: str = ""
-    place: str = ""
-
-
-def as_item(record: Preference, item: str = "", place: str = "") -> Item:
-    """The record with its place in a benchmark."""
-    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(Preference)}
-    return Item(**fields, item=item, place=place)
-
-
-def item_of(record: Preference) -> str:
-    """The item that a record belongs to; by itself, its id."""
-    return (record.item if isinstance(record, Item) else "") or record.id
-
-
-SWAPPED = "#swapped"  # ends the id of the second game of a pair
-
-
-def swapped(record: Item) -> Item:
-    """The second game of a pair: its responses in the other order."""
-    return dataclasses.replace(
-        record,
-        id=f"{record.id}{SWAPPED}",
-        responses=record.responses[::-1],
-        labels=record.labels[::-1],
-        item=item_of(record),
-    )
-
-
-def place_of(record: Preference) -> str:
-    return record.place if isinstance(record, Item) else ""
-
-
-class BenchmarkRecords(Records):
-    """Records, what was left out (`skipped`), and what a reader must know (`notes`)."""
+from grm_jax.scoring.figures import FigureLike
+from grm_jax.scoring.items import (
+    BenchmarkRecords,
+    Item,
+    as_item,
+    group_by,
+    item_of,
+    stratified,
+    swapped,
+)
+from grm_jax.scoring.measures import Measure
+from grm_jax.scoring.rules import PAPER, Form, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,90 +204,7 @@ def credit_vector(records: Sequence[Preference], credits: Mapping[str, float]) -
         ) from None
 
 
-def group_by(
-    records: Sequence[Preference], key: Callable[[Preference], str]
-) -> dict[str, np.ndarray]:
-    """Indices of the records by key, keys in order of appearance."""
-    groups: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        groups.setdefault(key(record), []).append(index)
-    return {name: np.asarray(members) for name, members in groups.items()}
-
-
 def missing_note(records: Sequence[Preference], names: Sequence[str]) -> list[str]:
     """A note where not all of these domains are there."""
     missing = [name for name in names if all(record.domain != name for record in records)]
     return [f"no rows of {', '.join(missing)}: not the official figure"] if missing else []
-
-
-def prompt_key(record: Preference) -> str:
-    """A digest of the conversation: the same for records that repeat a prompt."""
-    said = json.dumps([[turn["role"], turn["content"]] for turn in record.turns])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-
-def stratified(
-    records: Sequence[Preference],
-    limit: int,
-    strata: Sequence[Callable[[Preference], str]],
-    seed: int,
-) -> list[Preference]:
-    """`limit` random records, in their order, spread over nested strata in proportion.
-
-    Every coarse stratum gets at least one; a finer one does where the quota around it allows.
-
-    Raises:
-        DataError: limit < 1, or below the number of coarse strata.
-    """
-    if limit < 1:
-        raise DataError("limit", f"{limit}", "give 1 or more, or leave it out for all records")
-    if strata and limit < (needed := len({strata[0](record) for record in records})):
-        raise DataError(
-            "limit",
-            f"{limit} records cannot hold all {needed} sections",
-            f"give {needed} or more, or leave it out for all records",
-        )
-    # By id, not by place: the draw survives a file that was sorted in another way.
-    rng = random.Random(f"{seed} limit")
-    places = sorted(range(len(records)), key=lambda place: records[place].id)
-    return [records[place] for place in sorted(_draw(records, places, limit, strata, rng))]
-
-
-def quotas(sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """`total` shared out in proportion to `sizes`, at most a group's size, rests to the largest.
-
-    Each group gets at least one if there are enough, else the largest groups get one each.
-    """
-    ranked = sorted(sizes, key=lambda name: (-sizes[name], name))
-    share = dict.fromkeys(sizes, 0)
-    for name in ranked[:total]:
-        share[name] = 1
-    everything = sum(sizes.values())
-    for _ in range(min(total, everything) - sum(share.values())):
-        # The group furthest below its proportion; ties go to the larger one.
-        name = max(
-            (name for name in ranked if share[name] < sizes[name]),
-            key=lambda name: total * sizes[name] / everything - share[name],
-        )
-        share[name] += 1
-    return share
-
-
-def _draw(
-    records: Sequence[Preference],
-    places: Sequence[int],
-    count: int,
-    strata: Sequence[Callable[[Preference], str]],
-    rng: random.Random,
-) -> list[int]:
-    if not strata:
-        return rng.sample(places, count)
-    groups: dict[str, list[int]] = {}
-    for place in places:
-        groups.setdefault(strata[0](records[place]), []).append(place)
-    share = quotas({name: len(group) for name, group in groups.items()}, count)
-    return [
-        place
-        for name in sorted(groups)
-        for place in _draw(records, groups[name], share[name], strata[1:], rng)
-    ]

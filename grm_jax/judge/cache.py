@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax import files
-from grm_jax.benchmarks.samples import SampleRow, row_from_json
 from grm_jax.data.preferences import Preference, content_id
 from grm_jax.data.rows import DataError, parse_line, show
 from grm_jax.errors import UserError
 from grm_jax.files import written_whole
+from grm_jax.judge.samples import SampleRow, row_from_json
 
 log = logging.getLogger("grm_jax")
 

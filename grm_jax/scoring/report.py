@@ -13,11 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from grm_jax.benchmarks.plot import plot_accuracy
-from grm_jax.benchmarks.results import Results, write_results
-from grm_jax.benchmarks.statistics import LEAST, TOO_FEW, Difference, Interval
 from grm_jax.critique.parse import one_line
 from grm_jax.errors import UserError
+from grm_jax.scoring.plot import plot_accuracy
+from grm_jax.scoring.results import Results, write_results
+from grm_jax.scoring.statistics import LEAST, TOO_FEW, Difference, Interval
 
 COMPARED = (
     "greedy",

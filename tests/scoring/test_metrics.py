@@ -11,14 +11,14 @@ import pytest
 from scipy import stats
 
 from grm_jax.benchmarks import get_benchmark
-from grm_jax.benchmarks.assess import assess, judge_scores
-from grm_jax.benchmarks.base import Item
-from grm_jax.benchmarks.figures import Macro, RocAuc
 from grm_jax.benchmarks.ppe import best_of
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import GREEDY, SampleRow
-from grm_jax.benchmarks.statistics import roc_auc
 from grm_jax.data.rows import DataError
+from grm_jax.judge.samples import GREEDY, SampleRow
+from grm_jax.scoring.assess import assess, judge_scores
+from grm_jax.scoring.figures import Macro, RocAuc
+from grm_jax.scoring.items import Item
+from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.statistics import roc_auc
 
 LLMBAR = Path(__file__).parents[3] / "shared" / "data" / "llmbar"
 USER = ({"role": "user", "content": "q"},)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from grm_jax.benchmarks.base import group_by, item_of
-from grm_jax.benchmarks.rules import Rules
 from grm_jax.data.preferences import Preference, require_unique_best
+from grm_jax.scoring.items import group_by, item_of
+from grm_jax.scoring.rules import Rules
 
 
 @dataclasses.dataclass(frozen=True)

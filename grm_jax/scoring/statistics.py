@@ -19,8 +19,8 @@ from collections.abc import Hashable, Iterator, Sequence
 import numpy as np
 from scipy import stats
 
-from grm_jax.benchmarks.figures import Resampled
 from grm_jax.errors import UserError
+from grm_jax.scoring.figures import Resampled
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -9,12 +9,13 @@ import json
 import pytest
 from rich.console import Console
 
-from grm_jax.benchmarks import preferences, report
-from grm_jax.benchmarks.aggregate import aggregate
-from grm_jax.benchmarks.assess import assess, compare
-from grm_jax.benchmarks.results import read_results, write_results
-from grm_jax.benchmarks.statistics import Difference, Interval
+from grm_jax.benchmarks import preferences
 from grm_jax.data.rows import DataError
+from grm_jax.scoring import report
+from grm_jax.scoring.aggregate import aggregate
+from grm_jax.scoring.assess import assess, compare
+from grm_jax.scoring.results import read_results, write_results
+from grm_jax.scoring.statistics import Difference, Interval
 
 
 @pytest.fixture

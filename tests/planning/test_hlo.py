@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from grm_jax.parallel.hlo import collective_bytes
 from grm_jax.parallel.mesh import sharding, use_mesh
+from grm_jax.planning.hlo import collective_bytes
 
 PRETEND = """HloModule m
 

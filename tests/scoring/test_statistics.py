@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grm_jax.benchmarks.figures import Figure, Term
-from grm_jax.benchmarks.statistics import (
+from grm_jax.scoring.figures import Figure, Term
+from grm_jax.scoring.statistics import (
     bootstrap,
     mean_auc_within,
     mean_interval,
@@ -62,7 +62,7 @@ def test_same_seed_same_interval():
 
 
 def test_chunks_do_not_change_the_number_of_resamples(monkeypatch):
-    monkeypatch.setattr("grm_jax.benchmarks.statistics._CHUNK", 70)
+    monkeypatch.setattr("grm_jax.scoring.statistics._CHUNK", 70)
     figure = Figure("g", "f", (Term(1.0, np.arange(10)),))
     _, drawn = bootstrap([figure.bind({"credit": np.ones((10, 2))})] * 2, 10)
     assert drawn.shape == (2, 2000)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grm_jax.benchmarks.results import Results
-from grm_jax.benchmarks.statistics import TOO_FEW, Interval
+from grm_jax.scoring.results import Results
+from grm_jax.scoring.statistics import TOO_FEW, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

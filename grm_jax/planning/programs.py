@@ -30,15 +30,15 @@ from grm_jax.model.config import model_config
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params, abstract_params
 from grm_jax.parallel.devices import find_device
-from grm_jax.parallel.hlo import collective_bytes
 from grm_jax.parallel.mesh import data_parallel, decode_mesh, sharding
+from grm_jax.planning import estimate
+from grm_jax.planning.hlo import collective_bytes
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Rollout, Sampler
 from grm_jax.sampler.memory import cache_room, decode_weight_bytes, prefill_bytes
 from grm_jax.sampler.plan import make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Request
-from grm_jax.training import estimate
 from grm_jax.training.losses import Loss
 from grm_jax.training.objectives import (
     completion_objective,

@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from grm_jax.benchmarks.aggregate import aggregate, default_ks, is_uneven, subsets
-from grm_jax.benchmarks.replay import decided_after
-from grm_jax.benchmarks.rules import Rules
 from grm_jax.critique.adaptive import decided
 from grm_jax.critique.voting import credit, vote
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.aggregate import aggregate, default_ks, is_uneven, subsets
+from grm_jax.scoring.replay import decided_after
+from grm_jax.scoring.rules import Rules
 
 
 def credits(found, records, rules=Rules()) -> dict[str, dict[str, float]]:
@@ -128,7 +128,7 @@ def test_failed_samples_are_left_out_and_counted(record, row):
 
 
 def test_rates_tell_greedy_from_sampled_and_name_kinds(record):
-    from grm_jax.benchmarks.samples import SampleRow
+    from grm_jax.judge.samples import SampleRow
 
     rows = [
         SampleRow("a", -1, (0, 1), None, "wrong_count", "stop"),

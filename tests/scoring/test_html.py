@@ -12,10 +12,10 @@ import subprocess
 
 import pytest
 
-from grm_jax.benchmarks import preferences
-from grm_jax.benchmarks.aggregate import aggregate
-from grm_jax.benchmarks.assess import assess
-from grm_jax.benchmarks.html import Evaluated, write_html
+from grm_jax.benchmarks import preferences, realmistake
+from grm_jax.scoring.aggregate import aggregate
+from grm_jax.scoring.assess import assess
+from grm_jax.scoring.html import Evaluated, write_html
 
 EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)>\u2028&lt;'
 
@@ -39,7 +39,7 @@ def evaluated(record, row):
     ]
     results = assess(preferences.BENCHMARK, records, rows, judge=f"judge {EVIL}", resamples=100)
     (method,) = [m for m in aggregate(records, rows).methods if m.name == "vote@4"]
-    return Evaluated(results, records, rows, method)
+    return Evaluated(preferences.BENCHMARK, results, records, rows, method)
 
 
 class Page(html.parser.HTMLParser):
@@ -108,7 +108,7 @@ def test_private_rows_are_not_in_it(tmp_path, evaluated):
     ]
     results = dataclasses.replace(evaluated.results, benchmark="realmistake")
     method = aggregate(records, rows).methods[-1]
-    one = Evaluated(results, records, rows, method)
+    one = Evaluated(realmistake.BENCHMARK, results, records, rows, method)
     text = write_html(tmp_path / "report.html", [one], title="t").read_text()
     assert "SECRET" not in text and "query r1" not in text
     assert "are not published" in text

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
-from grm_jax.benchmarks.base import as_item, swapped
-from grm_jax.benchmarks.bias import bias_table, identical
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow
-from grm_jax.benchmarks.statistics import Interval
 from grm_jax.critique.voting import orders, unshuffle
+from grm_jax.judge.samples import SampleRow
+from grm_jax.scoring.bias import bias_table, identical
+from grm_jax.scoring.items import as_item, swapped
+from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.statistics import Interval
 
 RULES = Rules()
 

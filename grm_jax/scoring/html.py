@@ -18,23 +18,22 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from grm_jax.benchmarks import get_benchmark
-from grm_jax.benchmarks.aggregate import Method
-from grm_jax.benchmarks.base import Benchmark
-from grm_jax.benchmarks.plot import accuracy_canvas, svg
-from grm_jax.benchmarks.report import (
+from grm_jax.data.preferences import Preference
+from grm_jax.files import written_whole
+from grm_jax.judge.samples import SampleRow
+from grm_jax.scoring.aggregate import Method
+from grm_jax.scoring.benchmark import Benchmark
+from grm_jax.scoring.plot import accuracy_canvas, svg
+from grm_jax.scoring.report import (
     against_grid,
     bias_grid,
     group_grids,
     methods_grid,
     summary,
 )
-from grm_jax.benchmarks.results import Results
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow
-from grm_jax.benchmarks.statistics import TOO_FEW
-from grm_jax.data.preferences import Preference
-from grm_jax.files import written_whole
+from grm_jax.scoring.results import Results
+from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.statistics import TOO_FEW
 
 ROOM = 40_000_000  # characters of records and critiques in one file
 _SAMPLE = 150  # characters that a sample takes without its text
@@ -45,6 +44,7 @@ _RANK = {"wrong": 0, "unjudged": 1, "tie": 2, "rated": 3, "right": 4}
 class Evaluated:
     """What the report shows of one benchmark; method: whose verdicts are right or wrong."""
 
+    benchmark: Benchmark
     results: Results
     records: Sequence[Preference]
     rows: Sequence[SampleRow]
@@ -60,7 +60,7 @@ def write_html(
         room: for records and critiques, shared out evenly between the benchmarks. Wrong verdicts
             come first; the page says how many records it holds.
     """
-    folder = resources.files("grm_jax.benchmarks") / "html_report"
+    folder = resources.files("grm_jax.scoring") / "html_report"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((folder / "report.html").read_text(encoding="utf-8"))
     share = room // max(len(evaluated), 1)
@@ -72,7 +72,7 @@ def write_html(
     text = template.render(
         title=f"grm_jax: {title}",
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
-        benches=[_bench(one.results) for one in evaluated],
+        benches=[_bench(one.results, one.benchmark.about) for one in evaluated],
         data=Markup(_embedded(data)),
         script=Markup((folder / "report.js").read_text(encoding="utf-8")),
     )
@@ -83,7 +83,7 @@ def write_html(
 
 
 def _private(one: Evaluated) -> bool:
-    return get_benchmark(one.results.benchmark).private
+    return one.benchmark.private
 
 
 def _embedded(data: Any) -> str:
@@ -94,7 +94,7 @@ def _embedded(data: Any) -> str:
     return text.translate(str.maketrans(escapes))
 
 
-def _bench(results: Results) -> dict[str, Any]:
+def _bench(results: Results, about: str) -> dict[str, Any]:
     grids = [("Figures", methods_grid(results), False)]
     grids += [(grid.title, grid, False) for grid in group_grids(results)]
     grids += [("Bias", bias_grid(results), True)] if results.bias else []
@@ -116,7 +116,7 @@ def _bench(results: Results) -> dict[str, Any]:
     drawn = any(method.kind == "vote" for method in results.methods)
     return {
         "name": results.benchmark,
-        "about": get_benchmark(results.benchmark).about,
+        "about": about,
         "records": f"{results.records:,}",
         "headline": results.headline[1],
         "untrained": results.model.get("trained") is False,
@@ -138,7 +138,7 @@ def _inline(text: str) -> str:
 def _records(one: Evaluated, room: int) -> list[dict[str, Any]]:
     """What the browser shows, as far as there is room: wrong verdicts first."""
     rules = Rules(**one.results.settings["rules"])
-    benchmark = get_benchmark(one.results.benchmark)
+    benchmark = one.benchmark
     by_id: dict[str, list[SampleRow]] = {record.id: [] for record in one.records}
     for row in one.rows:
         by_id[row.example_id].append(row)

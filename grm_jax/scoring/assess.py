@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from grm_jax.benchmarks import statistics
-from grm_jax.benchmarks.aggregate import (
+from grm_jax.critique.adaptive import BOUND
+from grm_jax.data.preferences import Preference, Records
+from grm_jax.data.rows import DataError
+from grm_jax.judge.samples import SampleRow
+from grm_jax.scoring import statistics
+from grm_jax.scoring.aggregate import (
     Aggregate,
     Method,
     Scales,
@@ -17,24 +21,21 @@ from grm_jax.benchmarks.aggregate import (
     is_uneven,
     reported,
 )
-from grm_jax.benchmarks.base import Benchmark, BenchmarkRecords, credit_vector
-from grm_jax.benchmarks.bias import bias_table
-from grm_jax.benchmarks.figures import Figure, FigureLike, Resampled
-from grm_jax.benchmarks.judges import JUDGES
-from grm_jax.benchmarks.measures import Verdicts, credit, credit_where
-from grm_jax.benchmarks.results import (
+from grm_jax.scoring.benchmark import Benchmark, credit_vector
+from grm_jax.scoring.bias import bias_table
+from grm_jax.scoring.figures import Figure, FigureLike, Resampled
+from grm_jax.scoring.items import BenchmarkRecords
+from grm_jax.scoring.judges import JUDGES
+from grm_jax.scoring.measures import Verdicts, credit, credit_where
+from grm_jax.scoring.results import (
     Against,
     Comparison,
     MethodResult,
     Results,
     versions,
 )
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow
-from grm_jax.benchmarks.statistics import Difference, Interval
-from grm_jax.critique.adaptive import BOUND
-from grm_jax.data.preferences import Preference, Records
-from grm_jax.data.rows import DataError
+from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.statistics import Difference, Interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from grm_jax.benchmarks.base import BenchmarkRecords, item_of
 from grm_jax.data.long_prompts import LongPrompts, is_decidable, shorten
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.items import BenchmarkRecords, item_of
 
 
 def fit(

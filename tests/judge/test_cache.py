@@ -8,10 +8,10 @@ import os
 
 import pytest
 
-from grm_jax.benchmarks.base import BenchmarkRecords, as_item
-from grm_jax.benchmarks.cache import SampleCache, fingerprint, record_digest
-from grm_jax.benchmarks.long_prompts import fit
 from grm_jax.data.rows import DataError
+from grm_jax.judge.cache import SampleCache, fingerprint, record_digest
+from grm_jax.scoring.items import BenchmarkRecords, as_item
+from grm_jax.scoring.long_prompts import fit
 
 
 def test_samples_come_back(tmp_path, record, row):

@@ -12,11 +12,11 @@ from typing import Any
 
 import grm_jax
 from grm_jax import files
-from grm_jax.benchmarks.aggregate import Rates
-from grm_jax.benchmarks.bias import Finding
-from grm_jax.benchmarks.statistics import Difference, Interval
 from grm_jax.data.rows import DataError
 from grm_jax.files import written_whole
+from grm_jax.scoring.aggregate import Rates
+from grm_jax.scoring.bias import Finding
+from grm_jax.scoring.statistics import Difference, Interval
 
 Figures = Mapping[str, Mapping[str, Interval]]  # group -> name -> figure
 

@@ -26,14 +26,14 @@ from typing import Literal
 
 import numpy as np
 
-from grm_jax.benchmarks.measures import Verdicts, Votes, credit
-from grm_jax.benchmarks.replay import decided_after
-from grm_jax.benchmarks.rules import Rules
-from grm_jax.benchmarks.samples import SampleRow
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.parse import commonest_boxes
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
+from grm_jax.judge.samples import SampleRow
+from grm_jax.scoring.measures import Verdicts, Votes, credit
+from grm_jax.scoring.replay import decided_after
+from grm_jax.scoring.rules import Rules
 
 Kind = Literal["greedy", "sample", "vote", "meta", "adaptive"]
 _Grouped = dict[str, list[SampleRow]]  # rows by record id

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from grm_jax.benchmarks.samples import SampleRow, read_samples, write_samples
 from grm_jax.data.rows import DataError
+from grm_jax.judge.samples import SampleRow, read_samples, write_samples
 
 GOOD = {
     "example_id": "a",
