@@ -4,10 +4,14 @@
 (`--base DIR`) and preferences of yours (`--preferences FILE`).
 """
 
-from grm_jax.config import JudgeDefaults, MeshConfig, Setup
-from grm_jax.sampler.critic import TemplateConfig
-from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.recipes import (
+    EngineConfig,
+    JudgeDefaults,
+    MeshConfig,
+    SamplingConfig,
+    Setup,
+    TemplateConfig,
+)
 
 TINY = Setup(
     run_dir="runs/tiny",

@@ -2,8 +2,7 @@
 
 from _shared import sampling, setup
 
-from grm_jax.config import Fitting, MetaRM, MetaRMRecipe
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.recipes import Fitting, MetaRM, MetaRMRecipe, OptimizerConfig
 
 # From the supervised weights, which still see every check; RL has narrowed its own.
 TINY = MetaRM(

@@ -2,8 +2,7 @@
 
 from _shared import sampling, setup
 
-from grm_jax.config import RFT, Fitting, RFTRecipe
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.recipes import RFT, Fitting, OptimizerConfig, RFTRecipe
 
 TINY = RFT(
     records=1500,

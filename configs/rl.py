@@ -2,8 +2,7 @@
 
 from _shared import sampling, setup
 
-from grm_jax.config import RL, RLRecipe
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.recipes import RL, OptimizerConfig, RLRecipe
 
 # tie="expected": with the paper's rule this small policy learns false alarms that break ties.
 TINY = RL(

@@ -2,8 +2,7 @@
 
 from _shared import setup
 
-from grm_jax.config import Fitting, ScalarRM, ScalarRMRecipe
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.recipes import Fitting, OptimizerConfig, ScalarRM, ScalarRMRecipe
 
 TINY = ScalarRM(
     start="sft",

@@ -2,8 +2,7 @@
 
 from _shared import setup
 
-from grm_jax.config import SFT, Fitting, SFTRecipe
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.recipes import SFT, Fitting, OptimizerConfig, SFTRecipe
 
 # From random weights in minutes: Muon learns the checks about 1.5 times faster than AdamW.
 TINY = SFT(

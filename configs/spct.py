@@ -7,7 +7,7 @@ import scalar_rm
 import sft
 from _shared import setup
 
-from grm_jax.config import SPCTRecipe
+from grm_jax.recipes import SPCTRecipe
 
 
 def get_config(size: str) -> SPCTRecipe:

@@ -22,8 +22,7 @@ from jax.sharding import Mesh
 
 import grm_jax
 from grm_jax import checkpoint, files
-from grm_jax.about import LENGTH_BUCKETS, About
-from grm_jax.config import JudgeDefaults
+from grm_jax.about import LENGTH_BUCKETS, About, JudgeDefaults
 from grm_jax.critique import Template, shuffle
 from grm_jax.data.loader import Example
 from grm_jax.data.preferences import Preference

@@ -26,22 +26,22 @@ def _main(args: list[str]) -> int:
     from grm_jax.planning import topology
 
     topology.prepare()
-    from grm_jax import config as configs
+    from grm_jax import recipes
     from grm_jax.train import split_option, wants_help
 
     if wants_help(args, "--config", "--topology"):
-        print(f"{__doc__}\nRecipes: {configs.names()}")
+        print(f"{__doc__}\nRecipes: {recipes.names()}")
         return 0
     try:
         spec, args = split_option(args, "--config")
         name, args = split_option(args, "--topology")
         if spec is None or name is None:
-            raise configs.ConfigError(
+            raise recipes.ConfigError(
                 "give --config NAME.py:SIZE and --topology, as in --config rl.py:27b --topology "
                 "v5e:8x8 (or h100:8)"
             )
-        recipe = configs.load(spec)
-    except configs.ConfigError as error:
+        recipe = recipes.load(spec)
+    except recipes.ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     import tyro

@@ -47,13 +47,13 @@ def _stopped(what: str, terminated: bool, args: Sequence[str]) -> int:
 def _main(args: list[str]) -> int:
     import tyro
 
-    from grm_jax import config as configs
+    from grm_jax import recipes
 
     if wants_help(args, "--config"):
-        print(f"{__doc__}\nRecipes: {configs.names()}")
+        print(f"{__doc__}\nRecipes: {recipes.names()}")
         return 0
     spec, rest = split_config(args)
-    recipe = configs.load(spec)
+    recipe = recipes.load(spec)
     prog = f"python -m grm_jax.train --config {spec}"
     recipe = tyro.cli(type(recipe), default=recipe, args=rest, prog=prog)
     options.check(recipe)
@@ -84,7 +84,8 @@ def wants_help(args: list[str], *needed: str) -> bool:
 
 def split_config(args: list[str]) -> tuple[str, list[str]]:
     """Take `--config NAME` out of the arguments. Raises ConfigError when it is not there."""
-    from grm_jax.config import ConfigError, names
+    from grm_jax.recipes import names
+    from grm_jax.training.setup import ConfigError
 
     spec, rest = split_option(args, "--config")
     if spec is None:
@@ -109,7 +110,7 @@ def run(recipe, given: tuple[str, Sequence[str]] | None = None) -> int:
     """Set JAX up and dispatch to the recipe's stage; `given`: see `training.run.Run`."""
     import jax
 
-    from grm_jax import config as configs
+    from grm_jax import recipes
 
     setup_devices(recipe.setup.mesh.cpu_devices)
     from grm_jax.parallel import multihost
@@ -130,17 +131,17 @@ def run(recipe, given: tuple[str, Sequence[str]] | None = None) -> int:
     log.info("devices          %d x %s", jax.device_count(), device.device_kind)
     here = Run(recipe.setup, given=given)
     match recipe:
-        case configs.SPCTRecipe():
+        case recipes.SPCTRecipe():
             spct.run_spct(here, recipe)
-        case configs.SFTRecipe():
+        case recipes.SFTRecipe():
             sft.run_sft(here, recipe.sft)
-        case configs.RFTRecipe():
+        case recipes.RFTRecipe():
             rft.run_rft(here, recipe.rft, recipe.init)
-        case configs.RLRecipe():
+        case recipes.RLRecipe():
             rl.run_rl(here, recipe.rl, recipe.init)
-        case configs.MetaRMRecipe():
+        case recipes.MetaRMRecipe():
             meta_rm.run_meta_rm(here, recipe.meta_rm, recipe.init)
-        case configs.ScalarRMRecipe():
+        case recipes.ScalarRMRecipe():
             scalar_rm.run_scalar_rm(here, recipe.scalar_rm, recipe.init)
     return 0
 

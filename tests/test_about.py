@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from grm_jax.about import About
+from grm_jax.about import About, JudgeDefaults
 from grm_jax.checkpoint import ABOUT_FILE
-from grm_jax.config import JudgeDefaults
 from grm_jax.critique import Template
 from grm_jax.errors import UserError
 from grm_jax.sampler.critic import TemplateConfig, Templates

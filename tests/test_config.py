@@ -8,21 +8,22 @@ import json
 import pytest
 import tyro
 
-from grm_jax import config as configs
-from grm_jax.config import ConfigError, load, to_json
+from grm_jax import recipes
 from grm_jax.identity import differences
 from grm_jax.model.config import SIZES, model_config
+from grm_jax.recipes import load
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.train import main, split_config
 from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.setup import ConfigError, to_json
 
 RECIPES = {
-    "sft.py": configs.SFTRecipe,
-    "rft.py": configs.RFTRecipe,
-    "rl.py": configs.RLRecipe,
-    "meta_rm.py": configs.MetaRMRecipe,
-    "scalar_rm.py": configs.ScalarRMRecipe,
-    "spct.py": configs.SPCTRecipe,
+    "sft.py": recipes.SFTRecipe,
+    "rft.py": recipes.RFTRecipe,
+    "rl.py": recipes.RLRecipe,
+    "meta_rm.py": recipes.MetaRMRecipe,
+    "scalar_rm.py": recipes.ScalarRMRecipe,
+    "spct.py": recipes.SPCTRecipe,
 }
 
 
@@ -32,7 +33,7 @@ def parse(spec: str, *args: str):
 
 
 def test_there_is_a_recipe_for_every_file():
-    assert {p.name for p in configs.CONFIG_DIR.glob("[!_]*.py")} == set(RECIPES)
+    assert {p.name for p in recipes.CONFIG_DIR.glob("[!_]*.py")} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -42,7 +43,7 @@ def test_every_recipe_loads_in_every_size(name, size):
     assert type(recipe) is RECIPES[name]
     setup = recipe.setup
     assert setup.size == (size[1:] or "tiny")
-    assert (setup.preferences == configs.SYNTHETIC) == (setup.size == "tiny")
+    assert (setup.preferences == recipes.SYNTHETIC) == (setup.size == "tiny")
     # Prompt and critique fit the training rows and the model's positions.
     stages = [getattr(recipe, f.name) for f in dataclasses.fields(recipe)]
     for stage in stages:
@@ -69,7 +70,7 @@ def test_batches_divide_over_devices(name, size):
     for field in dataclasses.fields(recipe):
         stage = getattr(recipe, field.name)
         rows = getattr(getattr(stage, "fitting", None), "batch_size", None)
-        if isinstance(stage, configs.RL):
+        if isinstance(stage, recipes.RL):
             rows = stage.train_groups or stage.prompts
         if rows is not None:
             assert rows % (2 if size == "tiny" else 32) == 0
@@ -93,7 +94,7 @@ def test_the_road_uses_the_stages_own_recipes():
 def test_a_recipe_of_ones_own(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from grm_jax.config import RL, RLRecipe\n"
+        "from grm_jax.recipes import RL, RLRecipe\n"
         "def get_config(size):\n"
         "    return RLRecipe(rl=RL(steps={'tiny': 3, '9b': 5}[size]))\n"
     )

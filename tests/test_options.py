@@ -122,7 +122,8 @@ def test_a_backend_that_is_not_here_is_named(monkeypatch):
 
 def test_paths_of_the_home_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    from grm_jax.config import MeshConfig, Setup
+    from grm_jax.parallel.options import MeshConfig
     from grm_jax.training.run import Run
+    from grm_jax.training.setup import Setup
 
     assert Run(Setup(run_dir="~/r", mesh=MeshConfig(1, -1, 1))).directory == tmp_path / "r"

@@ -17,9 +17,9 @@ from pathlib import Path
 import tyro
 
 from grm_jax.benchmarks import synthetic
-from grm_jax.config import RLRecipe, load
 from grm_jax.judging import JudgeOptions
 from grm_jax.metrics import setup_logging
+from grm_jax.recipes import RLRecipe, load
 from grm_jax.scoring.aggregate import aggregate
 from grm_jax.scoring.rules import Rules
 from grm_jax.scoring.statistics import mean_interval

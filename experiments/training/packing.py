@@ -17,13 +17,13 @@ from pathlib import Path
 import jax
 import tyro
 
-from grm_jax import config as configs
+from grm_jax import recipes
 from grm_jax.data.loader import example_batches
 from grm_jax.data.trajectories import read_trajectories
 from grm_jax.training.examples import trajectory_example
-from grm_jax.training.objectives import completion_objective
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.run import Run
+from grm_jax.training.sft import completion_objective
 from grm_jax.training.step import init_state, make_train_step
 
 HERE = Path(__file__).resolve().parent
@@ -38,9 +38,9 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    recipe = configs.load("sft.py")
-    assert isinstance(recipe, configs.SFTRecipe)
-    mesh = configs.MeshConfig(replica=1, fsdp=1, cpu_devices=1)
+    recipe = recipes.load("sft.py")
+    assert isinstance(recipe, recipes.SFTRecipe)
+    mesh = recipes.MeshConfig(replica=1, fsdp=1, cpu_devices=1)
     setup = dataclasses.replace(recipe.setup, run_dir=str(args.run_dir), mesh=mesh)
     run, fitting = Run(setup), recipe.sft.fitting
     rows = read_trajectories(run.world / "cold_start.jsonl")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from grm_jax import config as configs
+from grm_jax import recipes
 from grm_jax.data.loader import Example, collate, collate_groups, round_up
 from grm_jax.data.packing import collate_packed
 from grm_jax.errors import UserError
@@ -40,15 +40,12 @@ from grm_jax.sampler.plan import make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Request
 from grm_jax.training.losses import Loss
-from grm_jax.training.objectives import (
-    completion_objective,
-    critique_objective,
-    policy_objective,
-    preference_objective,
-)
+from grm_jax.training.meta_rm import critique_objective
 from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.rl import policy_objective
 from grm_jax.training.run import Run
-from grm_jax.training.scalar_rm import collate_pairs
+from grm_jax.training.scalar_rm import collate_pairs, preference_objective
+from grm_jax.training.sft import completion_objective
 from grm_jax.training.step import (
     Batch,
     TrainStep,
@@ -103,7 +100,7 @@ class PlannedRun(Run):
       kind: what JAX calls the devices that are planned for.
     """
 
-    def __init__(self, setup: configs.Setup, devices: Sequence[Any], kind: str, *, compiles: bool):
+    def __init__(self, setup: recipes.Setup, devices: Sequence[Any], kind: str, *, compiles: bool):
         super().__init__(setup, devices)
         self.kind, self.compiles = kind, compiles
 
@@ -159,11 +156,11 @@ def device_bytes(tree: Any) -> float:
 
 
 def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
-    """The phases of a recipe's stage: `configs.RL`, or one with a `fitting`.
+    """The phases of a recipe's stage: `recipes.RL`, or one with a `fitting`.
 
     Raises OutOfMemory when a program does not fit by itself.
     """
-    if isinstance(stage, configs.RL):
+    if isinstance(stage, recipes.RL):
         return _plan_rl(run, stage)
     phases = [_plan_fit(run, stage)]
     sampling = getattr(stage, "sampling", None)
@@ -175,7 +172,7 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
     return phases
 
 
-def _plan_rl(run: PlannedRun, stage: configs.RL) -> list[Phase]:
+def _plan_rl(run: PlannedRun, stage: recipes.RL) -> list[Phase]:
     trainable = Trainable(run, "base")
     state, optimizer = _abstract_state(run, stage.optimizer, stage.steps, trainable)
     frozen = _frozen(run, trainable)
@@ -207,8 +204,8 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
     if fitting.pack:  # of all examples in a row together
         learned = length // 2
     example = Example((1,) * (length - learned), (1,) * learned)
-    scalar = isinstance(stage, configs.MetaRM | configs.ScalarRM)
-    if isinstance(stage, configs.ScalarRM):
+    scalar = isinstance(stage, recipes.MetaRM | recipes.ScalarRM)
+    if isinstance(stage, recipes.ScalarRM):
         objective = preference_objective(run)
         batch = collate_pairs([(example, example)] * rows, length)
     else:

@@ -15,7 +15,6 @@ from typing import Any
 
 from grm_jax import files
 from grm_jax.benchmarks import synthetic
-from grm_jax.config import SPCTRecipe
 from grm_jax.critique import shuffle
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
@@ -25,6 +24,7 @@ from grm_jax.judging import Judge, JudgeOptions, Scorer
 from grm_jax.lock import hold
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first
+from grm_jax.sampler.critic import OrderMode
 from grm_jax.scoring import report
 from grm_jax.scoring.aggregate import Scales, aggregate
 from grm_jax.scoring.assess import assess, compare
@@ -42,7 +42,19 @@ COLUMNS = (
 ROWS = {"sft": "SFT", "rft": "RFT", "rl": "RL"}
 
 
-def evaluate_road(run: Run, recipe: SPCTRecipe) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What the whole road on the embedded world is judged by at its end."""
+
+    k: int = 32
+    """Samples a record."""
+    records: int | None = None
+    """Held-out records of the training distribution; None: all."""
+    order: OrderMode = "balanced"
+    """How the k samples see the responses."""
+
+
+def evaluate_road(run: Run, asked: Evaluation, batch_size: int) -> dict[str, Any]:
     """Table, figures and plot in `evaluation/`.
 
     Samples are kept in `evaluation/cache` as they end, by weights, prompts, settings and seed: what
@@ -54,11 +66,9 @@ def evaluate_road(run: Run, recipe: SPCTRecipe) -> dict[str, Any]:
         directory.mkdir(parents=True, exist_ok=True)
     barrier("evaluation: begun")
     heldout = synthetic.BENCHMARK.load(run.world)
-    fresh = [r for r in heldout if r.domain == synthetic.FRESH][: recipe.evaluation.records]
+    fresh = [r for r in heldout if r.domain == synthetic.FRESH][: asked.records]
     shifted = [r for r in heldout if r.domain != synthetic.FRESH]
-    options = JudgeOptions(
-        k=recipe.evaluation.k, order=recipe.evaluation.order, seed=run.setup.seed
-    )
+    options = JudgeOptions(k=asked.k, order=asked.order, seed=run.setup.seed)
     rows: dict[str, list[SampleRow]] = {}
     for stage in ROWS:
         # The meta RM was trained to guide the RL model; its votes alone are guided.
@@ -66,7 +76,7 @@ def evaluate_road(run: Run, recipe: SPCTRecipe) -> dict[str, Any]:
         rows[stage] = sample(run, judge, stage, fresh, options, directory / f"{stage}.jsonl")
     plain = make_judge(run, "rl", guided=False)
     on_shifted = sample(run, plain, "rl", shifted, options, directory / "rl_shifted.jsonl")
-    scalar = scalar_rows(run, fresh, recipe.scalar_rm.fitting.batch_size)
+    scalar = scalar_rows(run, fresh, batch_size)
     return summarise(run, rows, scalar, on_shifted, fresh, shifted, directory)
 
 

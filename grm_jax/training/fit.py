@@ -9,12 +9,12 @@ import grain
 import jax
 import numpy as np
 
-from grm_jax.config import Fitting
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss
 from grm_jax.training.run import Stage
+from grm_jax.training.setup import Fitting
 from grm_jax.training.step import HostBatch, LossFn, make_train_step, micro_batches
 from grm_jax.training.trainable import Trainable
 

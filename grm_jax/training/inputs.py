@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from grm_jax.config import Fitting
 from grm_jax.data.loader import Example
 from grm_jax.data.long_prompts import is_decidable, shorten
 from grm_jax.data.preferences import Preference
@@ -22,6 +21,7 @@ from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError
 from grm_jax.training.lengths import Reading, Tokens
 from grm_jax.training.run import Run
+from grm_jax.training.setup import Fitting
 
 log = logging.getLogger("grm_jax")
 

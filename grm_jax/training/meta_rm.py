@@ -10,16 +10,17 @@ same responses, which is what guided voting needs?
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from grm_jax.config import ConfigError, MetaRM
 from grm_jax.critique import is_correct
 from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.preferences import Preference
@@ -29,17 +30,42 @@ from grm_jax.files import written_whole
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.scoring import score_examples
 from grm_jax.scoring.statistics import mean_auc_within, roc_auc
-from grm_jax.training.examples import meta_example
+from grm_jax.training.examples import critique_scores, meta_example
 from grm_jax.training.fit import fit
 from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
-from grm_jax.training.objectives import critique_objective
+from grm_jax.training.losses import Loss, bce_loss
+from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
+from grm_jax.training.setup import ConfigError, Fitting
+from grm_jax.training.step import LossFn
 
 log = logging.getLogger("grm_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaRM:
+    """The scalar head that judges critiques (BCE; section 4)."""
+
+    start: Literal["base", "sft", "rft", "rl"] = "base"
+    """Weights it starts from; the paper: the base model."""
+    rft_trajectories: bool = True
+    """Learn from all non-hinted RFT trajectories, right and wrong."""
+    records: int | None = None
+    """Preferences on which the trained GRM is sampled for it; None: all."""
+    samples: int = 3
+    """Trajectories of the trained GRM a record."""
+    rollouts: bool = False
+    """Also learn from the rollouts of the RL stage (their labels are free)."""
+    holdout: float = 0.05
+    """Share of records kept for accuracy and ROC-AUC."""
+    sampling: SamplingConfig = SamplingConfig()
+    fitting: Fitting = Fitting(batch_size=512, optimizer=OptimizerConfig(learning_rate=1e-5))
+
 
 CHUNK = 256  # records sampled between two writes to disk
 
@@ -216,3 +242,14 @@ def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> 
         "auc_within_item": mean_auc_within(scores, labels, [row.id for row, _ in rows]),
         "critiques": float(len(rows)),
     }
+
+
+def critique_objective(run: Run) -> LossFn:
+    """Binary cross-entropy of whether critiques are correct."""
+    model, setup = run.model, run.setup
+
+    def loss_fn(params, frozen, batch) -> Loss:
+        del frozen
+        return bce_loss(*critique_scores(params, model, batch, remat=setup.remat))
+
+    return loss_fn

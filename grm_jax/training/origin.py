@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_jax.config import Setup, to_json
 from grm_jax.identity import differences, hows, within
+from grm_jax.training.setup import Setup, to_json
 
 # Named by content, so not compared as paths.
 PATHS = frozenset(

@@ -10,24 +10,44 @@ learns from the non-hinted ones, right and wrong.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from grm_jax.config import RFT
 from grm_jax.critique import is_correct, keep_hinted, keep_rft, shuffle
 from grm_jax.critique.parse import commonest_boxes, one_line
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
+from grm_jax.identity import how
 from grm_jax.sampler.critic import Critique
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.examples import trajectory_example
 from grm_jax.training.inputs import learnt, sampled, usable
+from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
+from grm_jax.training.setup import Fitting
 from grm_jax.training.sft import train_on
 
 log = logging.getLogger("grm_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class RFT:
+    """Rejective fine-tuning (section 3.2): sample, reject, train on what is kept."""
+
+    records: int | None = None
+    """Preferences sampled; None: all."""
+    samples: int = 3
+    """N_RFT: non-hinted trajectories a record."""
+    hinted: bool = True
+    """Sample one more trajectory with the best response given away."""
+    sampling: SamplingConfig = SamplingConfig()
+    chunk: int = how(512)
+    """Records sampled between two writes to disk."""
+    fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
 
 def run_rft(run: Run, config: RFT, init: str | None = None) -> None:

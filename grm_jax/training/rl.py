@@ -16,35 +16,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.config import RL, ConfigError
 from grm_jax.critique import is_correct, rule_reward
 from grm_jax.data.loader import batches, collate_groups, group_by_length, round_up
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
+from grm_jax.identity import how
 from grm_jax.metrics import StepLog
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
 from grm_jax.sampler.critic import Critique
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.examples import group_logprobs
 from grm_jax.training.inputs import sampled, usable
 from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
-from grm_jax.training.losses import group_advantages
-from grm_jax.training.objectives import by_length, policy_objective
+from grm_jax.training.losses import Loss, group_advantages, grpo_loss
+from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
+from grm_jax.training.setup import ConfigError
 from grm_jax.training.step import (
     Batch,
     HostBatch,
+    LossFn,
     make_train_step,
     micro_batches,
     param_shardings,
@@ -52,6 +56,39 @@ from grm_jax.training.step import (
 from grm_jax.training.trainable import Trainable
 
 log = logging.getLogger("grm_jax")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class RL:
+    """Rule-based online RL: GRPO with a KL penalty (section 3.2, Eq. 11 and 15)."""
+
+    steps: int = 900
+    prompts: int = 128
+    """Records a step; times `group` gives the rollouts (the paper's 512, if it counts rollouts)."""
+    group: int = 4
+    """G: rollouts a prompt."""
+    kl_coef: float = 0.08
+    """beta, the weight of the KL to the frozen reference."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    """epsilon below and above 1 (not given in the paper)."""
+    tie: Literal["paper", "expected"] = "paper"
+    """Reward of a tie for the top score: wrong, or its expectation under the shuffle."""
+    aggregation: Literal["sequence", "token"] = "sequence"
+    """Mean over tokens within a rollout first (the paper), or over all tokens of the batch."""
+    train_groups: int | None = None
+    """Update on at most so many groups a step, and only on those with signal (dynamic sampling);
+    None: on all groups, of which those without signal still feel the KL term, as in the paper."""
+    device_batch: int = how(1)
+    """Groups that a device computes at a time, its others after them; 0: all. Parts without any
+    rollout are skipped, and those whose rollouts are all short cut to half of the length."""
+    offload_reference: bool = how(False)
+    """Keep the reference policy in host memory while it is not needed."""
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=4e-7)
+    save_rollouts: bool = how(True)
+    """Write every rollout's text and reward to rollouts.jsonl (the meta RM can learn from them)."""
 
 
 def run_rl(run: Run, config: RL, init: str | None = None) -> None:
@@ -315,3 +352,101 @@ def _rows(
             row = {k: v for k, v in dataclasses.asdict(trajectory).items() if v is not None}
             rows.append({"step": step, "reward": float(value), **row})
     return rows
+
+
+def policy_objective(
+    run: Run, config: RL, assemble: Callable[[Params, Any], Params] = lambda params, _: params
+) -> LossFn:
+    """GRPO's loss of a `rollout_batch` with the reference's log-probabilities.
+
+    The rollouts of a group share their prompt, which is computed once for all of them. Gradients
+    are taken within the branches of `by_length`: through them, every branch's activations would be
+    kept, whichever was taken.
+
+    Args:
+      assemble: (trained, frozen) -> the model's parameters.
+    """
+    model, setup = run.model, run.setup
+
+    def compute(params, frozen, batch) -> Loss:
+        params = assemble(params, frozen)
+        logprobs, entropy = group_logprobs(
+            params,
+            model,
+            batch,
+            temperature=config.sampling.temperature,
+            remat=setup.remat,
+            chunk=setup.logprob_chunk,
+            with_entropy=True,
+        )
+        assert entropy is not None
+        # Groups of rollouts as rows of them.
+        logprobs, entropy, reference, old, mask = (
+            x.reshape(-1, x.shape[-1])
+            for x in (logprobs, entropy, batch["reference"], batch["old"], batch["mask"])
+        )
+        if not config.kl_coef:
+            reference = jax.lax.stop_gradient(logprobs)  # no penalty, and none to report
+        loss = grpo_loss(
+            logprobs,
+            old,
+            reference,
+            batch["advantages"].reshape(-1),
+            mask,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            kl_coef=config.kl_coef,
+            aggregation=config.aggregation,
+        )
+        tokens = jnp.sum(mask)
+        gap = jnp.sum(jnp.abs(logprobs - old) * mask)
+        aux = {"entropy": (jnp.sum(entropy * mask), tokens), "logprob_gap": (gap, tokens)}
+        return loss._replace(aux=jax.lax.stop_gradient(loss.aux | aux))
+
+    def nothing(params, frozen, batch) -> Loss:
+        shapes = jax.eval_shape(compute, params, frozen, batch)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    @jax.custom_vjp
+    def loss_fn(params, frozen, batch) -> Loss:
+        given = params, frozen
+        return by_length(
+            functools.partial(compute, *given), functools.partial(nothing, *given), batch
+        )
+
+    def forward(params, frozen, batch):
+        def total(params, batch):
+            loss = compute(params, frozen, batch)
+            return loss.total, loss
+
+        def some(batch):
+            (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(params, batch)
+            return loss, gradient
+
+        def none(batch):
+            return nothing(params, frozen, batch), jax.tree.map(jnp.zeros_like, params)
+
+        return by_length(some, none, batch)
+
+    def backward(gradient, given: Loss):
+        scaled = jax.tree.map(lambda g: g * given.total.astype(g.dtype), gradient)
+        return scaled, None, None
+
+    loss_fn.defvjp(forward, backward)
+    return cast(LossFn, loss_fn)
+
+
+def by_length(compute: Callable[[Batch], T], nothing: Callable[[Batch], T], batch: Batch) -> T:
+    """`compute` of a micro-batch of groups, cut to half of its C completion slots where none of its
+    rollouts is longer; `nothing` of one without rollouts (dropped groups).
+    """
+    width = batch["mask"].shape[-1]
+    half = -(-width // 2)
+    used = jnp.any(batch["mask"] > 0, axis=(0, 1))
+    branch = jnp.any(used).astype(jnp.int32) + jnp.any(used[half:])
+
+    def halved(batch: Batch) -> T:
+        slots = ("targets", "mask", "old", "reference")
+        return compute({k: x[..., :half] if k in slots else x for k, x in batch.items()})
+
+    return jax.lax.switch(branch, (nothing, halved, compute), batch)

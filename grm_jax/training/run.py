@@ -30,7 +30,6 @@ import jax.numpy as jnp
 
 from grm_jax import checkpoint, files, hub
 from grm_jax.about import About
-from grm_jax.config import SYNTHETIC, ConfigError, Setup, to_json
 from grm_jax.data.preferences import Preference, Records, read_preferences
 from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
@@ -50,6 +49,7 @@ from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 from grm_jax.training import origin
 from grm_jax.training.lengths import Lengths
+from grm_jax.training.setup import SYNTHETIC, ConfigError, Setup, to_json
 from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
@@ -74,7 +74,7 @@ class Run:
     """What the stages share: mesh, tokenizer, model shape, records, models by name.
 
     Args:
-      setup: see `config.Setup`.
+      setup: see `setup.Setup`.
       devices: what to run on; None: all there are.
       given: the size of the recipe and the shared options, as typed: for messages that name
         another command of the same run. None: not known.

@@ -8,28 +8,43 @@ counts as acceptable is fitted on the training singles afterwards (`calibration.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.config import ConfigError, ScalarRM
 from grm_jax.data.loader import Batch, Example, batches, collate_rows, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.files import written_whole
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
-from grm_jax.sampler.scoring import score_examples
+from grm_jax.sampler.scoring import row_scores, score_examples
 from grm_jax.training.examples import reply_example
 from grm_jax.training.fit import fit
 from grm_jax.training.inputs import learnt, usable
-from grm_jax.training.objectives import preference_objective
+from grm_jax.training.losses import Loss, bradley_terry_loss
+from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage
+from grm_jax.training.setup import ConfigError, Fitting
+from grm_jax.training.step import LossFn
 
 log = logging.getLogger("grm_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarRM:
+    """The Bradley-Terry baseline on the same backbone and preferences."""
+
+    start: Literal["base", "sft", "rft"] = "base"
+    """Weights it starts from."""
+    fitting: Fitting = Fitting(batch_size=256, optimizer=OptimizerConfig(learning_rate=1e-5))
+
 
 Pair = tuple[Example, Example]
 
@@ -140,3 +155,17 @@ def calibrate(run: Run, params: Params, records: Sequence[Preference], batch_siz
     cut = int(np.argmax(below + above))
     edges = np.concatenate([[scores[0] - 1], scores, [scores[-1] + 1]])
     return float((edges[cut] + edges[cut + 1]) / 2)
+
+
+def preference_objective(run: Run) -> LossFn:
+    """Bradley-Terry's: -log sigmoid of the difference of a pair's scores."""
+    model, setup = run.model, run.setup
+
+    def loss_fn(params, frozen, batch) -> Loss:
+        del frozen
+        pairs, _, length = batch["tokens"].shape
+        tokens, lengths = batch["tokens"].reshape(2 * pairs, length), batch["lengths"].reshape(-1)
+        scores = row_scores(params, model, tokens, lengths, remat=setup.remat).reshape(pairs, 2)
+        return bradley_terry_loss(scores[:, 0], scores[:, 1], jnp.ones(pairs, jnp.float32))
+
+    return loss_fn

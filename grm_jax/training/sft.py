@@ -5,22 +5,32 @@ cold_start.jsonl (trajectories, instructions) -> examples -> fit -> sft/model
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
-from grm_jax.config import SFT, ConfigError, Fitting
 from grm_jax.data.loader import Example, example_batches
 from grm_jax.data.rows import DataError
 from grm_jax.data.targets import read_targets
 from grm_jax.data.trajectories import Instruction, Trajectory
 from grm_jax.errors import UserError
 from grm_jax.parallel.mesh import local_rows
-from grm_jax.training.examples import trajectory_example
+from grm_jax.training.examples import completion_logprobs, trajectory_example
 from grm_jax.training.fit import fit
 from grm_jax.training.inputs import fitting_rows
-from grm_jax.training.objectives import completion_objective
+from grm_jax.training.losses import Loss, sft_loss
+from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage
+from grm_jax.training.setup import ConfigError, Fitting
+from grm_jax.training.step import LossFn
 
 log = logging.getLogger("grm_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """Supervised training; loss on the completion only."""
+
+    fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
 
 def run_sft(run: Run, config: SFT) -> None:
@@ -74,3 +84,17 @@ def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str
         pack=fitting.pack,
     )
     stage.finish(fit(stage, fitting, data, completion_objective(run), start))
+
+
+def completion_objective(run: Run) -> LossFn:
+    """Negative log-likelihood of completions."""
+    model, setup = run.model, run.setup
+
+    def loss_fn(params, frozen, batch) -> Loss:
+        del frozen
+        logprobs, _ = completion_logprobs(
+            params, model, batch, temperature=1.0, remat=setup.remat, chunk=setup.logprob_chunk
+        )
+        return sft_loss(logprobs, batch["mask"])
+
+    return loss_fn

@@ -15,16 +15,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grm_jax import checkpoint, files, stopping
-from grm_jax.config import SPCTRecipe
 from grm_jax.metrics import clock
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
-from grm_jax.training.evaluation import evaluate_road
+from grm_jax.training.evaluation import Evaluation, evaluate_road
+from grm_jax.training.meta_rm import MetaRM
+from grm_jax.training.rft import RFT
+from grm_jax.training.rl import RL
 from grm_jax.training.run import Run
+from grm_jax.training.scalar_rm import ScalarRM
+from grm_jax.training.sft import SFT
 
 log = logging.getLogger("grm_jax")
 
 
-def run_spct(run: Run, recipe: SPCTRecipe) -> None:
+@dataclasses.dataclass(frozen=True)
+class Road:
+    """What the stages of the whole road are told."""
+
+    sft: SFT = SFT()
+    rft: RFT = RFT()
+    rl: RL = RL()
+    meta_rm: MetaRM = MetaRM()
+    scalar_rm: ScalarRM = ScalarRM()
+    evaluation: Evaluation = Evaluation()
+
+
+def run_spct(run: Run, recipe: Road) -> None:
     """All stages in order, then the evaluation."""
     stages: list[tuple[str, Callable[[], object]]] = [
         ("sft", lambda: sft.run_sft(run, recipe.sft)),
@@ -41,7 +57,7 @@ def run_spct(run: Run, recipe: SPCTRecipe) -> None:
             stage()
     if run.synthetic:
         with times.measure("evaluation"):
-            evaluate_road(run, recipe)
+            evaluate_road(run, recipe.evaluation, recipe.scalar_rm.fitting.batch_size)
     else:
         folder = run.directory
         log.info(
@@ -53,7 +69,7 @@ def run_spct(run: Run, recipe: SPCTRecipe) -> None:
     log.info("time             %s", times)
 
 
-def check_records(run: Run, recipe: SPCTRecipe) -> None:
+def check_records(run: Run, recipe: Road) -> None:
     """Raise a UserError for records that a stage which is not done yet could not learn from, before
     the first one begins."""
     checks: dict[str, Callable[[], object]] = {

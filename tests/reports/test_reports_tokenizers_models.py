@@ -14,15 +14,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from grm_jax import checkpoint, convert, hub
-from grm_jax.config import MeshConfig, Setup
 from grm_jax.errors import UserError
 from grm_jax.judging import JudgeOptions, load_judge, model_info
 from grm_jax.model import huggingface
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import config_json, copy_tokenizer
 from grm_jax.model.params import param_table
+from grm_jax.parallel.options import MeshConfig
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.training.run import Run
+from grm_jax.training.setup import Setup
 
 INPUTS = Path(__file__).parent / "inputs"
 ROWS = 600

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from grm_jax import config as configs
-from grm_jax.config import RFT, RL, SFT, ConfigError, Fitting, MetaRM, ScalarRM, Setup
+from grm_jax import recipes
 from grm_jax.critique import Template
 from grm_jax.data.loader import Example
 from grm_jax.data.preferences import Preference, write_preferences
@@ -26,7 +25,13 @@ from grm_jax.training import lengths as lengths_module
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft, spct
 from grm_jax.training.inputs import fitting_rows
 from grm_jax.training.lengths import Lengths
+from grm_jax.training.meta_rm import MetaRM
+from grm_jax.training.rft import RFT
+from grm_jax.training.rl import RL
 from grm_jax.training.run import Run
+from grm_jax.training.scalar_rm import ScalarRM
+from grm_jax.training.setup import ConfigError, Fitting, Setup
+from grm_jax.training.sft import SFT
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
 SAMPLING = SamplingConfig(max_new_tokens=32)
@@ -254,7 +259,7 @@ def test_of_many_responses_orders_are_drawn(number):
 )
 def test_the_road_looks_at_all_records_first(tmp_path, file, said):
     build_tokenizer().save(tmp_path / "tokenizer")
-    recipe = configs.load("spct.py")
+    recipe = recipes.load("spct.py")
     setup = dataclasses.replace(
         recipe.setup, run_dir=str(tmp_path / "run"), tokenizer=str(tmp_path / "tokenizer"),
         preferences=str(INPUTS / file),

@@ -65,7 +65,6 @@ def results(shape) -> dict:
     import numpy as np
     import optax
 
-    from grm_jax.config import RL, Setup
     from grm_jax.data.loader import Example, collate, collate_groups
     from grm_jax.model.config import ModelConfig
     from grm_jax.model.lora import LoRAConfig, adapter_table, attach
@@ -78,7 +77,8 @@ def results(shape) -> dict:
     from grm_jax.sampler.scoring import row_scores, score_examples
     from grm_jax.training.examples import completion_logprobs
     from grm_jax.training.losses import bce_loss, sft_loss
-    from grm_jax.training.objectives import policy_objective
+    from grm_jax.training.rl import RL, policy_objective
+    from grm_jax.training.setup import Setup
     from grm_jax.training.step import init_state, make_train_step, param_shardings
 
     if shape is None:

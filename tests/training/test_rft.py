@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from grm_jax.config import RFT, MetaRM
 from grm_jax.data.rows import DataError
 from grm_jax.sampler.critic import Critic, TemplateConfig
 from grm_jax.training import meta_rm, rft, sampling
-from grm_jax.training.rft import to_trajectory
+from grm_jax.training.meta_rm import MetaRM
+from grm_jax.training.rft import RFT, to_trajectory
 
 
 def judged(record, plain, hinted=(), threshold=None):

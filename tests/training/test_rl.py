@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.config import RL, ConfigError
 from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.sampler.critic import Critic, TemplateConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training import rl
 from grm_jax.training.lengths import Lengths
-from grm_jax.training.objectives import by_length
-from grm_jax.training.rl import describe, record_batches, rollout_batch, run_rl
+from grm_jax.training.rl import RL, by_length, describe, record_batches, rollout_batch, run_rl
+from grm_jax.training.setup import ConfigError
 
 CONFIG = RL(prompts=3, group=2, sampling=SamplingConfig(max_new_tokens=32))
 BUCKETS = (8, 16, 64)

@@ -22,8 +22,7 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax import checkpoint, stopping
-from grm_jax import config as configs
+from grm_jax import checkpoint, recipes, stopping
 from grm_jax.checkpoint import load_model
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.data.trajectories import Trajectory, read_trajectories
@@ -57,13 +56,13 @@ MICRO = ModelConfig(
 )
 
 
-def make_recipe(run_dir: Path) -> configs.SPCTRecipe:
+def make_recipe(run_dir: Path) -> recipes.SPCTRecipe:
     """The embedded recipe, shrunk."""
-    recipe = configs.load("spct.py")
-    assert isinstance(recipe, configs.SPCTRecipe)
+    recipe = recipes.load("spct.py")
+    assert isinstance(recipe, recipes.SPCTRecipe)
     change = dataclasses.replace
 
-    def fitting(name: str, batch_size: int = 8) -> configs.Fitting:
+    def fitting(name: str, batch_size: int = 8) -> recipes.Fitting:
         return change(getattr(recipe, name).fitting, steps=STEPS[name], batch_size=batch_size)
 
     return change(
@@ -73,14 +72,14 @@ def make_recipe(run_dir: Path) -> configs.SPCTRecipe:
             run_dir=str(run_dir),
             size="micro",
             world=WorldConfig(cold_start=400, train=64, fresh=4, shifted=2),
-            mesh=configs.MeshConfig(replica=2, fsdp=2, tensor=1, cpu_devices=4),
+            mesh=recipes.MeshConfig(replica=2, fsdp=2, tensor=1, cpu_devices=4),
             engine=change(recipe.setup.engine, max_rows=64, chunk=64),
             prompt_buckets=(48,),
             length_buckets=(112,),
             log_every=1,
             checkpoint_every=EVERY,
         ),
-        sft=configs.SFT(fitting("sft", 16)),
+        sft=recipes.SFT(fitting("sft", 16)),
         rft=change(recipe.rft, records=48, chunk=16, fitting=fitting("rft")),
         rl=change(recipe.rl, steps=STEPS["rl"], prompts=4, group=4, train_groups=4),
         meta_rm=change(
@@ -322,7 +321,7 @@ def test_a_stop_after_the_last_step_repeats_only_what_came_after(
 
 def test_a_changed_recipe_is_not_taken_up(road, monkeypatch):
     monkeypatch.setitem(STEPS, "rl", 7)
-    with pytest.raises(configs.ConfigError, match=r"stage.steps: 6 -> 7"):
+    with pytest.raises(recipes.ConfigError, match=r"stage.steps: 6 -> 7"):
         run_stage("rl", road)
 
 
@@ -378,7 +377,7 @@ def evaluated(road, tmp_path, monkeypatch) -> Callable[..., tuple[list[str], int
 
     def evaluate(**changes) -> tuple[list[str], int]:
         recipe = make_recipe(run_dir)
-        wanted = dataclasses.replace(configs.Evaluation(k=2), **changes)
+        wanted = dataclasses.replace(recipes.Evaluation(k=2), **changes)
         recipe = dataclasses.replace(recipe, evaluation=wanted)
         drawn = []
         critiques = Critic.critiques

@@ -14,29 +14,22 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.about import About
+from grm_jax.about import About, JudgeDefaults
 from grm_jax.checkpoint import drop_leftovers, save_model
-from grm_jax.config import (
-    SFT,
-    ConfigError,
-    Fitting,
-    GuardConfig,
-    JudgeDefaults,
-    KeepConfig,
-    MeshConfig,
-    MetaRM,
-    Setup,
-    SPCTRecipe,
-)
 from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.model.config import SIZES
+from grm_jax.parallel.options import MeshConfig
+from grm_jax.recipes import SPCTRecipe
 from grm_jax.scoring.statistics import roc_auc
 from grm_jax.stopping import Stopped
 from grm_jax.train import shared_options
 from grm_jax.training import meta_rm, scalar_rm
+from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.run import MissingStage, Run, Stage
+from grm_jax.training.setup import ConfigError, Fitting, GuardConfig, KeepConfig, Setup
+from grm_jax.training.sft import SFT
 from grm_jax.training.spct import StageTimes, run_spct
 
 WORLD = WorldConfig(cold_start=5, train=5, fresh=2, shifted=1)

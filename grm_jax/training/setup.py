@@ -1,0 +1,134 @@
+"""What the stages of a run share, as a recipe says it, and how examples are fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+from grm_jax.about import JudgeDefaults
+from grm_jax.data.long_prompts import LongPrompts
+from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.errors import UserError
+from grm_jax.identity import how
+from grm_jax.model.gemma2 import Remat
+from grm_jax.model.lora import LoRAConfig
+from grm_jax.parallel.options import MeshConfig
+from grm_jax.sampler.critic import TemplateConfig
+from grm_jax.sampler.plan import EngineConfig
+from grm_jax.training.optimizer import OptimizerConfig
+
+SYNTHETIC = "synthetic"
+
+
+class ConfigError(UserError):
+    """A recipe that can not be used; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What happens to steps that would do harm."""
+
+    spike: float = 30.0
+    """A gradient norm of so many times its running mean is not taken; 0 takes all finite ones."""
+    patience: int = 10
+    """So many steps in a row that were not taken lead back to the last checkpoint."""
+    rollbacks: int = 3
+    """So many times; then the run ends with an error."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepConfig:
+    """Which checkpoints of a running stage are kept."""
+
+    latest: int = 2
+    """The newest so many."""
+    every: int = 0
+    """And those of steps that are multiples of this; 0: none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the stages of a run share."""
+
+    run_dir: str = how("runs/spct")
+    """Everything a run writes. The same command takes an interrupted run up again."""
+    seed: int = 0
+    size: str = "tiny"
+    """Model size when there is no `base`: tiny, 2b, 9b or 27b."""
+    base: str | None = None
+    """Pretrained checkpoint the road starts from: a Hugging Face folder, a repo id of the hub, or a
+    converted one. None: random weights (only sensible for the embedded world)."""
+    tokenizer: str | None = None
+    """Tokenizer folder or sentencepiece model; None: the base checkpoint's, or the embedded one."""
+    preferences: str = SYNTHETIC
+    """Preference file(s) for RFT, RL and the reward heads; `synthetic` is the embedded world."""
+    instructions: str | None = None
+    """Trajectories or instruction data for supervised training; None with the embedded world: the
+    teacher's."""
+    skip_bad_rows: bool = False
+    """Count and list bad rows of the data files instead of stopping at the first; preferences
+    without a single best response are left out, too."""
+    max_bad_share: float = how(MAX_BAD_SHARE)
+    """With --skip-bad-rows: stop all the same where more than this share of the rows is bad."""
+    long_prompts: LongPrompts = "error"
+    """What happens to records that are longer than a stage takes: an error before anything starts;
+    skip leaves them out; truncate-middle takes the middle out of their longest texts. Both are
+    counted in the log."""
+    world: WorldConfig = WorldConfig()
+    templates: TemplateConfig = TemplateConfig()
+    judge: JudgeDefaults = how(JudgeDefaults())
+    mesh: MeshConfig = how(MeshConfig())
+    engine: EngineConfig = EngineConfig()
+    length_buckets: tuple[int, ...] = how((1024, 2048, 4096, 8192))
+    """Training rows (prompt and critique) are padded to the next of these lengths."""
+    prompt_buckets: tuple[int, ...] = how((512, 1024, 2048, 4096, 7168))
+    """RL: prompts are padded to the next of these lengths."""
+    logprob_chunk: int = how(2048)
+    """Tokens whose logits over the vocabulary are held at once."""
+    remat: Remat = how("block")
+    """What the backward pass computes again: no matrix product, only what lies between them (none);
+    every pair of layers (block); all but their attention (block_save_attention); or all, from
+    inputs kept in host memory (offload)."""
+    attention: Literal["auto", "reference", "chunked", "splash", "tokamax"] = how("auto")
+    """How attention is computed; auto: splash on TPUs, tokamax on Hopper and Blackwell GPUs where
+    it is installed, else chunked."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What trained parameters are stored in. bfloat16 halves their memory: moments stay float32,
+    updates are rounded stochastically."""
+    lora: LoRAConfig = LoRAConfig()
+    guard: GuardConfig = how(GuardConfig())
+    keep: KeepConfig = how(KeepConfig())
+    log_every: int = how(10)
+    """Steps between two rows of metrics (RL writes every step)."""
+    checkpoint_every: int = how(100)
+    """Steps between two checkpoints."""
+    profile: str | None = how(None)
+    """FIRST:LAST writes a trace of these steps into the stage's directory."""
+    distributed: Literal["auto", "on", "off"] = how("auto")
+    """Join the other processes of a cluster: when one is found, always, or never."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """Supervised training on fixed examples, whatever the loss."""
+
+    steps: int = 900
+    batch_size: int = 1024
+    """Rows of a step (pairs, for the Bradley-Terry baseline)."""
+    pack: int = 0
+    """Tokens of a row that holds as many examples as fit; 0: an example a row. Not for pairs."""
+    device_batch: int = how(0)
+    """Rows (or pairs) that a device computes at a time, its others after them; 0: all."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+def to_json(value: Any) -> str:
+    """A dataclass (or a dict that holds some) as indented JSON."""
+
+    def plain(node: Any) -> Any:
+        if dataclasses.is_dataclass(node) and not isinstance(node, type):
+            return dataclasses.asdict(node)
+        raise TypeError(f"{node!r} can not be written as JSON")
+
+    return json.dumps(value, default=plain, indent=2, sort_keys=True) + "\n"
