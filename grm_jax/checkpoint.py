@@ -1,17 +1,11 @@
 """Checkpoints through orbax: the only file that knows it.
 
-A model directory:
-
-    model.json        what the model is: format, config, width of the scalar head; written last
-    params/           the parameters, an orbax checkpoint, each in the dtype it had
-    grm.json          templates, how the judge is sampled (of trained models): about.py
-    tokenizer.json …  the tokenizer's files, as in a Hugging Face directory
+Trees of arrays (`save_arrays`), and checkpoints of a running stage (`StageCheckpoints`).
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import json
 import logging
 import shutil
@@ -19,154 +13,31 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from grm_jax import hub, typed
 from grm_jax.errors import UserError
-from grm_jax.files import written_whole
-from grm_jax.model.config import ModelConfig
-from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, listed, read_json
-from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
+from grm_jax.model.hf_config import listed, read_json
 from grm_jax.parallel.multihost import any_of, barrier, first
 from grm_jax.room import require_room, state_bytes, system_words
 
 log = logging.getLogger("grm_jax")
 
-MODEL_FILE = "model.json"
-ABOUT_FILE = "grm.json"  # what a judge needs besides: templates, shapes, how it is sampled
-PARAMS_DIR = "params"
 OLD = "old-checkpoint-"  # a checkpoint that is being deleted
-MODEL_FORMAT = "grm_jax-model-1"
-# How a model is computed belongs to the machine that loads it: not stored, not read where it is.
-HOW = ("attention", "compute_dtype", "scan_unroll")
 
 
-def is_model_dir(path: str | Path) -> bool:
-    """Whether `path` is a model directory as `save_model` writes it."""
-    root = Path(path)
-    return (root / MODEL_FILE).is_file() and (root / PARAMS_DIR).is_dir()
+def save_arrays(path: str | Path, tree: Any) -> None:
+    """Write a tree of arrays; every process calls it. Raises what orbax raises."""
+    ocp.save(str(path), tree)
 
 
-def model_folder(path: str | Path, stage: str = "rl") -> Path:
-    """The model directory that `path` means: itself, a stage's, or the given stage's of a run.
-
-    Any other folder is returned as it is (Hugging Face's, or a mistake that the reader will name);
-    `path` may be all that `hub.resolve` takes. Raises CheckpointError when it is nothing.
-    """
-    root = hub.resolve(path, CheckpointError)
-    for candidate in (root, root / "model", root / stage / "model"):
-        if is_model_dir(candidate):
-            return candidate
-    return root
+def stored_arrays(path: str | Path) -> Any:
+    """Shapes and dtypes of a written tree."""
+    return ocp.metadata(str(path)).metadata
 
 
-def save_model(
-    directory: str | Path,
-    config: ModelConfig,
-    params: Params,
-    tokenizer_dir: str | Path | None = None,
-) -> None:
-    """Write a model directory. Call it in every process; the parameters keep their dtypes.
-
-    Raises UserError when `directory` already holds a model, when there is no room for it or it
-    can not be written, and CheckpointError when the parameters do not have the config's shapes.
-    """
-    root = Path(directory).absolute()
-    if (root / MODEL_FILE).exists() or (root / PARAMS_DIR).exists():
-        raise UserError(f"{root}: already holds a model; give a new directory")
-    score = params.get("score")
-    num_labels = 0 if score is None else int(score.shape[-1])
-    if wrong := _misfits(params, param_table(config, num_labels=num_labels)):
-        raise CheckpointError(f"parameters do not fit the config: {wrong}")
-    barrier("save_model: checked")
-    writing = first()
-    if writing:
-        root.mkdir(parents=True, exist_ok=True)
-        if tokenizer_dir is not None:
-            copy_tokenizer(tokenizer_dir, root)
-    require_room(root, state_bytes(params), "the model")
-    try:
-        ocp.save(str(root / PARAMS_DIR), params)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{root}: the model was not written: {system_words(error)}") from error
-    if writing:
-        about = {
-            "format": MODEL_FORMAT,
-            "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in HOW},
-            "num_labels": num_labels,
-        }
-        with written_whole(root / MODEL_FILE) as partial:
-            partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    # No process may go on to read what the first has not written yet.
-    barrier("save_model: written")
-
-
-def load_model(
-    directory: str | Path, *, dtype: Any = None, shardings: Params | None = None
-) -> tuple[ModelConfig, Params]:
-    """Read a model directory.
-
-    Args:
-      dtype: of the parameters in memory; None keeps what each is stored in.
-      shardings: a tree like the parameters; None puts all on the default device.
-
-    Raises CheckpointError when `directory` holds no model, or one of another format or shape.
-    """
-    root = Path(directory).absolute()
-    config, num_labels = read_model_file(root)
-    table = param_table(config, num_labels=num_labels)
-    stored = ocp.metadata(str(root / PARAMS_DIR)).metadata
-    if wrong := _misfits(stored, table):
-        raise CheckpointError(f"{root / PARAMS_DIR}: does not fit {MODEL_FILE}: {wrong}")
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-    def abstract(spec) -> jax.ShapeDtypeStruct:
-        kept = get_leaf(stored, spec.path).dtype if dtype is None else jnp.dtype(dtype)
-        where = one if shardings is None else get_leaf(shardings, spec.path)
-        return jax.ShapeDtypeStruct(spec.shape, kept, sharding=where)
-
-    return config, ocp.load(str(root / PARAMS_DIR), build_tree(table, abstract))
-
-
-def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
-    """(config, num_labels) of a model directory, without its parameters.
-
-    How the model is computed (`HOW`) has the config's defaults: who loads it chooses.
-    """
-    path = Path(directory) / MODEL_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: not a model directory (no {MODEL_FILE})")
-    about = read_json(path)
-    if about.get("format") != MODEL_FORMAT:
-        raise CheckpointError(
-            f"{path}: format is {about.get('format')!r}, this version reads {MODEL_FORMAT!r}"
-        )
-    labels = about.get("num_labels")
-    if type(labels) is not int or labels < 0:
-        raise CheckpointError(f"{path}: num_labels is {labels!r}; a number, 0 or more, is expected")
-    shape = about.get("config")
-    if isinstance(shape, dict):
-        shape = {name: value for name, value in shape.items() if name not in HOW}
-    config = typed.decode(ModelConfig, shape, f"{path}: config", CheckpointError)
-    return config, labels
-
-
-def _misfits(tree: Params, table: tuple[ParamSpec, ...]) -> str:
-    """What of `tree` (arrays or their metadata) is not as in the table; empty if nothing."""
-    have = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    want = {"/".join(spec.path): spec.shape for spec in table}
-    return listed(
-        [
-            f"{name} is {have.get(name, 'missing')}, wanted {want.get(name, 'nothing')}"
-            for name in sorted(have.keys() | want.keys())
-            if have.get(name) != want.get(name)
-        ]
-    )
+def load_arrays(path: str | Path, abstract: Any) -> Any:
+    """A written tree, laid out as `abstract` (shapes, dtypes, shardings)."""
+    return ocp.load(str(path), abstract)
 
 
 class StageCheckpoints:

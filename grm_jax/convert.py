@@ -24,11 +24,11 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from grm_jax import checkpoint, files, hub
-from grm_jax.about import About
+from grm_jax import files, hub
 from grm_jax.errors import UserError, describe
+from grm_jax.judge.about import About
 from grm_jax.metrics import setup_logging
-from grm_jax.model import huggingface
+from grm_jax.model import huggingface, storage
 from grm_jax.model.config import model_config
 from grm_jax.model.hf_config import CheckpointError, read_json, special_ids, token_ids
 from grm_jax.model.params import Params, init_params, param_table
@@ -91,7 +91,7 @@ def import_model(args: Import) -> None:
     """Hugging Face directory -> model directory."""
     _refuse_nonempty(args.output)
     source = hub.resolve(args.input, CheckpointError)
-    if not huggingface.is_checkpoint_dir(source) and checkpoint.is_model_dir(source):
+    if not huggingface.is_checkpoint_dir(source) and storage.is_model_dir(source):
         raise CheckpointError(f"{source}: already is a model directory; use `export`")
     # What can be wrong with small files is found before the weights are read.
     about = _about(source)
@@ -100,7 +100,7 @@ def import_model(args: Import) -> None:
     require_rows(max(ids.values(), default=-1) + 1, rows, source, source)
     special = special_ids(source)
     config, params = huggingface.load(source, dtype=args.dtype, num_labels=None)
-    checkpoint.save_model(args.output, config, params, tokenizer_dir=source)
+    storage.save_model(args.output, config, params, tokenizer_dir=source)
     _keep_ids(args.output / "generation_config.json", special)
     if about is not None:
         about.write(args.output)
@@ -116,11 +116,11 @@ def export_model(args: Export) -> None:
     """Model directory -> Hugging Face directory."""
     _refuse_nonempty(args.output)
     limit = parse_size(args.max_shard_size)
-    source = checkpoint.model_folder(args.input)
-    if not checkpoint.is_model_dir(source) and huggingface.is_checkpoint_dir(source):
+    source = storage.model_folder(args.input)
+    if not storage.is_model_dir(source) and huggingface.is_checkpoint_dir(source):
         raise CheckpointError(f"{source}: already is a Hugging Face directory; use `import`")
     about = _about(source)
-    config, params = checkpoint.load_model(source)
+    config, params = storage.load_model(source)
     huggingface.save(
         args.output,
         config,
@@ -161,7 +161,7 @@ def parse_size(text: str) -> int:
 
 def _about(source: Path) -> About | None:
     """What grm.json says of the model; None where there is none."""
-    return About.read(source) if files.there(source / checkpoint.ABOUT_FILE) else None
+    return About.read(source) if files.there(source / storage.ABOUT_FILE) else None
 
 
 def _keep_ids(file: Path, ids: dict[str, Any]) -> None:

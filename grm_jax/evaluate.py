@@ -49,7 +49,7 @@ from grm_jax.scoring.results import Results, read_results
 from grm_jax.scoring.rules import Rules
 
 if TYPE_CHECKING:
-    from grm_jax.model_judge import ModelJudge
+    from grm_jax.scoring.model_judge import ModelJudge
 
 REPORT = "report.html"
 
@@ -233,9 +233,9 @@ def _official(
 
 def _model_judge(args: Arguments) -> ModelJudge:
     # Only here, so that judging without a model needs no accelerator and starts at once.
-    from grm_jax.judging import JudgeOptions
+    from grm_jax.judge.judge import JudgeOptions
     from grm_jax.metrics import setup_logging
-    from grm_jax.model_judge import ModelJudge
+    from grm_jax.scoring.model_judge import ModelJudge
     from grm_jax.train import setup_compilation_cache, setup_devices, setup_numbers
 
     assert args.model is not None and args.cache is not None

@@ -20,9 +20,9 @@ from typing import Annotated
 
 import tyro
 
-from grm_jax.about import JudgeDefaults
+from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.judge.about import JudgeDefaults
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.training.evaluation import Evaluation

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 import table
 
-from grm_jax.checkpoint import damage, load_model
+from grm_jax.checkpoint import damage
+from grm_jax.model.storage import load_model
 
 STAGES = ("sft", "rft", "rl", "meta_rm", "scalar_rm")
 SETUP = [

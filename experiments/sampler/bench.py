@@ -30,9 +30,9 @@ from host import Worker
 from matplotlib.figure import Figure
 
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.storage import read_model_config
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.scoring.results import versions
-from grm_jax.training.run import read_model_config
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("grm", "llamacpp", "tunix", "hf")

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import tyro
 
-from grm_jax.checkpoint import load_model
+from grm_jax.model.storage import load_model
 
 SMALL = [
     "--checkpoint-every", "4", "--log-every", "2", "--world.cold-start", "2000",

@@ -18,9 +18,9 @@ import jax
 import tyro
 
 from grm_jax import recipes
+from grm_jax.data.examples import trajectory_example
 from grm_jax.data.loader import example_batches
 from grm_jax.data.trajectories import read_trajectories
-from grm_jax.training.examples import trajectory_example
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.run import Run
 from grm_jax.training.sft import completion_objective

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.data.loader import Batch, Example
+from grm_jax.data.collate import Batch, Example
 from grm_jax.errors import UserError
 
 Row = tuple[Example, ...]

@@ -23,12 +23,14 @@ import numpy as np
 from jax.sharding import Sharding
 
 from grm_jax import recipes
-from grm_jax.data.loader import Example, collate, collate_groups, round_up
+from grm_jax.data.collate import Example, collate, collate_groups, round_up
 from grm_jax.data.packing import collate_packed
 from grm_jax.errors import UserError
+from grm_jax.model.batch import Batch
 from grm_jax.model.config import model_config
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params, abstract_params
+from grm_jax.model.storage import param_shardings
 from grm_jax.parallel.devices import find_device
 from grm_jax.parallel.mesh import data_parallel, decode_mesh, sharding
 from grm_jax.planning import estimate
@@ -46,14 +48,7 @@ from grm_jax.training.rl import policy_objective
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import collate_pairs, preference_objective
 from grm_jax.training.sft import completion_objective
-from grm_jax.training.step import (
-    Batch,
-    TrainStep,
-    abstract_state,
-    make_train_step,
-    micro_batches,
-    param_shardings,
-)
+from grm_jax.training.step import TrainStep, abstract_state, make_train_step, micro_batches
 from grm_jax.training.trainable import Trainable
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from grm_jax.data.loader import Example
+from grm_jax.data.collate import Example
 from grm_jax.data.long_prompts import is_decidable, shorten
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from grm_jax.critique import Template
+from grm_jax.data.examples import meta_example, reply_example
 from grm_jax.data.preferences import Preference
-from grm_jax.sampler.critic import Critic
-from grm_jax.training.examples import meta_example, reply_example
+from grm_jax.judge.critic import Critic
 
 _MOST_ORDERS = 120  # of the responses that are tried; those of five
 _PLAY = 4  # tokens a response by which two orders of the same responses may differ

@@ -22,18 +22,20 @@ from typing import Literal
 import numpy as np
 
 from grm_jax.critique import is_correct
-from grm_jax.data.loader import Example, example_batches
+from grm_jax.data.collate import Example
+from grm_jax.data.examples import meta_example
+from grm_jax.data.loader import example_batches
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
 from grm_jax.files import written_whole
+from grm_jax.judge.scalar import score_examples
+from grm_jax.model.batch import critique_scores
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.scoring import score_examples
 from grm_jax.scoring.statistics import mean_auc_within, roc_auc
-from grm_jax.training.examples import critique_scores, meta_example
 from grm_jax.training.fit import fit
 from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
 from grm_jax.training.losses import Loss, bce_loss

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from grm_jax.critique import is_correct, keep_hinted, keep_rft, shuffle
 from grm_jax.critique.parse import commonest_boxes, one_line
+from grm_jax.data.examples import trajectory_example
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
 from grm_jax.identity import how
-from grm_jax.sampler.critic import Critique
+from grm_jax.judge.critic import Critique
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.training.examples import trajectory_example
 from grm_jax.training.inputs import learnt, sampled, usable
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage

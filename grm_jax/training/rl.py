@@ -26,17 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.critique import is_correct, rule_reward
-from grm_jax.data.loader import batches, collate_groups, group_by_length, round_up
+from grm_jax.data.collate import collate_groups, round_up
+from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.identity import how
+from grm_jax.judge.critic import Critique
 from grm_jax.metrics import StepLog
+from grm_jax.model.batch import Batch, group_logprobs
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params
+from grm_jax.model.storage import param_shardings
 from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
-from grm_jax.sampler.critic import Critique
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.training.examples import group_logprobs
 from grm_jax.training.inputs import sampled, usable
 from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
@@ -45,14 +47,7 @@ from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError
-from grm_jax.training.step import (
-    Batch,
-    HostBatch,
-    LossFn,
-    make_train_step,
-    micro_batches,
-    param_shardings,
-)
+from grm_jax.training.step import HostBatch, LossFn, make_train_step, micro_batches
 from grm_jax.training.trainable import Trainable
 
 log = logging.getLogger("grm_jax")

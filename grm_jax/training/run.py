@@ -29,28 +29,29 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax import checkpoint, files, hub
-from grm_jax.about import About
+from grm_jax.critique.template_set import Templates
 from grm_jax.data.preferences import Preference, Records, read_preferences
 from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.identity import differences
+from grm_jax.judge.about import About
 from grm_jax.judge.cache import fingerprint
+from grm_jax.judge.critic import Critic, OrderMode
 from grm_jax.lock import hold
-from grm_jax.model import huggingface
+from grm_jax.model import storage
 from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig, model_config
-from grm_jax.model.hf_config import read_num_labels, token_ids
+from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
+from grm_jax.model.storage import load_params, param_shardings, read_model_config
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
 from grm_jax.parallel.multihost import any_of, barrier, first, from_first
-from grm_jax.sampler.critic import Critic, OrderMode, Templates
 from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 from grm_jax.training import origin
 from grm_jax.training.lengths import Lengths
 from grm_jax.training.setup import SYNTHETIC, ConfigError, Setup, to_json
-from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
 
@@ -61,9 +62,6 @@ STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm":
 SKIPPED, LISTED = "skipped_rows.txt", 10
 
 # What is said of a scalar model where a language model is needed.
-SCALAR = (
-    "a scalar model (a meta RM or a baseline), which can not write critiques; give a language model"
-)
 
 
 class MissingStage(ConfigError):
@@ -233,7 +231,7 @@ class Run:
         instead: the option that names another model.
         """
         path = self.directory / stage / "model"
-        if not checkpoint.is_model_dir(path):
+        if not storage.is_model_dir(path):
             raise MissingStage(
                 f"this needs the {stage} stage's model, and {path} is not there. Make it with\n"
                 f"    {self.command(stage)}\n"
@@ -305,11 +303,11 @@ class Run:
         """
         if source == "base" and self.setup.base is None:
             return None
-        if source in STAGE_KEYS and not checkpoint.is_model_dir(self.directory / source / "model"):
+        if source in STAGE_KEYS and not storage.is_model_dir(self.directory / source / "model"):
             return None
         folder, found = self._locate(source), ""
         if first():
-            folder = checkpoint.model_folder(folder)
+            folder = storage.model_folder(folder)
             found = fingerprint(folder, self.directory / "digests.json")
         return from_first(found)
 
@@ -383,7 +381,7 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        return checkpoint.is_model_dir(self.model_path)
+        return storage.is_model_dir(self.model_path)
 
     def open_checkpoints(self) -> checkpoint.StageCheckpoints:
         keep = self.run.setup.keep
@@ -394,7 +392,7 @@ class Stage:
         partial = self.directory / "model.partial"
         if first() and partial.exists():
             shutil.rmtree(partial)
-        checkpoint.save_model(partial, self.run.model, params)
+        storage.save_model(partial, self.run.model, params)
         if first():
             with files.named(partial):
                 self.run.tokenizer.save(partial)
@@ -418,52 +416,6 @@ def _warn_of_other_ids(tokenizer: ChatTokenizer, model: Path) -> None:
             "has learnt them as other words",
             tokenizer.name, len(other), model, min(other),
         )  # fmt: skip
-
-
-def read_model_config(path: str | Path) -> ModelConfig:
-    """The shape of a checkpoint folder, Hugging Face's or converted. Compute dtype bfloat16 on
-    accelerators, whatever machine has written the folder."""
-    path = hub.resolve(path, huggingface.CheckpointError)
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if checkpoint.is_model_dir(path):
-        found = checkpoint.read_model_file(path)[0]
-        unroll = found.num_blocks if found.num_blocks <= 2 and found.embed_dim <= 128 else 1
-        return found.replace(compute_dtype=dtype, scan_unroll=unroll)
-    return huggingface.read_config(path).replace(compute_dtype=dtype)
-
-
-def require_kind(path: str | Path, *, scalar: bool) -> None:
-    """Raise ConfigError when a checkpoint folder holds a language model where one with a scalar
-    head is needed, or the other way round. Reads no weights."""
-    path = hub.resolve(path, huggingface.CheckpointError)
-    if checkpoint.is_model_dir(path):
-        labels = checkpoint.read_model_file(path)[1]
-    else:
-        labels = read_num_labels(path)
-    if labels and not scalar:
-        raise ConfigError(f"{path}: {SCALAR}")
-    if scalar and labels != 1:
-        kind = f"has a head of width {labels}" if labels else "a language model"
-        raise ConfigError(
-            f"{path}: {kind}, which can not score critiques; give a meta RM (`--config meta_rm.py` "
-            "trains one)"
-        )
-
-
-def load_params(
-    path: str | Path, *, shardings: Params, dtype: Any = jnp.float32
-) -> tuple[ModelConfig, Params]:
-    """Parameters of a checkpoint folder; with its scalar head, if it has one, only where
-    `shardings` names one. Raises ConfigError for a scalar model where a language model is needed.
-    """
-    scalar = "score" in shardings
-    path = hub.resolve(path, huggingface.CheckpointError)
-    if not scalar:
-        require_kind(path, scalar=False)
-    if not checkpoint.is_model_dir(path):
-        labels = None if scalar else 0
-        return huggingface.load(path, dtype=dtype, shardings=shardings, num_labels=labels)
-    return checkpoint.load_model(path, dtype=dtype, shardings=shardings)
 
 
 def write_about(directory: Path, run: Run, stage: str) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from grm_jax import files, stopping
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory
+from grm_jax.judge.critic import chunks
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first
-from grm_jax.sampler.critic import chunks
 
 
 def sample_in_chunks(

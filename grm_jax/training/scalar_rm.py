@@ -18,14 +18,16 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.data.loader import Batch, Example, batches, collate_rows, group_by_length
+from grm_jax.data.collate import Batch, Example, collate_rows
+from grm_jax.data.examples import reply_example
+from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.files import written_whole
+from grm_jax.judge.scalar import score_examples
+from grm_jax.model.batch import row_scores
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
-from grm_jax.sampler.scoring import row_scores, score_examples
-from grm_jax.training.examples import reply_example
 from grm_jax.training.fit import fit
 from grm_jax.training.inputs import learnt, usable
 from grm_jax.training.losses import Loss, bradley_terry_loss

@@ -6,15 +6,15 @@ import dataclasses
 import json
 from typing import Any, Literal
 
-from grm_jax.about import JudgeDefaults
+from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.identity import how
+from grm_jax.judge.about import JudgeDefaults
 from grm_jax.model.gemma2 import Remat
 from grm_jax.model.lora import LoRAConfig
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.training.optimizer import OptimizerConfig
 

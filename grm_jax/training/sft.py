@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-from grm_jax.data.loader import Example, example_batches
+from grm_jax.data.collate import Example
+from grm_jax.data.examples import trajectory_example
+from grm_jax.data.loader import example_batches
 from grm_jax.data.rows import DataError
 from grm_jax.data.targets import read_targets
 from grm_jax.data.trajectories import Instruction, Trajectory
 from grm_jax.errors import UserError
+from grm_jax.model.batch import completion_logprobs
 from grm_jax.parallel.mesh import local_rows
-from grm_jax.training.examples import completion_logprobs, trajectory_example
 from grm_jax.training.fit import fit
 from grm_jax.training.inputs import fitting_rows
 from grm_jax.training.losses import Loss, sft_loss

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from grm_jax import checkpoint, files, stopping
+from grm_jax import files, stopping
 from grm_jax.metrics import clock
+from grm_jax.model import storage
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
 from grm_jax.training.evaluation import Evaluation, evaluate_road
 from grm_jax.training.meta_rm import MetaRM
@@ -52,7 +53,7 @@ def run_spct(run: Run, recipe: Road) -> None:
     check_records(run, recipe)
     times = StageTimes(run.directory / "seconds.json")
     for name, stage in stages:
-        done = checkpoint.is_model_dir(run.directory / name / "model")
+        done = storage.is_model_dir(run.directory / name / "model")
         with contextlib.nullcontext() if done else times.measure(name):
             stage()
     if run.synthetic:
@@ -79,7 +80,7 @@ def check_records(run: Run, recipe: Road) -> None:
         "scalar_rm": lambda: scalar_rm.usable_records(run, recipe.scalar_rm),
     }
     for name, check in checks.items():
-        if not checkpoint.is_model_dir(run.directory / name / "model"):
+        if not storage.is_model_dir(run.directory / name / "model"):
             check()
 
 

@@ -21,12 +21,13 @@ import optax
 from jax.sharding import Mesh
 
 from grm_jax.errors import UserError
+from grm_jax.model.batch import Batch
 from grm_jax.model.linear import round_randomly
-from grm_jax.model.params import Params, ParamSpec, abstract_params, build_tree, init_params
+from grm_jax.model.params import Params, ParamSpec, abstract_params, init_params
+from grm_jax.model.storage import param_shardings
 from grm_jax.parallel.mesh import data_parallel, put_batch, replicated, sharding, use_mesh
 from grm_jax.training.losses import Aux, Loss
 
-Batch = dict[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
 # (params, frozen inputs that are not trained (reference policy, ...) or None, micro-batch) -> Loss
 LossFn = Callable[[Params, Any, Batch], Loss]
@@ -97,11 +98,6 @@ class TrainState:
     params: Params
     opt_state: optax.OptState
     guard: Guard
-
-
-def param_shardings(table: tuple[ParamSpec, ...], mesh: Mesh) -> Params:
-    """NamedShardings of the parameters, from their logical axes."""
-    return build_tree(table, lambda spec: sharding(mesh, spec.axes))
 
 
 def state_shardings(

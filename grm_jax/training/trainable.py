@@ -14,8 +14,8 @@ import numpy as np
 
 from grm_jax.model.lora import adapter_table, attach, merge
 from grm_jax.model.params import Params, init_params
+from grm_jax.model.storage import param_shardings
 from grm_jax.training.run import Run
-from grm_jax.training.step import param_shardings
 
 
 class Trainable:

@@ -7,15 +7,8 @@ import collections
 import numpy as np
 import pytest
 
-from grm_jax.data.loader import (
-    Example,
-    batches,
-    collate,
-    collate_rows,
-    example_batches,
-    group_by_length,
-    round_up,
-)
+from grm_jax.data.collate import Example, collate, collate_rows, round_up
+from grm_jax.data.loader import batches, example_batches, group_by_length
 
 A = Example((5, 6, 7), (8, 2), label=1.0)
 B = Example((9,), (4, 4, 2))

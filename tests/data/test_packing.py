@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.data.loader import Example, collate, example_batches
+from grm_jax.data.collate import Example, collate
+from grm_jax.data.loader import example_batches
 from grm_jax.data.packing import collate_packed, pack
-from grm_jax.training.examples import completion_logprobs, critique_scores
+from grm_jax.model.batch import completion_logprobs, critique_scores
 from grm_jax.training.losses import bce_loss, sft_loss
 
 LENGTH = 40

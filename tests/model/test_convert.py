@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from grm_jax import checkpoint, convert
+from grm_jax import convert
 from grm_jax.errors import UserError
-from grm_jax.model import huggingface
+from grm_jax.model import huggingface, storage
 from grm_jax.model.params import build_tree, param_table
 from grm_jax.parallel import mesh
 
@@ -53,7 +53,7 @@ def test_import_then_export_is_bit_identical(files, tmp_path, stored, capsys):
     native, out = tmp_path / "native", tmp_path / "out"
     run("import", files.directory, native)
     assert f"parameters, read as {np.dtype(stored).name}" in capsys.readouterr().out
-    assert checkpoint.is_model_dir(native) and not huggingface.is_checkpoint_dir(native)
+    assert storage.is_model_dir(native) and not huggingface.is_checkpoint_dir(native)
     run("export", native, out)
     written = load_file(out / "model.safetensors")
     assert written.keys() == tensors.keys()
@@ -86,7 +86,7 @@ def test_import_export_of_a_model_of_transformers(wide, tmp_path, rng):
 
 def test_a_meta_rm_and_chosen_types(classifier, tmp_path):
     run("import", classifier.directory, tmp_path / "native", "--dtype", "bfloat16")
-    config, params = checkpoint.load_model(tmp_path / "native")
+    config, params = storage.load_model(tmp_path / "native")
     assert params["score"].dtype == jnp.bfloat16
     run("export", tmp_path / "native", tmp_path / "out", "--dtype", "float32")
     back_config, back = huggingface.load(tmp_path / "out", num_labels=1)
@@ -103,10 +103,10 @@ def test_model_directory_on_a_mesh(files, tmp_path, cpus):
     table = param_table(config)
     rng = np.random.default_rng(0)
     params = build_tree(table, lambda spec: rng.normal(size=spec.shape).astype(np.float32))
-    checkpoint.save_model(tmp_path / "native", config, params)
+    storage.save_model(tmp_path / "native", config, params)
     found = mesh.make_mesh(1, 2, 2, cpus)
     shardings = build_tree(table, lambda spec: mesh.sharding(found, spec.axes))
-    loaded, sharded = checkpoint.load_model(
+    loaded, sharded = storage.load_model(
         tmp_path / "native", dtype=jnp.bfloat16, shardings=shardings
     )
     assert loaded == config
@@ -135,7 +135,7 @@ def test_clear_errors(files, tmp_path, capsys):
         capsys, "export", native, out, "--max-shard-size", "5 apples"
     )
     with pytest.raises(UserError, match="already holds a model"):
-        checkpoint.save_model(native, *huggingface.load(hf))
+        storage.save_model(native, *huggingface.load(hf))
     about = json.loads((native / "model.json").read_text())
     (native / "model.json").write_text(json.dumps(about | {"format": "grm_jax-model-9"}))
     assert "format is 'grm_jax-model-9'" in fails(capsys, "export", native, out)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.data.loader import Example, collate, collate_groups
-from grm_jax.training.examples import completion_logprobs, group_logprobs
+from grm_jax.data.collate import Example, collate, collate_groups
+from grm_jax.model.batch import completion_logprobs, group_logprobs
 
 # Prompts shorter and longer than the window of 6, completions likewise; padding in both.
 PROMPTS = (2, 5, 9, 12)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from grm_jax import checkpoint, convert, hub
+from grm_jax import convert, hub
 from grm_jax.errors import UserError
-from grm_jax.judging import JudgeOptions, load_judge, model_info
-from grm_jax.model import huggingface
+from grm_jax.judge.judge import JudgeOptions, load_judge, model_info
+from grm_jax.model import huggingface, storage
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import config_json, copy_tokenizer
 from grm_jax.model.params import param_table
@@ -78,7 +78,7 @@ def refused(command: str, source: Path, *words: str) -> None:
     assert message.startswith("convert: ") and "\n" not in message
     for word in words:
         assert word in message
-    assert not checkpoint.is_model_dir(target) and not huggingface.is_checkpoint_dir(target)
+    assert not storage.is_model_dir(target) and not huggingface.is_checkpoint_dir(target)
 
 
 def roundtrip(folder: Path) -> tuple[Path, Path]:
@@ -246,7 +246,7 @@ def test_model_json_is_read_by_type(folder, changes, words):
     if inner:
         edit(file, config=json.loads(file.read_text())["config"] | inner)
     with pytest.raises(UserError) as error:
-        checkpoint.read_model_file(native)
+        storage.read_model_file(native)
     assert str(error.value).startswith(f"{file}: ") and words in str(error.value)
 
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.data.loader import Example, collate
+from grm_jax.data.collate import Example, collate
+from grm_jax.model.batch import completion_logprobs
 from grm_jax.sampler import engine
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig, at_once
 from grm_jax.sampler.schedule import Request
-from grm_jax.training.examples import completion_logprobs
 
 
 def requests(prompts, samples=(0, 1, 2)) -> list[Request]:

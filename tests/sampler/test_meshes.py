@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from grm_jax.model.params import param_table
+from grm_jax.model.storage import param_shardings
 from grm_jax.sampler.schedule import Request
-from grm_jax.training.step import param_shardings
 
 
 @pytest.fixture(scope="module")

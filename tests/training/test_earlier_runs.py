@@ -20,12 +20,12 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.checkpoint import load_model
+from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.metrics import MetricsWriter
 from grm_jax.model.config import SIZES, ModelConfig
+from grm_jax.model.storage import load_model
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import ScalarRM, run_scalar_rm

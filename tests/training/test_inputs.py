@@ -12,13 +12,14 @@ import tokenizers
 
 from grm_jax import recipes
 from grm_jax.critique import Template
-from grm_jax.data.loader import Example
+from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.collate import Example
 from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import build_tokenizer
+from grm_jax.judge.critic import Critic
 from grm_jax.model.config import SIZES
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.sampler.critic import Critic, TemplateConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.tokenizer import from_tokenizers
 from grm_jax.training import lengths as lengths_module

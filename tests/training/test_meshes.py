@@ -65,21 +65,22 @@ def results(shape) -> dict:
     import numpy as np
     import optax
 
-    from grm_jax.data.loader import Example, collate, collate_groups
+    from grm_jax.data.collate import Example, collate, collate_groups
+    from grm_jax.judge.scalar import score_examples
+    from grm_jax.model.batch import completion_logprobs, row_scores
     from grm_jax.model.config import ModelConfig
     from grm_jax.model.lora import LoRAConfig, adapter_table, attach
     from grm_jax.model.params import init_params, param_table
+    from grm_jax.model.storage import param_shardings
     from grm_jax.parallel.mesh import decode_mesh, make_mesh
     from grm_jax.sampler.draw import SamplingConfig
     from grm_jax.sampler.engine import Sampler
     from grm_jax.sampler.plan import EngineConfig
     from grm_jax.sampler.schedule import Request
-    from grm_jax.sampler.scoring import row_scores, score_examples
-    from grm_jax.training.examples import completion_logprobs
     from grm_jax.training.losses import bce_loss, sft_loss
     from grm_jax.training.rl import RL, policy_objective
     from grm_jax.training.setup import Setup
-    from grm_jax.training.step import init_state, make_train_step, param_shardings
+    from grm_jax.training.step import init_state, make_train_step
 
     if shape is None:
         mesh = make_mesh(1, 1, 1, jax.devices()[:1])

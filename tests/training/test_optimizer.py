@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from grm_jax.model.params import get_leaf, param_table
+from grm_jax.model.storage import param_shardings
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
-from grm_jax.training.step import init_state, param_shardings, state_shardings
+from grm_jax.training.step import init_state, state_shardings
 
 
 @pytest.fixture(scope="module")

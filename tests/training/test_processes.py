@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grm_jax.checkpoint import load_model
+from grm_jax.model.storage import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 # Few and small; every stage's kind of step: completions, sampled groups, a scalar head.

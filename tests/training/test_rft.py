@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.rows import DataError
-from grm_jax.sampler.critic import Critic, TemplateConfig
+from grm_jax.judge.critic import Critic
 from grm_jax.training import meta_rm, rft, sampling
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.rft import RFT, to_trajectory

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from grm_jax.critique import Template
+from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.sampler.critic import Critic, TemplateConfig
+from grm_jax.judge.critic import Critic
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training import rl
 from grm_jax.training.lengths import Lengths

@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 
 from grm_jax import checkpoint, recipes, stopping
-from grm_jax.checkpoint import load_model
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.data.trajectories import Trajectory, read_trajectories
+from grm_jax.judge.critic import Critic
 from grm_jax.metrics import MetricsWriter, Progress
 from grm_jax.model.config import SIZES, ModelConfig
-from grm_jax.sampler.critic import Critic
+from grm_jax.model.storage import load_model
 from grm_jax.stopping import Stopped
 from grm_jax.training import meta_rm, scalar_rm
 from grm_jax.training.evaluation import evaluate_road

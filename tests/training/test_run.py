@@ -14,12 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.about import About, JudgeDefaults
-from grm_jax.checkpoint import drop_leftovers, save_model
+from grm_jax.checkpoint import drop_leftovers
 from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
+from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.model.config import SIZES
+from grm_jax.model.storage import save_model
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.recipes import SPCTRecipe
 from grm_jax.scoring.statistics import roc_auc

@@ -12,11 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from grm_jax.data.loader import Example, collate, collate_groups
+from grm_jax.data.collate import Example, collate, collate_groups
+from grm_jax.model.batch import completion_logprobs, group_logprobs, row_scores
 from grm_jax.model.params import param_table
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.scoring import row_scores
-from grm_jax.training.examples import completion_logprobs, group_logprobs
 from grm_jax.training.losses import bce_loss, sft_loss
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.rl import RL, policy_objective

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 from common import LENGTH, ROWS, advantages, arguments, serve, tokens
 
+from grm_jax.model.batch import completion_logprobs
 from grm_jax.model.gemma2 import Remat
 from grm_jax.model.params import param_table
+from grm_jax.model.storage import load_params, param_shardings, read_model_config
 from grm_jax.parallel.host import use_huge_pages
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.training.examples import completion_logprobs
 from grm_jax.training.losses import grpo_loss, sft_loss
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from grm_jax.training.run import load_params, read_model_config
-from grm_jax.training.step import init_state, make_train_step, param_shardings
+from grm_jax.training.step import init_state, make_train_step
 
 use_huge_pages()
 args = arguments()

@@ -21,37 +21,30 @@ import jax
 from jax.sharding import Mesh
 
 import grm_jax
-from grm_jax import checkpoint, files
-from grm_jax.about import LENGTH_BUCKETS, About, JudgeDefaults
+from grm_jax import files
 from grm_jax.critique import Template, shuffle
-from grm_jax.data.loader import Example
+from grm_jax.critique.template_set import TemplateConfig, Templates
+from grm_jax.data.collate import Example
+from grm_jax.data.examples import meta_example
 from grm_jax.data.preferences import Preference
+from grm_jax.judge.about import LENGTH_BUCKETS, About, JudgeDefaults
 from grm_jax.judge.cache import SampleCache, record_digest
+from grm_jax.judge.critic import AdaptiveK, Critic, Critique, OrderMode, chunks
 from grm_jax.judge.samples import GREEDY, SampleRow
+from grm_jax.judge.scalar import score_examples
 from grm_jax.metrics import Progress
+from grm_jax.model import storage
 from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, param_table
-from grm_jax.sampler.critic import (
-    AdaptiveK,
-    Critic,
-    Critique,
-    OrderMode,
-    TemplateConfig,
-    Templates,
-    chunks,
-)
+from grm_jax.model.storage import load_params, param_shardings, read_model_config, require_kind
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
-from grm_jax.sampler.scoring import score_examples
 from grm_jax.scoring.aggregate import Scales
 from grm_jax.tokenizer import ChatTokenizer, TokenizerError, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
-from grm_jax.training.examples import meta_example
-from grm_jax.training.run import load_params, read_model_config, require_kind
-from grm_jax.training.step import param_shardings
 
 log = logging.getLogger("grm_jax")
 
@@ -364,7 +357,7 @@ def load_scorer(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Scor
     Args:
       tokens: most tokens a device scores at once; None: as many as the judge's sampler computes.
     """
-    folder = checkpoint.model_folder(path, "meta_rm")
+    folder = storage.model_folder(path, "meta_rm")
     about, model = About.read(folder), _on(mesh, read_model_config(folder))
     where = param_shardings(param_table(model, num_labels=1), mesh)
     _, params = load_params(folder, shardings=where, dtype=model.compute_dtype)
@@ -376,7 +369,7 @@ def load_scorer(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Scor
 
 def meta_template(path: str | Path) -> Template:
     """The template that a meta RM reads."""
-    templates = About.read(checkpoint.model_folder(path, "meta_rm")).templates
+    templates = About.read(storage.model_folder(path, "meta_rm")).templates
     return (templates or Templates.load(TemplateConfig())).meta
 
 
@@ -392,13 +385,13 @@ def load_judge(
     Raises UserError when model and tokenizer, or judge and meta RM, do not belong together. Weights
     are read when the first sample is drawn.
     """
-    folder = checkpoint.model_folder(path)
+    folder = storage.model_folder(path)
     require_kind(folder, scalar=False)
     about, model = About.read(folder), _on(mesh, read_model_config(folder))
     tokenizer = load_tokenizer(folder)
     require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
     if meta is not None:
-        _require_meta(checkpoint.model_folder(meta, "meta_rm"), folder)
+        _require_meta(storage.model_folder(meta, "meta_rm"), folder)
     shardings = param_shardings(param_table(model), mesh)
     return Judge(
         model,
@@ -440,6 +433,6 @@ def model_info(model: Path) -> dict[str, Any]:
     A Hugging Face folder counts as trained unless this project's own tools made it at random; its
     figures speak for themselves, so `trained` is None there: not known.
     """
-    folder = checkpoint.model_folder(model)
+    folder = storage.model_folder(model)
     about = About.read(folder)
     return {"path": str(folder), "stage": about.stage, "trained": about.trained}

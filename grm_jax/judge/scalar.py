@@ -12,26 +12,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from grm_jax.data.loader import Batch, Example, collate_rows, group_by_length
+from grm_jax.data.collate import Batch, Example, collate_rows
+from grm_jax.data.loader import group_by_length
+from grm_jax.model.batch import row_scores
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Remat, encode
-from grm_jax.model.heads import scalar
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel, own_rows, put_batch, replicated, use_mesh
 
 SCORE_TOKENS = 8192
-
-
-def row_scores(
-    params: Params,
-    config: ModelConfig,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    remat: Remat = "none",
-) -> jax.Array:
-    """The scalar head's score [B] of right-padded rows: tokens [B, T], lengths [B]."""
-    hidden = encode(params, config, tokens, lengths, remat=remat)
-    return scalar(params, hidden, lengths[:, None] - 1)[:, 0, 0]
 
 
 @functools.cache

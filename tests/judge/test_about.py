@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from grm_jax.about import About, JudgeDefaults
-from grm_jax.checkpoint import ABOUT_FILE
 from grm_jax.critique import Template
+from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.errors import UserError
-from grm_jax.sampler.critic import TemplateConfig, Templates
+from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.model.storage import ABOUT_FILE
 from grm_jax.sampler.plan import EngineConfig
 
 INPUTS = Path(__file__).parent / "reports" / "inputs"

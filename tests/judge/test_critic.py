@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from grm_jax.critique import Template, shuffle
+from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.sampler.critic import AdaptiveK, Critic, TemplateConfig, chunks
+from grm_jax.judge.critic import AdaptiveK, Critic, chunks
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sample
 from grm_jax.sampler.schedule import Request

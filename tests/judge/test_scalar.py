@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.data.loader import Example
+from grm_jax.data.collate import Example
+from grm_jax.judge import scalar as scoring
+from grm_jax.judge.scalar import score_examples
 from grm_jax.model.params import param_table
-from grm_jax.sampler import scoring
-from grm_jax.sampler.scoring import score_examples
-from grm_jax.training.step import param_shardings
+from grm_jax.model.storage import param_shardings
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,23 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax import checkpoint, judging
 from grm_jax.benchmarks import get_benchmark, synthetic
-from grm_jax.data.loader import Example
+from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.collate import Example
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.errors import UserError
+from grm_jax.judge import judge as judging
+from grm_jax.judge.judge import JudgeOptions
 from grm_jax.judge.samples import SampleRow
-from grm_jax.judging import JudgeOptions
+from grm_jax.judge.scalar import score_examples
+from grm_jax.model import storage
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
-from grm_jax.model_judge import ModelJudge
 from grm_jax.sampler import memory
-from grm_jax.sampler.critic import TemplateConfig
 from grm_jax.sampler.engine import Sampler, SamplerStats
-from grm_jax.sampler.scoring import score_examples
 from grm_jax.scoring.items import BenchmarkRecords
+from grm_jax.scoring.model_judge import ModelJudge
 from grm_jax.scoring.rules import Rules
 from grm_jax.tokenizer import load_tokenizer
 
@@ -52,10 +53,10 @@ def model(world) -> Path:
     folder = world.parent / "model"
     for name, labels in (("judge", 0), ("meta", 1)):
         params = init_params(param_table(config, num_labels=labels), jax.random.key(3))
-        checkpoint.save_model(folder / name, config, params, world / "tokenizer")
+        storage.save_model(folder / name, config, params, world / "tokenizer")
         templates = TemplateConfig("compact", "compact_single", "compact_meta")
         about = {"templates": dataclasses.asdict(templates), "length_buckets": [160]}
-        (folder / name / checkpoint.ABOUT_FILE).write_text(json.dumps(about))
+        (folder / name / storage.ABOUT_FILE).write_text(json.dumps(about))
     return folder
 
 
@@ -208,9 +209,9 @@ def test_a_model_is_computed_as_its_machine_can(model, world, tmp_path, one_devi
 
 
 def test_a_judge_is_loaded_in_its_compute_dtype(model, tmp_path, one_device, monkeypatch):
-    config, params = checkpoint.load_model(model / "judge")
+    config, params = storage.load_model(model / "judge")
     half = jax.tree.map(lambda w: w.astype("bfloat16"), params)
-    checkpoint.save_model(tmp_path / "half", config, half, model / "judge")
+    storage.save_model(tmp_path / "half", config, half, model / "judge")
     monkeypatch.setattr(
         judging, "read_model_config", lambda path: config.replace(compute_dtype="bfloat16")
     )

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax import files, typed
-from grm_jax.checkpoint import ABOUT_FILE
 from grm_jax.critique import Template
 from grm_jax.critique.template import BUILTIN, TemplateError
+from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.errors import UserError
-from grm_jax.sampler.critic import TemplateConfig, Templates
+from grm_jax.model.storage import ABOUT_FILE
 from grm_jax.sampler.plan import EngineConfig
 
 # Of rows that the meta RM reads, where the file does not say.

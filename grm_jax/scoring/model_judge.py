@@ -12,25 +12,25 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from grm_jax import checkpoint
 from grm_jax.critique import Template
+from grm_jax.data.examples import meta_example
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge.cache import SampleCache, fingerprint
+from grm_jax.judge.critic import OrderMode
+from grm_jax.judge.judge import JudgeOptions, load_judge, meta_template, model_info
 from grm_jax.judge.samples import SampleRow
-from grm_jax.judging import JudgeOptions, load_judge, meta_template, model_info
 from grm_jax.metrics import Progress
+from grm_jax.model import storage
+from grm_jax.model.storage import read_model_config
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.sampler.critic import OrderMode
 from grm_jax.scoring.aggregate import Scales
 from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.items import BenchmarkRecords
 from grm_jax.scoring.long_prompts import fit
 from grm_jax.scoring.rules import Rules
-from grm_jax.training.examples import meta_example
-from grm_jax.training.run import read_model_config
 
 
 class ModelJudge:
@@ -68,11 +68,11 @@ class ModelJudge:
         self._policy: LongPrompts = long_prompts
         self._most = max_prompt_tokens
         memory = cache / "digests.json"
-        self._weights = fingerprint(checkpoint.model_folder(model), memory)
+        self._weights = fingerprint(storage.model_folder(model), memory)
         self._meta: dict[str, str] = {}
         self._meta_limit: tuple[Template, int] | None = None
         if meta is not None:
-            folder, template = checkpoint.model_folder(meta, "meta_rm"), meta_template(meta)
+            folder, template = storage.model_folder(meta, "meta_rm"), meta_template(meta)
             self._meta = {
                 "meta": fingerprint(folder, memory),
                 "template": template.digest,

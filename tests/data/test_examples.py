@@ -8,11 +8,12 @@ import json
 import pytest
 
 from grm_jax.critique import Template, render
+from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.examples import meta_example, reply_example, trajectory_example
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.data.trajectories import Instruction, parse_trajectory
-from grm_jax.sampler.critic import Critic, Critique, TemplateConfig
-from grm_jax.training.examples import meta_example, reply_example, trajectory_example
+from grm_jax.judge.critic import Critic, Critique
 from grm_jax.training.rft import to_trajectory
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")

@@ -20,6 +20,7 @@ import numpy as np
 from grm_jax.critique import Template, decided, orders, read, render, shuffle, unshuffle
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.prompt import Message
+from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.data.preferences import Preference
 from grm_jax.model.params import Params
 from grm_jax.sampler.draw import SamplingConfig
@@ -28,37 +29,6 @@ from grm_jax.sampler.schedule import Request
 from grm_jax.tokenizer import Tokenizer
 
 OrderMode = Literal["balanced", "random", "given", "one"]
-
-
-@dataclasses.dataclass(frozen=True)
-class TemplateConfig:
-    """Prompts: names of built-in templates, or paths of your own."""
-
-    many: str = "grm"
-    """For two responses or more (scores 1-10)."""
-    single: str = "single"
-    """For single responses in training and where their label is 0 or 1 (score 0 or 1)."""
-    meta: str = "meta"
-    """What the meta RM reads before the critique."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Templates:
-    """The templates that a `TemplateConfig` names, read once: what is done with them later does
-    not depend on their files."""
-
-    many: Template
-    single: Template
-    meta: Template
-
-    @classmethod
-    def load(cls, names: TemplateConfig) -> Templates:
-        """Raises TemplateError for a name that is no template."""
-        return cls(*map(Template.load, (names.many, names.single, names.meta)))
-
-    def items(self) -> list[tuple[str, Template]]:
-        """(field, template) of each."""
-        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
 
 
 @dataclasses.dataclass(frozen=True)
