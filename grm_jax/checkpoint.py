@@ -15,8 +15,8 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from grm_jax.errors import UserError
-from grm_jax.model.hf_config import listed, read_json
+from grm_jax import files
+from grm_jax.errors import UserError, listed
 from grm_jax.parallel.multihost import any_of, barrier, first
 from grm_jax.room import require_room, state_bytes, system_words
 
@@ -246,7 +246,7 @@ def damage(directory: Path, path: Path) -> str:
     """What of `directory` is not as in the file list at `path`; empty if nothing."""
     if not path.exists():
         return f"no {path.name}"
-    expected, found = read_json(path), _files(directory)
+    expected, found = files.read_json(path), _files(directory)
     return listed(
         [
             f"{name} is {'missing' if name not in found else 'changed'}"

@@ -11,6 +11,9 @@ import errno
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_SHOWN = 20  # names listed in an error before "and n more"
+
+
 class UserError(ValueError):
     """A mistake in options, files or the environment. The message says what to do about it."""
 
@@ -35,3 +38,9 @@ def describe(error: UserError | OSError) -> str:
             "give the same command again"
         )
     return what
+
+
+def listed(names: list[str]) -> str:
+    """The names, the first twenty of many."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -26,6 +26,7 @@ from grm_jax import stopping
 from grm_jax.benchmarks import BENCHMARKS, get_benchmark, rewardbench
 from grm_jax.benchmarks.official import write_rewardbench
 from grm_jax.benchmarks.sources import locate
+from grm_jax.critique.template_set import Scales
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError, describe
 from grm_jax.evaluate_options import (
@@ -38,7 +39,7 @@ from grm_jax.evaluate_options import (
 from grm_jax.judge.samples import SampleRow, read_samples, write_samples
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.scoring.aggregate import Method, Scales, aggregate, reported
+from grm_jax.scoring.aggregate import Method, aggregate, reported
 from grm_jax.scoring.assess import assess, compare_runs
 from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.html import Evaluated, write_html

@@ -21,6 +21,7 @@ from typing import Annotated
 import tyro
 
 from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.files import expanded
 from grm_jax.judge.about import JudgeDefaults
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.sampler.draw import SamplingConfig

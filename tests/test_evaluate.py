@@ -17,9 +17,9 @@ import jax
 import pytest
 
 from grm_jax import evaluate
+from grm_jax.critique.template_set import Scales
 from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.judge.samples import read_samples, write_samples
-from grm_jax.scoring.aggregate import Scales
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.judges import judge_rows
 from grm_jax.scoring.results import read_results
@@ -162,9 +162,9 @@ class FakeJudge:
 
 @pytest.fixture
 def fake(monkeypatch):
-    for name, made in (("judging", "JudgeOptions"), ("model_judge", "ModelJudge")):
+    for name, made in (("judge.judge", "JudgeOptions"), ("scoring.model_judge", "ModelJudge")):
         module = types.ModuleType(f"grm_jax.{name}")
-        vars(module)[made] = types.SimpleNamespace if name == "judging" else FakeJudge
+        vars(module)[made] = types.SimpleNamespace if name == "judge.judge" else FakeJudge
         monkeypatch.setitem(sys.modules, f"grm_jax.{name}", module)
     FakeJudge.calls.clear()
     return FakeJudge

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from grm_jax import config, options, plan, train
+from grm_jax import options, plan, recipes, train
 from grm_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def numeric(kind: type) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_number_has_a_range_and_every_recipe_is_within(name):
     for size in ("tiny", "2b", "27b"):
-        recipe = config.load(f"{name}:{size}")
+        recipe = recipes.load(f"{name}:{size}")
         options.check(recipe)
         for owner, field in numeric(type(recipe)):
             assert field in options.RANGES[owner], f"{owner}.{field} has no range"
@@ -83,9 +83,9 @@ def test_a_fault_of_a_recipe_keeps_its_traceback(tmp_path):
     broken = tmp_path / "mine.py"
     broken.write_text("def get_config(size):\n    return {'tiny': {}}[size]['steps']\n")
     with pytest.raises(KeyError, match="steps"):
-        config.load(str(broken))
-    with pytest.raises(config.ConfigError, match="has no size 'huge'"):
-        config.load(f"{broken}:huge")
+        recipes.load(str(broken))
+    with pytest.raises(recipes.ConfigError, match="has no size 'huge'"):
+        recipes.load(f"{broken}:huge")
 
 
 def test_recipes_are_part_of_the_wheel():

@@ -36,3 +36,11 @@ class Templates:
     def items(self) -> list[tuple[str, Template]]:
         """(field, template) of each."""
         return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Ranges of a score: of several responses, and of single ones."""
+
+    many: tuple[float, float] = (1.0, 10.0)
+    single: tuple[float, float] = (0.0, 1.0)

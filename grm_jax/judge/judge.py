@@ -23,13 +23,14 @@ from jax.sharding import Mesh
 import grm_jax
 from grm_jax import files
 from grm_jax.critique import Template, shuffle
-from grm_jax.critique.template_set import TemplateConfig, Templates
+from grm_jax.critique.template_set import Scales, TemplateConfig, Templates
 from grm_jax.data.collate import Example
 from grm_jax.data.examples import meta_example
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.about import LENGTH_BUCKETS, About, JudgeDefaults
 from grm_jax.judge.cache import SampleCache, record_digest
-from grm_jax.judge.critic import AdaptiveK, Critic, Critique, OrderMode, chunks
+from grm_jax.judge.critiques import AdaptiveK, Critic, Critique, chunks
+from grm_jax.judge.prompts import OrderMode, Prompts
 from grm_jax.judge.samples import GREEDY, SampleRow
 from grm_jax.judge.scalar import score_examples
 from grm_jax.metrics import Progress
@@ -42,7 +43,6 @@ from grm_jax.model.storage import load_params, param_shardings, read_model_confi
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
-from grm_jax.scoring.aggregate import Scales
 from grm_jax.tokenizer import ChatTokenizer, TokenizerError, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 
@@ -183,7 +183,7 @@ class Judge:
         guiding: bool,
     ) -> list[SampleRow]:
         """Samples without meta scores; `guiding`: the meta RM will score them."""
-        critic = self.critic(options)
+        critic = Critic(self.sampler, self.prompts(options))
         key = jax.random.key(options.seed)
         hot = self.sampling(options)
         cold = dataclasses.replace(hot, temperature=0.0)
@@ -246,13 +246,12 @@ class Judge:
             if (record.id, sample) in rows
         ]
 
-    def critic(self, options: JudgeOptions) -> Critic:
+    def prompts(self, options: JudgeOptions) -> Prompts:
+        """What the judge reads."""
         templates = self.templates
         if options.rating:
             templates = dataclasses.replace(templates, single=templates.many)
-        return Critic(
-            self.sampler, self.tokenizer, templates, order=options.order, seed=options.seed
-        )
+        return Prompts(self.tokenizer, templates, order=options.order, seed=options.seed)
 
     def sampling(self, options: JudgeOptions) -> SamplingConfig:
         """How the k samples are drawn."""
@@ -264,13 +263,13 @@ class Judge:
 
     def prompt_tokens(self, record: Preference, options: JudgeOptions) -> int:
         """Tokens of a record's longest prompt, over the orders in which samples show it."""
-        critic = self.critic(options)
-        shown = {tuple(range(len(record.responses))), *critic.orders(record, max(options.k, 1))}
-        return max(len(self.tokenizer.chat(critic.messages(record, order))) for order in shown)
+        prompts = self.prompts(options)
+        shown = {tuple(range(len(record.responses))), *prompts.orders(record, max(options.k, 1))}
+        return max(len(prompts.ids(record, order)) for order in shown)
 
     def scales(self, options: JudgeOptions) -> Scales:
         """Ranges of the scores that its templates ask for."""
-        templates = self.critic(options)
+        templates = self.prompts(options)
         return Scales(templates.many.scale, templates.single.scale)
 
     def prompt_limit(self, options: JudgeOptions) -> int:

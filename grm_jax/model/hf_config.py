@@ -38,7 +38,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # Type names in a safetensors header.
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
-_SHOWN = 20  # names listed in an error before "and n more"
 
 # What transformers' Gemma2Config assumes for a key that is absent. These say how large the weights
 # are, so a file without one of them is refused: which value is meant is for its owner to say.
@@ -83,12 +82,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 
 class CheckpointError(UserError):
     """A model directory that can not be read or written as asked; the message names the file."""
-
-
-def listed(names: list[str]) -> str:
-    """The names, the first twenty of many."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:

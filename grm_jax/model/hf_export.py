@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from grm_jax.errors import UserError
+from grm_jax.errors import UserError, listed
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import (
     DTYPES,
@@ -28,7 +28,6 @@ from grm_jax.model.hf_config import (
     CheckpointError,
     config_json,
     copy_tokenizer,
-    listed,
     special_ids,
 )
 from grm_jax.model.params import Params, ParamSpec, get_leaf, param_table

@@ -32,6 +32,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import SafetensorError, safe_open
 
 from grm_jax import files
+from grm_jax.errors import listed
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import (
     DTYPES,
@@ -39,7 +40,6 @@ from grm_jax.model.hf_config import (
     SINGLE,
     CheckpointError,
     is_tied,
-    listed,
     read_config,
     read_json,
     read_num_labels,

@@ -20,16 +20,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grm_jax import checkpoint, hub, typed
-from grm_jax.errors import UserError
+from grm_jax.errors import UserError, listed
 from grm_jax.model import huggingface
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.hf_config import (
-    CheckpointError,
-    copy_tokenizer,
-    listed,
-    read_json,
-    read_num_labels,
-)
+from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, read_json, read_num_labels
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
 from grm_jax.parallel.mesh import sharding
 from grm_jax.parallel.multihost import barrier, first

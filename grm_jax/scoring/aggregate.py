@@ -28,6 +28,7 @@ import numpy as np
 
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.parse import commonest_boxes
+from grm_jax.critique.template_set import Scales
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 from grm_jax.judge.samples import SampleRow
@@ -63,14 +64,6 @@ class Method:
         counted = (~np.isnan(values)).sum(axis=1)
         mean = np.nansum(values, axis=1) / np.where(counted > 0, counted, np.nan)
         return dict(zip((record.id for record in records), mean.tolist(), strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class Scales:
-    """Ranges of a score: of several responses, and of single ones."""
-
-    many: tuple[float, float] = (1.0, 10.0)
-    single: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 
 from grm_jax.critique.adaptive import BOUND
+from grm_jax.critique.template_set import Scales
 from grm_jax.data.preferences import Preference, Records
 from grm_jax.data.rows import DataError
 from grm_jax.judge.samples import SampleRow
 from grm_jax.scoring import statistics
-from grm_jax.scoring.aggregate import (
-    Aggregate,
-    Method,
-    Scales,
-    aggregate,
-    is_uneven,
-    reported,
-)
+from grm_jax.scoring.aggregate import Aggregate, Method, aggregate, is_uneven, reported
 from grm_jax.scoring.benchmark import Benchmark, credit_vector
 from grm_jax.scoring.bias import bias_table
 from grm_jax.scoring.figures import Figure, FigureLike, Resampled

@@ -9,11 +9,11 @@ import random
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from grm_jax.critique.template_set import Scales
 from grm_jax.critique.voting import orders
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge.samples import GREEDY, SampleRow
-from grm_jax.scoring.aggregate import Scales
 
 JudgeName = Literal["longer", "random"]
 JUDGE_SCALES = Scales((0.0, 1.0), (0.0, 1.0))  # of `random`, which alone has samples

@@ -13,19 +13,19 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from grm_jax.critique import Template
+from grm_jax.critique.template_set import Scales
 from grm_jax.data.examples import meta_example
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge.cache import SampleCache, fingerprint
-from grm_jax.judge.critic import OrderMode
 from grm_jax.judge.judge import JudgeOptions, load_judge, meta_template, model_info
+from grm_jax.judge.prompts import OrderMode
 from grm_jax.judge.samples import SampleRow
 from grm_jax.metrics import Progress
 from grm_jax.model import storage
 from grm_jax.model.storage import read_model_config
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.scoring.aggregate import Scales
 from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.items import BenchmarkRecords

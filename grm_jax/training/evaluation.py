@@ -16,17 +16,18 @@ from typing import Any
 from grm_jax import files
 from grm_jax.benchmarks import synthetic
 from grm_jax.critique import shuffle
+from grm_jax.critique.template_set import Scales
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judge.cache import SampleCache, fingerprint
-from grm_jax.judge.critic import OrderMode
 from grm_jax.judge.judge import Judge, JudgeOptions, Scorer
+from grm_jax.judge.prompts import OrderMode
 from grm_jax.judge.samples import GREEDY, SampleRow, write_samples
 from grm_jax.lock import hold
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first
 from grm_jax.scoring import report
-from grm_jax.scoring.aggregate import Scales, aggregate
+from grm_jax.scoring.aggregate import aggregate
 from grm_jax.scoring.assess import assess, compare
 from grm_jax.scoring.results import Results
 from grm_jax.scoring.rules import Rules

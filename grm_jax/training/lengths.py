@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from grm_jax.critique import Template
 from grm_jax.data.examples import meta_example, reply_example
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.critic import Critic
+from grm_jax.judge.prompts import Prompts
 
 _MOST_ORDERS = 120  # of the responses that are tried; those of five
 _PLAY = 4  # tokens a response by which two orders of the same responses may differ
@@ -50,12 +50,12 @@ class Lengths:
     """Tokens of records under each prompt of a run; each is counted once.
 
     Args:
-      critic: makes the judge's prompts.
+      prompts: the judge's.
       meta: what the meta RM reads before a critique.
     """
 
-    def __init__(self, critic: Critic, meta: Template):
-        self._critic, self._meta_template = critic, meta
+    def __init__(self, prompts: Prompts, meta: Template):
+        self._prompts, self._meta_template = prompts, meta
         self._known: dict[tuple[str, str, tuple[int, ...]], tuple[Preference, int]] = {}
 
     def prompt(self, record: Preference, *, hinted: bool = False) -> int:
@@ -75,7 +75,7 @@ class Lengths:
 
         def tokens(order: Sequence[int]) -> int:
             example = meta_example(
-                record.turns, [record.responses[i] for i in order], "", self._critic.tokenizer,
+                record.turns, [record.responses[i] for i in order], "", self._prompts.tokenizer,
                 self._meta_template,
                 reference=record.reference, principles=record.principles,
             )  # fmt: skip
@@ -87,7 +87,7 @@ class Lengths:
         """Of the conversation with its longest response."""
         del limit  # has no orders
         return max(
-            reply_example(record.turns, text, self._critic.tokenizer).length
+            reply_example(record.turns, text, self._prompts.tokenizer).length
             for text in record.responses
         )
 
@@ -99,8 +99,7 @@ class Lengths:
 
     def _ordered(self, record: Preference, order: tuple[int, ...], hinted: bool) -> int:
         def tokens(order: Sequence[int]) -> int:
-            messages = self._critic.messages(record, order, hinted=hinted)
-            return len(self._critic.tokenizer.chat(messages))
+            return len(self._prompts.ids(record, order, hinted=hinted))
 
         return self._count("hinted" if hinted else "judge", record, order, tokens)
 

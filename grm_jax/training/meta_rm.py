@@ -179,7 +179,7 @@ def sampled_rows(
     if file.exists():
         return _trajectories(file)
     params = run.params(grm, dtype=run.model.compute_dtype)
-    critic, key = run.critic("one"), run.stage_key("meta_rm")
+    critic, key = run.new_critic("one"), run.stage_key("meta_rm")
 
     def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
         # In an order of its own, not the one in which the GRM was trained on the record.
@@ -189,7 +189,7 @@ def sampled_rows(
         for record in part:
             for critique in found[record.id]:
                 correct = is_correct(
-                    critique.scores, record.labels, threshold=critic.single.threshold
+                    critique.scores, record.labels, threshold=critic.prompts.single.threshold
                 )
                 yield to_trajectory(record, critique, correct, kept=True)
 

@@ -22,7 +22,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
 from grm_jax.identity import how
-from grm_jax.judge.critic import Critique
+from grm_jax.judge.critiques import Critique
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.inputs import learnt, sampled, usable
 from grm_jax.training.optimizer import OptimizerConfig
@@ -91,7 +91,7 @@ def sample_trajectories(
     """Write every record's trajectories; resumed chunk by chunk when stopped."""
     run = stage.run
     params = run.params(start, dtype=run.model.compute_dtype)
-    critic, key = run.critic("one"), run.stage_key("rft")
+    critic, key = run.new_critic("one"), run.stage_key("rft")
 
     def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
         plain = critic.critiques(
@@ -106,7 +106,7 @@ def sample_trajectories(
             )
         for record in part:
             yield from _judge(
-                record, plain[record.id], hinted.get(record.id, []), critic.single.threshold
+                record, plain[record.id], hinted.get(record.id, []), critic.prompts.single.threshold
             )
 
     sample_in_chunks(

@@ -31,7 +31,7 @@ from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.identity import how
-from grm_jax.judge.critic import Critique
+from grm_jax.judge.critiques import Critique
 from grm_jax.metrics import StepLog
 from grm_jax.model.batch import Batch, group_logprobs
 from grm_jax.model.flops import train_flops
@@ -104,7 +104,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     reference = Reference(run, config, trainable)
     rows = config.prompts if config.train_groups is None else config.train_groups
     parts = micro_batches(min(rows, config.prompts), config.device_batch, run.mesh)
-    critic, data = run.critic("one"), record_batches(run, records, config)
+    critic, data = run.new_critic("one"), record_batches(run, records, config)
     shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
     loop = Loop(stage, config.steps, config.optimizer, trainable, data, log_every=1, shown=shown)
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
@@ -133,7 +133,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
                 )
             with loop.timer.phase("reward"):
                 groups = [rollouts[record.id] for record in drawn]
-                rewards = group_rewards(drawn, groups, config, critic.single.threshold)
+                rewards = group_rewards(drawn, groups, config, critic.prompts.single.threshold)
                 batch = rollout_batch(groups, rewards, config, run.setup.prompt_buckets)
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
@@ -143,7 +143,9 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             known["rollout_tokens_per_second"] = tokens / seconds
             loop.take(train_step, trainable.frozen, local, _work(run, batch), known)
             if config.save_rollouts:
-                rollout_log.write(_rows(step, drawn, groups, rewards, critic.single.threshold))
+                rollout_log.write(
+                    _rows(step, drawn, groups, rewards, critic.prompts.single.threshold)
+                )
     stage.finish(trainable.whole(loop.state.params))
 
 

@@ -36,7 +36,8 @@ from grm_jax.data.synthetic_files import write_world
 from grm_jax.identity import differences
 from grm_jax.judge.about import About
 from grm_jax.judge.cache import fingerprint
-from grm_jax.judge.critic import Critic, OrderMode
+from grm_jax.judge.critiques import Critic
+from grm_jax.judge.prompts import OrderMode, Prompts
 from grm_jax.lock import hold
 from grm_jax.model import storage
 from grm_jax.model.attention_backends import choose
@@ -191,7 +192,7 @@ class Run:
 
     @functools.cached_property
     def lengths(self) -> Lengths:
-        return Lengths(self.critic("given"), self.templates.meta)
+        return Lengths(self.prompts("given"), self.templates.meta)
 
     @functools.cached_property
     def data_files(self) -> dict[str, str]:
@@ -212,15 +213,13 @@ class Run:
             self.model, self.tokenizer.stop_ids, self.setup.engine, decode_mesh(self.mesh)
         )
 
-    def critic(self, order: OrderMode) -> Critic:
-        self.sampler.budget.forget()  # stages hold different things
-        return Critic(
-            self.sampler,
-            self.tokenizer,
-            self.templates,
-            order=order,
-            seed=self.setup.seed,
-        )
+    def prompts(self, order: OrderMode) -> Prompts:
+        return Prompts(self.tokenizer, self.templates, order=order, seed=self.setup.seed)
+
+    def new_critic(self, order: OrderMode) -> Critic:
+        """What draws critiques. Its memory is planned anew: stages hold different things."""
+        self.sampler.budget.forget()
+        return Critic(self.sampler, self.prompts(order))
 
     def stage_key(self, stage: str) -> jax.Array:
         return jax.random.fold_in(self.key, STAGE_KEYS[stage])

@@ -18,7 +18,7 @@ from pathlib import Path
 from grm_jax import files, stopping
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory
-from grm_jax.judge.critic import chunks
+from grm_jax.judge.critiques import chunks
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.long_prompts import LongPrompts
+from grm_jax.data.rows import MAX_BAD_SHARE
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.identity import how

@@ -13,7 +13,8 @@ from grm_jax.data.examples import meta_example, reply_example, trajectory_exampl
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.data.trajectories import Instruction, parse_trajectory
-from grm_jax.judge.critic import Critic, Critique
+from grm_jax.judge.critiques import Critique
+from grm_jax.judge.prompts import Prompts
 from grm_jax.training.rft import to_trajectory
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
@@ -34,8 +35,8 @@ RECORDS = {
 def test_the_trained_prompt_is_the_sampled_one_without_its_hint(name, hinted):
     """Also after a trip through a trajectory file."""
     record = RECORDS[name]
-    critic = Critic(None, TOKENIZER, TEMPLATES, order="random")  # pyright: ignore[reportArgumentType]
-    (order,) = critic.orders(record, 1)
+    prompts = Prompts(TOKENIZER, TEMPLATES, order="random")
+    (order,) = prompts.orders(record, 1)
     text = "Specific Criteria: answer high"
     critique = Critique(record.id, 0, order, text, None, "no_box", "stop", (), None, None)  # pyright: ignore[reportArgumentType]
     row = to_trajectory(record, critique, False, kept=True, hinted=hinted)
@@ -43,7 +44,7 @@ def test_the_trained_prompt_is_the_sampled_one_without_its_hint(name, hinted):
     again = parse_trajectory(json.loads(json.dumps(line)), "here:1")
     assert again == row
     example = trajectory_example(again, TOKENIZER, TEMPLATES)
-    assert example.prompt == tuple(TOKENIZER.chat(critic.messages(record, order)))
+    assert example.prompt == prompts.ids(record, order)
     assert example.completion == (*TOKENIZER.encode(text), TOKENIZER.eos_id)
 
 

@@ -16,7 +16,7 @@ from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.model.storage import ABOUT_FILE
 from grm_jax.sampler.plan import EngineConfig
 
-INPUTS = Path(__file__).parent / "reports" / "inputs"
+INPUTS = Path(__file__).parents[1] / "reports" / "inputs"
 MINE = "{# grm_jax: name=mine low=0 high=100 reads=scores #}\n{{ query }}\r\n{{ responses }} é\n"
 
 

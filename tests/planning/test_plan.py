@@ -14,7 +14,7 @@ from grm_jax.model.config import model_config
 from grm_jax.model.params import count_params, param_table
 from grm_jax.parallel.devices import find_device
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def plan(*args: str) -> tuple[int, str]:

@@ -289,7 +289,7 @@ def test_single_responses_are_rated_where_the_benchmark_ranks_them(make):
     judge = make()
     for name, rating in (("realmistake", True), ("preferences", False)):
         options = judge.options(get_benchmark(name), Rules())
-        assert judge._judge.critic(options).single.name == (
+        assert judge._judge.prompts(options).single.name == (
             "compact" if rating else "compact_single"
         )
         scales = judge.scales(get_benchmark(name), Rules())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.critic import Critique
+from grm_jax.judge.critiques import Critique
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
 

@@ -17,7 +17,7 @@ from grm_jax.data.collate import Example
 from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.judge.critic import Critic
+from grm_jax.judge.prompts import Prompts
 from grm_jax.model.config import SIZES
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.sampler.draw import SamplingConfig
@@ -215,16 +215,13 @@ def byte_level():
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_the_longest_order_counts(byte_level, n):
     """Against rendering and counting every order."""
-    critic = Critic(None, byte_level, TEMPLATES, order="given")  # pyright: ignore[reportArgumentType]
-    lengths = Lengths(critic, Template.load("compact_meta"))
+    prompts = Prompts(byte_level, TEMPLATES, order="given")
+    lengths = Lengths(prompts, Template.load("compact_meta"))
     differ = 0
     for id, texts in enumerate(itertools.permutations(["x", "yx", "ab", " [A]", "b]x"], n)):
         turns = ({"role": "user", "content": "ab"},)
         record = Preference(str(id), turns, texts, tuple(map(float, range(n))))
-        every = [
-            len(byte_level.chat(critic.messages(record, order)))
-            for order in itertools.permutations(range(n))
-        ]
+        every = [len(prompts.ids(record, order)) for order in itertools.permutations(range(n))]
         differ += max(every) > every[0]
         assert lengths.judge(record, 0) == lengths.judge(record, max(every)) == max(every)
         assert lengths.judge(record, 10_000) == lengths.prompt(record) == every[0]
@@ -232,8 +229,8 @@ def test_the_longest_order_counts(byte_level, n):
 
 
 def test_a_copy_that_was_cut_is_counted_anew(byte_level):
-    critic = Critic(None, byte_level, TEMPLATES, order="given")  # pyright: ignore[reportArgumentType]
-    lengths = Lengths(critic, Template.load("compact_meta"))
+    prompts = Prompts(byte_level, TEMPLATES, order="given")
+    lengths = Lengths(prompts, Template.load("compact_meta"))
     long, short = pair("a", 9), pair("a", 3)
     for kind in (lengths.judge, lengths.hinted, lengths.meta):
         first = kind(long, 10_000)

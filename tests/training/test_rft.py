@@ -12,7 +12,7 @@ import pytest
 
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.rows import DataError
-from grm_jax.judge.critic import Critic
+from grm_jax.judge.critiques import Critic
 from grm_jax.training import meta_rm, rft, sampling
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.rft import RFT, to_trajectory

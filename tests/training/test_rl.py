@@ -12,7 +12,7 @@ import pytest
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.judge.critic import Critic
+from grm_jax.judge.prompts import Prompts
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training import rl
 from grm_jax.training.lengths import Lengths
@@ -148,8 +148,8 @@ def fake_run(records, buckets):
     tokenizer = build_tokenizer()
     templates = TemplateConfig("compact", "compact_single", "compact_meta")
     setup = types.SimpleNamespace(prompt_buckets=buckets, seed=0)
-    critic = Critic(None, tokenizer, templates, order="given")  # pyright: ignore[reportArgumentType]
-    lengths = Lengths(critic, Template.load("compact_meta"))
+    prompts = Prompts(tokenizer, templates, order="given")
+    lengths = Lengths(prompts, Template.load("compact_meta"))
     return types.SimpleNamespace(records=records, setup=setup, lengths=lengths)
 
 

@@ -25,7 +25,7 @@ import pytest
 from grm_jax import checkpoint, recipes, stopping
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.data.trajectories import Trajectory, read_trajectories
-from grm_jax.judge.critic import Critic
+from grm_jax.judge.critiques import Critic
 from grm_jax.metrics import MetricsWriter, Progress
 from grm_jax.model.config import SIZES, ModelConfig
 from grm_jax.model.storage import load_model

@@ -13,7 +13,8 @@ from grm_jax.critique import Template, shuffle
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.judge.critic import AdaptiveK, Critic, chunks
+from grm_jax.judge.critiques import AdaptiveK, Critic, chunks
+from grm_jax.judge.prompts import Prompts
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sample
 from grm_jax.sampler.schedule import Request
@@ -78,7 +79,7 @@ def score_by_name(request: Request, index: int) -> str:
 
 def make_critic(write=score_by_name, **options) -> tuple[Critic, StubSampler]:
     stub = StubSampler(write)
-    return Critic(stub, TOKENIZER, TEMPLATES, **options), stub  # pyright: ignore[reportArgumentType]
+    return Critic(stub, Prompts(TOKENIZER, TEMPLATES, **options)), stub  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("order", ["balanced", "random", "one", "given"])
@@ -110,17 +111,17 @@ def test_each_distinct_order_is_one_prompt():
 
 def test_orders_depend_on_seed_salt_and_id_alone():
     critic, _ = make_critic(order="random")
-    usual = critic.orders(record(), 8)
-    assert critic.orders(record(), 8) == usual
-    assert critic.orders(record(), 3) == usual[:3]
-    assert critic.orders(record("other"), 8) != usual
-    assert critic.orders(record(), 8, "step 2") != usual
-    assert make_critic(order="random", seed=1)[0].orders(record(), 8) != usual
+    usual = critic.prompts.orders(record(), 8)
+    assert critic.prompts.orders(record(), 8) == usual
+    assert critic.prompts.orders(record(), 3) == usual[:3]
+    assert critic.prompts.orders(record("other"), 8) != usual
+    assert critic.prompts.orders(record(), 8, "step 2") != usual
+    assert make_critic(order="random", seed=1)[0].prompts.orders(record(), 8) != usual
 
 
 def test_one_order_a_group_that_changes_with_the_step():
     critic, _ = make_critic(order="one")
-    seen = {tuple(critic.orders(record(), 4, f"step {step}")) for step in range(30)}
+    seen = {tuple(critic.prompts.orders(record(), 4, f"step {step}")) for step in range(30)}
     assert all(len(set(orders)) == 1 for orders in seen)
     assert len(seen) == 6
 
@@ -144,8 +145,8 @@ def test_single_responses_have_their_own_template_and_hint(label, hint):
     critic, stub = make_critic(lambda request, index: box(1) if index else box(2))
     one = dataclasses.replace(record(n=1), labels=(label,))
     found = critic.critiques({}, [one], range(2), SAMPLING, KEY, hinted=True)["r"]
-    assert critic.template(one).name == "compact_single"
-    assert critic.template(record(n=2)).name == "compact"
+    assert critic.prompts.template(one).name == "compact_single"
+    assert critic.prompts.template(record(n=2)).name == "compact"
     assert TOKENIZER.decode(stub.requests[0].prompt).endswith(hint)
     assert found[0].scores is None and found[0].failure == "out_of_range"  # 0 or 1
     assert found[1].scores == (1.0,)

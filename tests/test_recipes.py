@@ -15,7 +15,7 @@ from grm_jax.recipes import load
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.train import main, split_config
 from grm_jax.training.optimizer import make_optimizer
-from grm_jax.training.setup import ConfigError, to_json
+from grm_jax.training.setup import SYNTHETIC, ConfigError, to_json
 
 RECIPES = {
     "sft.py": recipes.SFTRecipe,
@@ -43,7 +43,7 @@ def test_every_recipe_loads_in_every_size(name, size):
     assert type(recipe) is RECIPES[name]
     setup = recipe.setup
     assert setup.size == (size[1:] or "tiny")
-    assert (setup.preferences == recipes.SYNTHETIC) == (setup.size == "tiny")
+    assert (setup.preferences == SYNTHETIC) == (setup.size == "tiny")
     # Prompt and critique fit the training rows and the model's positions.
     stages = [getattr(recipe, f.name) for f in dataclasses.fields(recipe)]
     for stage in stages:

@@ -1,4 +1,4 @@
-"""Preference records in, parsed critiques out: the judge in its simplest form.
+"""Records in, parsed critiques out.
 
     record -> order of the responses -> prompt -> token ids -> samples -> text -> scores
 
@@ -10,25 +10,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import jax
 import numpy as np
 
-from grm_jax.critique import Template, decided, orders, read, render, shuffle, unshuffle
+from grm_jax.critique import decided, read, unshuffle
 from grm_jax.critique.adaptive import BOUND
-from grm_jax.critique.prompt import Message
-from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.data.preferences import Preference
+from grm_jax.judge.prompts import Prompts
 from grm_jax.model.params import Params
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import FinishReason, Sampler
 from grm_jax.sampler.schedule import Request
-from grm_jax.tokenizer import Tokenizer
-
-OrderMode = Literal["balanced", "random", "given", "one"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,62 +61,10 @@ class Critique:
 
 
 class Critic:
-    """Judges records with a sampler, a tokenizer and templates.
+    """Draws critiques of records with a sampler."""
 
-    Args:
-      order: how the k samples of a record see its responses: "balanced" or "random" (see
-        `critique.orders`), "one" (one random order for all samples: a GRPO group), or "given" (as
-        in the record).
-    """
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        tokenizer: Tokenizer,
-        templates: TemplateConfig | Templates,
-        *,
-        order: OrderMode = "balanced",
-        seed: int = 0,
-    ):
-        self.sampler = sampler
-        self.tokenizer = tokenizer
-        self.order: OrderMode = order
-        self.seed = seed
-        self.many = Template.load(templates.many)
-        self.single = Template.load(templates.single)
-
-    def template(self, record: Preference) -> Template:
-        return self.single if len(record.responses) == 1 else self.many
-
-    def orders(self, record: Preference, count: int, salt: str = "") -> list[tuple[int, ...]]:
-        """The order of the responses in each of `count` samples; depends on seed, salt and id."""
-        n = len(record.responses)
-        if self.order == "given":
-            return [tuple(range(n))] * count
-        digest = hashlib.blake2b(f"{self.seed} {salt} {record.id}".encode(), digest_size=8)
-        seed = int.from_bytes(digest.digest(), "little")
-        if self.order == "one":
-            return orders(n, 1, mode="random", seed=seed) * count
-        return orders(n, count, mode=self.order, seed=seed)
-
-    def messages(
-        self, record: Preference, order: Sequence[int], *, hinted: bool = False
-    ) -> list[Message]:
-        """The prompt for the record's responses in `order`."""
-        template = self.template(record)
-        hint = None
-        if hinted:
-            shown = shuffle(record.labels, order)
-            best = order.index(record.best)
-            hint = template.hint_text(best, len(order), shown)
-        return render(
-            template,
-            record.turns,
-            shuffle(record.responses, order),
-            hint=hint,
-            reference=record.reference,
-            principles=record.principles,
-        )
+    def __init__(self, sampler: Sampler, prompts: Prompts):
+        self.sampler, self.prompts = sampler, prompts
 
     def critiques(
         self,
@@ -158,14 +100,14 @@ class Critic:
             # Samples of one order share a prompt. With adaptive k only as far as they run at once,
             # so that whatever is drawn before a record is decided has seen all orders alike.
             groups: dict[tuple[int, tuple[int, ...]], list[int]] = collections.defaultdict(list)
-            chosen = self.orders(record, max(samples) + 1, salt)
+            chosen = self.prompts.orders(record, max(samples) + 1, salt)
             for place, index in enumerate(samples):
                 turn = place // adaptive.together if adaptive else 0
                 groups[turn, chosen[index]].append(index)
                 order_of[record.id, index] = chosen[index]
             for (_, order), members in groups.items():
-                prompt = self.tokenizer.chat(self.messages(record, order, hinted=hinted))
-                requests.append(Request(record.id, tuple(prompt), tuple(members)))
+                prompt = self.prompts.ids(record, order, hinted=hinted)
+                requests.append(Request(record.id, prompt, tuple(members)))
         prompts = {(r.example_id, i): r.prompt for r in requests for i in r.samples}
         found: dict[str, dict[int, Critique]] = collections.defaultdict(dict)
 
@@ -187,8 +129,8 @@ class Critic:
             name = (sample.example_id, sample.index)
             record, order = by_id[sample.example_id], order_of[name]
             stopped = sample.finish_reason == "stop"
-            text = self.tokenizer.decode(sample.tokens[: -1 if stopped else None].tolist())
-            parsed = read(self.template(record), text, len(order), truncated=not stopped)
+            text = self.prompts.tokenizer.decode(sample.tokens[: -1 if stopped else None].tolist())
+            parsed = read(self.prompts.template(record), text, len(order), truncated=not stopped)
             found[sample.example_id][sample.index] = Critique(
                 example_id=sample.example_id,
                 index=sample.index,
@@ -217,7 +159,7 @@ class Critic:
         self, record: Preference, critiques: Sequence[Critique], count: int, rule: AdaptiveK
     ) -> bool:
         """Whether the rest of `count` samples would change the verdict."""
-        template, remaining = self.template(record), count - len(critiques)
+        template, remaining = self.prompts.template(record), count - len(critiques)
         scores = [critique.scores for critique in critiques]
         low, high = template.scale
         width = high - low
