@@ -22,7 +22,7 @@ from grm_jax.benchmarks import synthetic
 from grm_jax.critique import credit, single_credit, vote
 from grm_jax.critique.voting import Scores
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.judge import JudgeOptions, load_judge
+from grm_jax.judge.judge import Judge, JudgeOptions
 from grm_jax.metrics import Progress, setup_logging
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.engine import Sampler
@@ -51,7 +51,7 @@ def main(args: Arguments) -> None:
     setup_devices(args.cpu_devices)
     setup_logging()
     records = [r for r in synthetic.BENCHMARK.load(args.run) if r.domain == synthetic.FRESH]
-    judge = load_judge(args.run, make_mesh())
+    judge = Judge.load(args.run, mesh=make_mesh())
     found: dict[str, dict[str, list[float]]] = {}
     for name, (weights, cache) in FORMS.items():
         sampler = judge.sampler
@@ -59,7 +59,7 @@ def main(args: Arguments) -> None:
         stop_ids = sampler.stop_ids.tolist()
         judge.sampler = Sampler(sampler.model, stop_ids, engine, sampler.mesh)
         progress = Progress(f"8 bits: {name}", len(records) * (args.k + 1))
-        rows = judge.rows(records, JudgeOptions(k=args.k, greedy=True), progress)
+        rows = judge.sample(records, JudgeOptions(k=args.k, greedy=True), progress)
         scores: dict[str, list[Scores | None]] = {r.id: [None] * args.k for r in records}
         greedy: dict[str, Scores | None] = {}
         for row in rows:

@@ -52,7 +52,7 @@ def main(args: Arguments) -> None:
     for rule, folder in (("expected", args.run), ("paper", args.paper)):
         setup = dataclasses.replace(recipe.setup, run_dir=str(folder))
         judge = make_judge(Run(setup), "rl", guided=False)
-        rows = judge.rows(records, JudgeOptions(k=args.k))
+        rows = judge.sample(records, JudgeOptions(k=args.k))
         checked = audit_rows(records, rows)
         methods = aggregate(records, rows).methods
         strict = {m.name: m.credits(records, Rules(ties="wrong")) for m in methods}

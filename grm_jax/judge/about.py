@@ -25,7 +25,7 @@ from grm_jax.critique import Template
 from grm_jax.critique.template import BUILTIN, TemplateError
 from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.errors import UserError
-from grm_jax.model.storage import ABOUT_FILE
+from grm_jax.model.storage import ABOUT_FILE, model_folder
 from grm_jax.sampler.plan import EngineConfig
 
 # Of rows that the meta RM reads, where the file does not say.
@@ -157,3 +157,14 @@ def _check(about: About, where: str) -> None:
             f"{where}: length_buckets is {list(buckets)}; give lengths of 1 or more, each larger "
             "than the one before"
         )
+
+
+def model_info(model: Path) -> dict[str, Any]:
+    """What is known of a model folder; `trained` is False for one that no stage has written.
+
+    A Hugging Face folder counts as trained unless this project's own tools made it at random; its
+    figures speak for themselves, so `trained` is None there: not known.
+    """
+    folder = model_folder(model)
+    about = About.read(folder)
+    return {"path": str(folder), "stage": about.stage, "trained": about.trained}

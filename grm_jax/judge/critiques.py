@@ -19,6 +19,7 @@ from grm_jax.critique import decided, read, unshuffle
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.prompts import Prompts
+from grm_jax.judge.samples import SampleRow
 from grm_jax.model.params import Params
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import FinishReason, Sampler
@@ -175,3 +176,17 @@ def chunks(items: Sequence[Preference], size: int) -> Iterator[Sequence[Preferen
     """Consecutive slices of at most `size` items: what is lost when sampling is stopped."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def sample_row(critique: Critique, sample: int) -> SampleRow:
+    """A critique as a row; `sample` is its index, or GREEDY."""
+    return SampleRow(
+        example_id=critique.example_id,
+        sample=sample,
+        order=critique.order,
+        scores=critique.scores,
+        failure=critique.failure,
+        finish_reason=critique.finish_reason,
+        text=critique.text,
+        tokens=len(critique.tokens),
+    )

@@ -1,6 +1,8 @@
-"""A judge from files: records in, every sample of every record out.
+"""The judge: a query and responses in, a verdict out; or records in, all their critiques out.
 
-    model folder (+ meta RM folder) -> Judge -> greedy and k sampled critiques, meta scores
+    model folder (+ meta RM folder) -> Judge.load
+        -> score(query, responses)    a verdict on one query, labels or not
+        -> sample(records)            greedy and k sampled critiques of every record, meta scores
 
 What a trained model needs besides its weights (templates, shapes) stands in `grm.json` beside them
 (`about.py`); a plain Hugging Face folder gets the defaults.
@@ -21,29 +23,32 @@ import jax
 from jax.sharding import Mesh
 
 import grm_jax
-from grm_jax import files
-from grm_jax.critique import Template, shuffle
+from grm_jax.critique import Template, Turn, Verdict, vote
 from grm_jax.critique.template_set import Scales, TemplateConfig, Templates
-from grm_jax.data.collate import Example
-from grm_jax.data.examples import meta_example
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.about import LENGTH_BUCKETS, About, JudgeDefaults
+from grm_jax.errors import UserError
+from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.judge.cache import SampleCache, record_digest
-from grm_jax.judge.critiques import AdaptiveK, Critic, Critique, chunks
+from grm_jax.judge.critiques import AdaptiveK, Critic, Critique, chunks, sample_row
+from grm_jax.judge.meta import MetaRM, load_meta_rm, require_meta
 from grm_jax.judge.prompts import OrderMode, Prompts
 from grm_jax.judge.samples import GREEDY, SampleRow
-from grm_jax.judge.scalar import score_examples
 from grm_jax.metrics import Progress
-from grm_jax.model import storage
-from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, param_table
-from grm_jax.model.storage import load_params, param_shardings, read_model_config, require_kind
+from grm_jax.model.storage import (
+    load_params,
+    model_folder,
+    on_devices,
+    param_shardings,
+    read_model_config,
+    require_kind,
+)
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
-from grm_jax.tokenizer import ChatTokenizer, TokenizerError, load_tokenizer
+from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 
 log = logging.getLogger("grm_jax")
@@ -73,16 +78,33 @@ class JudgeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scorer:
-    """A meta RM: parameters with a scalar head, and the template it reads."""
+class Judgement:
+    """What k critiques say of a query's responses.
 
-    model: ModelConfig
-    params: Params
-    template: Template
-    buckets: tuple[int, ...]
-    batch_size: int = 128
-    tokens: int | None = None
-    """Most tokens a device scores at once; None: the sampler's `prefill_tokens`."""
+    Attributes:
+      verdict: the vote: totals and means by response, the best, how far critiques agree.
+      critiques: every sample, readable or not.
+    """
+
+    verdict: Verdict
+    critiques: tuple[SampleRow, ...]
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The mean score of each response; empty where no critique was readable."""
+        return self.verdict.mean
+
+    @property
+    def best(self) -> int | None:
+        """Index of the response with the largest sum; None where several share it or none has."""
+        return self.verdict.best[0] if len(self.verdict.best) == 1 else None
+
+    @property
+    def failure(self) -> str | None:
+        """Why there are no scores: the commonest failure of the critiques; None if there are."""
+        if self.verdict.used:
+            return None
+        return collections.Counter(str(row.failure) for row in self.critiques).most_common(1)[0][0]
 
 
 class Judge:
@@ -106,7 +128,7 @@ class Judge:
         templates: TemplateConfig | Templates,
         engine: EngineConfig,
         defaults: JudgeDefaults = JudgeDefaults(),
-        meta: Scorer | Callable[[], Scorer] | None = None,
+        meta: MetaRM | Callable[[], MetaRM] | None = None,
     ):
         self.model = model
         self._params = params
@@ -117,12 +139,88 @@ class Judge:
         self.defaults = defaults
         self.sampler = Sampler(model, tokenizer.stop_ids, engine, mesh)
 
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        meta: str | Path | None = None,
+        *,
+        mesh: Mesh | None = None,
+        score_tokens: int | None = None,
+    ) -> Judge:
+        """A judge from a run directory, a stage directory, a Hugging Face folder, or a repo id.
+
+        Args:
+          meta: a meta RM, from the same kinds of places.
+          mesh: how devices are used; None: all of them, each with the whole weights.
+          score_tokens: most tokens a device scores at once with the meta RM; None: as many as the
+            sampler computes.
+
+        Raises UserError when model and tokenizer, or judge and meta RM, do not belong together.
+        Weights are read when the first sample is drawn.
+        """
+        mesh = mesh or make_mesh()
+        folder = model_folder(path)
+        require_kind(folder, scalar=False)
+        about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
+        tokenizer = load_tokenizer(folder)
+        require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
+        if meta is not None:
+            require_meta(model_folder(meta, "meta_rm"), folder)
+        shardings = param_shardings(param_table(model), mesh)
+        return cls(
+            model,
+            lambda: load_params(folder, shardings=shardings, dtype=model.compute_dtype)[1],
+            tokenizer,
+            mesh,
+            templates=about.templates or TemplateConfig(),
+            engine=about.engine or EngineConfig(),
+            defaults=about.judge or JudgeDefaults(),
+            meta=None if meta is None else lambda: load_meta_rm(meta, mesh, score_tokens),
+        )
+
+    def score(
+        self,
+        query: str | Sequence[Turn],
+        responses: Sequence[str],
+        k: int = 8,
+        *,
+        reference: str | None = None,
+        principles: Sequence[str] | None = None,
+        k_meta: int | None = None,
+        options: JudgeOptions = JudgeOptions(greedy=False),
+    ) -> Judgement:
+        """The verdict of k sampled critiques on n >= 1 responses to a query.
+
+        Args:
+          query: the user's query, or a conversation whose last turn is the user's.
+          k_meta: critiques that vote, of those the meta RM ranks highest; None: half of k.
+          options: temperature, seed, length limit; `k` replaces its own.
+
+        Raises UserError for a query, responses or prompts that can not be judged.
+        """
+        turns = (Turn(role="user", content=query),) if isinstance(query, str) else tuple(query)
+        record = Preference(
+            "query", turns, tuple(responses), (0.0,) * len(responses), reference=reference,
+            principles=None if principles is None else tuple(principles),
+        )  # fmt: skip
+        options = dataclasses.replace(options, k=k)
+        needed, limit = self.prompt_tokens(record, options), self.prompt_limit(options)
+        if needed > limit:
+            raise UserError(
+                f"the prompt has {needed:,} tokens, and {limit:,} leave room for a critique; "
+                "shorten the texts or give a smaller max_new_tokens"
+            )
+        rows = [row for row in self.sample([record], options) if not row.greedy]
+        meta = [row.meta for row in rows] if self.guided else None
+        return Judgement(vote([row.scores for row in rows], meta=meta, k_meta=k_meta), tuple(rows))
+
     @functools.cached_property
     def params(self) -> Params:
         return self._params() if callable(self._params) else self._params
 
     @functools.cached_property
-    def meta(self) -> Scorer:
+    def meta(self) -> MetaRM:
         assert self._meta is not None
         found = self._meta() if callable(self._meta) else self._meta
         self.sampler.budget.forget()  # it takes memory that caches were planned with
@@ -139,7 +237,7 @@ class Judge:
         """Whether a meta RM scores its critiques."""
         return self._meta is not None
 
-    def rows(
+    def sample(
         self,
         records: Sequence[Preference],
         options: JudgeOptions,
@@ -306,7 +404,12 @@ class Judge:
             found.append(row if held is None else dataclasses.replace(row, meta=held.meta))
             if held is None and row.scores is not None:
                 todo.append(index)
-        values = self._meta_scores(records, [rows[i] for i in todo]) if todo else []
+        values: list[float] = []
+        if todo:
+            values = self.meta.scores(
+                records, [rows[i] for i in todo], self.tokenizer, self.mesh,
+                self.sampler.engine.prefill_tokens,
+            )  # fmt: skip
         for index, value in zip(todo, values, strict=True):
             found[index] = dataclasses.replace(rows[index], meta=value)
             if cache is not None:
@@ -315,123 +418,3 @@ class Judge:
         if cache is not None:
             cache.flush()
         return found
-
-    def _meta_scores(self, records: Sequence[Preference], rows: Sequence[SampleRow]) -> list[float]:
-        """The meta RM's logit of each readable critique."""
-        meta, by_id = self.meta, {record.id: record for record in records}
-        examples: list[Example] = []
-        for row in rows:
-            record = by_id[row.example_id]
-            shown = shuffle(record.responses, row.order)
-            examples.append(
-                meta_example(
-                    record.turns, shown, row.text, self.tokenizer, meta.template,
-                    reference=record.reference, principles=record.principles,
-                )
-            )  # fmt: skip
-        values = score_examples(
-            meta.params, meta.model, examples, meta.buckets, meta.batch_size, self.mesh,
-            meta.tokens or self.sampler.engine.prefill_tokens,
-        )  # fmt: skip
-        return values.tolist()
-
-
-def sample_row(critique: Critique, sample: int) -> SampleRow:
-    """A critique as a row; `sample` is its index, or GREEDY."""
-    return SampleRow(
-        example_id=critique.example_id,
-        sample=sample,
-        order=critique.order,
-        scores=critique.scores,
-        failure=critique.failure,
-        finish_reason=critique.finish_reason,
-        text=critique.text,
-        tokens=len(critique.tokens),
-    )
-
-
-def load_scorer(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Scorer:
-    """A meta RM from a run directory, its meta_rm stage, a Hugging Face folder, or a repo id.
-
-    Args:
-      tokens: most tokens a device scores at once; None: as many as the judge's sampler computes.
-    """
-    folder = storage.model_folder(path, "meta_rm")
-    about, model = About.read(folder), _on(mesh, read_model_config(folder))
-    where = param_shardings(param_table(model, num_labels=1), mesh)
-    _, params = load_params(folder, shardings=where, dtype=model.compute_dtype)
-    buckets = list(about.length_buckets or LENGTH_BUCKETS)
-    while buckets[-1] < model.max_position:  # as trained, and up to what it can read
-        buckets.append(min(2 * buckets[-1], model.max_position))
-    return Scorer(model, params, meta_template(path), tuple(buckets), tokens=tokens)
-
-
-def meta_template(path: str | Path) -> Template:
-    """The template that a meta RM reads."""
-    templates = About.read(storage.model_folder(path, "meta_rm")).templates
-    return (templates or Templates.load(TemplateConfig())).meta
-
-
-def load_judge(
-    path: str | Path,
-    mesh: Mesh,
-    *,
-    meta: str | Path | None = None,
-    score_tokens: int | None = None,
-) -> Judge:
-    """A judge from a run directory, a stage directory, a Hugging Face folder, or a repo id.
-
-    Raises UserError when model and tokenizer, or judge and meta RM, do not belong together. Weights
-    are read when the first sample is drawn.
-    """
-    folder = storage.model_folder(path)
-    require_kind(folder, scalar=False)
-    about, model = About.read(folder), _on(mesh, read_model_config(folder))
-    tokenizer = load_tokenizer(folder)
-    require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
-    if meta is not None:
-        _require_meta(storage.model_folder(meta, "meta_rm"), folder)
-    shardings = param_shardings(param_table(model), mesh)
-    return Judge(
-        model,
-        lambda: load_params(folder, shardings=shardings, dtype=model.compute_dtype)[1],
-        tokenizer,
-        mesh,
-        templates=about.templates or TemplateConfig(),
-        engine=about.engine or EngineConfig(),
-        defaults=about.judge or JudgeDefaults(),
-        meta=None if meta is None else lambda: load_scorer(meta, mesh, score_tokens),
-    )
-
-
-def _on(mesh: Mesh, model: ModelConfig) -> ModelConfig:
-    """The model with the attention of the devices that it is loaded on."""
-    device = mesh.devices.flat[0]
-    return model.replace(attention=choose("auto", device.platform, device.device_kind))
-
-
-def _require_meta(meta: Path, judge: Path) -> None:
-    """Raise UserError unless `meta` is a meta RM that reads the ids that the judge writes."""
-    require_kind(meta, scalar=True)
-    ids, own = token_ids(judge), token_ids(meta)
-    rows = read_model_config(meta).vocab_size
-    require_rows(max(ids.values(), default=-1) + 1, rows, judge, meta)
-    # Of one vocabulary in two formats, pieces may be written in two ways.
-    alike = files.there(meta / "tokenizer.json") == files.there(judge / "tokenizer.json")
-    if own and alike and own != ids:
-        other = sorted(own.items() ^ ids.items(), key=lambda pair: pair[1])[0][1]
-        raise TokenizerError(
-            f"{meta}: its tokenizer is not that of {judge} (id {other} differs, for one): the meta "
-            "RM would read other words than the judge wrote; give one that was trained with it"
-        )
-
-
-def model_info(model: Path) -> dict[str, Any]:
-    """What is known of a model folder; `trained` is False for one that no stage has written.
-
-    A Hugging Face folder counts as trained unless this project's own tools made it at random; its
-    figures speak for themselves, so `trained` is None there: not known.
-    """
-    folder = storage.model_folder(model)
-    about = About.read(folder)
-    return {"path": str(folder), "stage": about.stage, "trained": about.trained}

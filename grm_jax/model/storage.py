@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from grm_jax import checkpoint, hub, typed
 from grm_jax.errors import UserError, listed
 from grm_jax.model import huggingface
+from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, read_json, read_num_labels
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
@@ -215,3 +216,9 @@ def load_params(
         labels = None if scalar else 0
         return huggingface.load(path, dtype=dtype, shardings=shardings, num_labels=labels)
     return load_model(path, dtype=dtype, shardings=shardings)
+
+
+def on_devices(model: ModelConfig, mesh: Mesh) -> ModelConfig:
+    """The model with the attention of the devices that it is loaded on."""
+    device = mesh.devices.flat[0]
+    return model.replace(attention=choose("auto", device.platform, device.device_kind))

@@ -18,14 +18,15 @@ from grm_jax.data.examples import meta_example
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
+from grm_jax.judge.about import model_info
 from grm_jax.judge.cache import SampleCache, fingerprint
-from grm_jax.judge.judge import JudgeOptions, load_judge, meta_template, model_info
+from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.meta import meta_template
 from grm_jax.judge.prompts import OrderMode
 from grm_jax.judge.samples import SampleRow
 from grm_jax.metrics import Progress
 from grm_jax.model import storage
 from grm_jax.model.storage import read_model_config
-from grm_jax.parallel.mesh import make_mesh
 from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.items import BenchmarkRecords
@@ -37,7 +38,7 @@ class ModelJudge:
     """A judge and its meta RM from files, with what they said kept in a cache.
 
     Args:
-      model, meta: as `load_judge` takes them.
+      model, meta: as `Judge.load` takes them.
       options: how it is sampled; order and rating follow the benchmark.
       cache: directory of the caches.
       probes: how many records with identical responses are judged too.
@@ -62,7 +63,7 @@ class ModelJudge:
         mesh: Mesh | None = None,
         score_tokens: int | None = None,
     ):
-        self._judge = load_judge(model, mesh or make_mesh(), meta=meta, score_tokens=score_tokens)
+        self._judge = Judge.load(model, meta, mesh=mesh, score_tokens=score_tokens)
         self.about = {**model_info(model), "stops": self._judge.stops}
         self._options, self._cache, self._probes = options, cache, probes
         self._policy: LongPrompts = long_prompts
@@ -149,7 +150,7 @@ class ModelJudge:
                 found.append([])
                 continue
             found.append(
-                self._judge.rows(
+                self._judge.sample(
                     part, how, progress, cache=cache,
                     meta_cache=meta_cache if what == "judging" else None,
                     guided=what == "judging",

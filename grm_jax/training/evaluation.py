@@ -20,7 +20,8 @@ from grm_jax.critique.template_set import Scales
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judge.cache import SampleCache, fingerprint
-from grm_jax.judge.judge import Judge, JudgeOptions, Scorer
+from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.meta import MetaRM
 from grm_jax.judge.prompts import OrderMode
 from grm_jax.judge.samples import GREEDY, SampleRow, write_samples
 from grm_jax.lock import hold
@@ -85,7 +86,7 @@ def make_judge(run: Run, stage: str, *, guided: bool) -> Judge:
     """The judge of a stage's model, on the run's mesh."""
     setup, meta = run.setup, None
     if guided:
-        meta = Scorer(
+        meta = MetaRM(
             run.model,
             run.params("meta_rm", num_labels=1),
             run.templates.meta,
@@ -128,7 +129,7 @@ def sample(
     barrier(f"evaluation: {file.name}")
     progress = Progress(f"judging with {ROWS[stage]}", len(records) * (options.k + 1))
     try:
-        rows = judge.rows(
+        rows = judge.sample(
             records, options, progress,
             cache=caches[0], meta_cache=caches[1] if judge.guided else None,
         )  # fmt: skip

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from grm_jax import convert, hub
 from grm_jax.errors import UserError
-from grm_jax.judge.judge import JudgeOptions, load_judge, model_info
+from grm_jax.judge.about import model_info
+from grm_jax.judge.judge import Judge, JudgeOptions
 from grm_jax.model import huggingface, storage
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import config_json, copy_tokenizer
@@ -308,7 +309,7 @@ def test_more_ids_than_rows_are_refused_at_the_start(folder, tmp_path, one_devic
     with pytest.raises(UserError, match=r"700 token ids.* 600 rows"):
         _ = start(tmp_path, base=str(folder)).tokenizer
     with pytest.raises(UserError, match=r"700 token ids.* 600 rows"):
-        load_judge(folder, one_device)
+        Judge.load(folder, mesh=one_device)
     refused("import", folder, "700 token ids", "600 rows")
     assert not (tmp_path / "run").exists()
 
@@ -346,21 +347,21 @@ def test_fewer_ids_than_rows_are_usual(folder, one_device):
     merges = spec["model"]["merges"]
     spec["model"]["merges"] = [m for m in merges if "".join(m) in spec["model"]["vocab"]]
     (folder / "tokenizer.json").write_text(json.dumps(spec))
-    assert load_judge(folder, one_device).tokenizer.vocab_size == 590
+    assert Judge.load(folder, mesh=one_device).tokenizer.vocab_size == 590
     roundtrip(folder)
 
 
 def test_a_scalar_model_is_no_judge_and_a_judge_no_meta_rm(folder, tmp_path, one_device):
     meta = make(tmp_path / "meta", num_labels=1)
-    load_judge(folder, one_device, meta=meta)
+    Judge.load(folder, meta, mesh=one_device)
     for wrong in (meta, convert_of(meta)):
         with pytest.raises(UserError, match=r"a scalar model .* give a language model"):
-            load_judge(wrong, one_device)
+            Judge.load(wrong, mesh=one_device)
     for wrong in (folder, convert_of(folder)):
         with pytest.raises(UserError, match=r"a language model, which can not score.* meta RM"):
-            load_judge(folder, one_device, meta=wrong)
+            Judge.load(folder, wrong, mesh=one_device)
     with pytest.raises(UserError, match="nosuch: no such directory"):
-        load_judge(folder, one_device, meta="nosuch")
+        Judge.load(folder, "nosuch", mesh=one_device)
 
 
 def convert_of(folder: Path) -> Path:
@@ -373,7 +374,7 @@ def test_a_meta_rm_of_another_vocabulary(folder, tmp_path, one_device):
     meta = make(tmp_path / "meta", num_labels=1)
     swap_two_pieces(meta)
     with pytest.raises(UserError, match=r"its tokenizer is not that of .*id 59\d differs"):
-        load_judge(folder, one_device, meta=meta)
+        Judge.load(folder, meta, mesh=one_device)
 
 
 # --------------------------------------------------------------------------- grm.json, templates
@@ -400,14 +401,14 @@ def trained(folder: Path, tmp_path: Path, monkeypatch) -> Path:
 def test_export_and_import_carry_grm_json_with_its_templates(
     trained, tmp_path, monkeypatch, one_device
 ):
-    before = load_judge(trained, one_device)
+    before = Judge.load(trained, mesh=one_device)
     run("export", trained, tmp_path / "out")
     run("import", tmp_path / "out", tmp_path / "back")
     (tmp_path / "own.jinja").unlink()
     monkeypatch.chdir("/")
     for where in (tmp_path / "out", tmp_path / "back"):
         assert model_info(where) == {"path": str(where), "stage": "rl", "trained": True}
-        judge = load_judge(where, one_device)
+        judge = Judge.load(where, mesh=one_device)
         assert judge.defaults == before.defaults
         assert judge.templates.many.source == MINE  # type: ignore[union-attr]
         options = JudgeOptions()
@@ -416,7 +417,7 @@ def test_export_and_import_carry_grm_json_with_its_templates(
     with pytest.raises(
         UserError, match=r"grm\.json: templates\.many is 'own\.jinja'.*copy the file"
     ):
-        load_judge(trained, one_device)
+        Judge.load(trained, mesh=one_device)
     refused("export", trained, "grm.json: templates.many is 'own.jinja'")
 
 
@@ -467,7 +468,7 @@ def test_the_hubs_cache_and_repo_ids(folder, tmp_path, monkeypatch, one_device):
         begun = start(tmp_path, base=name, tokenizer=name)
         assert begun.tokenizer.vocab_size == begun.model.vocab_size == ROWS
         begun.require(name)
-        assert load_judge(name, one_device).model.vocab_size == ROWS
+        assert Judge.load(name, mesh=one_device).model.vocab_size == ROWS
         assert model_info(Path(name))["path"] == str(snapshot)
     run("import", Path("google/gemma-2-2b-it"), tmp_path / "a")
     run("import", top, tmp_path / "b")

@@ -18,7 +18,9 @@ from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.errors import UserError
 from grm_jax.judge import judge as judging
-from grm_jax.judge.judge import JudgeOptions
+from grm_jax.judge import meta as judging_meta
+from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.meta import MetaRM, load_meta_rm
 from grm_jax.judge.samples import SampleRow
 from grm_jax.judge.scalar import score_examples
 from grm_jax.model import storage
@@ -166,7 +168,7 @@ def test_meta_scores_are_kept_apart(make, model, records, monkeypatch):
     assert all(row.meta is not None for row in rows)
     assert [dataclasses.replace(row, meta=None) for row in rows] == readable
     again = make(meta=model / "meta")
-    monkeypatch.setattr(again._judge, "_meta_scores", None)  # not called
+    monkeypatch.setattr(MetaRM, "scores", None)  # not called
     assert again.judge(synthetic.BENCHMARK, records[:6], Rules())[0] == rows
 
 
@@ -179,11 +181,12 @@ def test_the_meta_rm_sees_reference_and_principles(make, model, records, monkeyp
     )  # fmt: skip
     seen = []
     monkeypatch.setattr(
-        judging, "score_examples", lambda p, m, examples, *a, **k: seen.append(examples) or ONES
-    )
-    judge._meta_scores([record], [row])
+        judging_meta, "score_examples",
+        lambda p, m, examples, *a, **k: seen.append(examples) or ONES,
+    )  # fmt: skip
+    judge.meta.scores([record], [row], judge.tokenizer, judge.mesh, 64)
     plain = dataclasses.replace(record, reference=None, principles=None)
-    judge._meta_scores([plain], [row])
+    judge.meta.scores([plain], [row], judge.tokenizer, judge.mesh, 64)
     (given,), (bare,) = seen
     assert len(given.prompt) == len(bare.prompt) + 4
 
@@ -199,8 +202,8 @@ def test_a_model_is_computed_as_its_machine_can(model, world, tmp_path, one_devi
         # As older versions wrote it.
         about["config"] |= {"attention": "splash", "compute_dtype": "bfloat16", "scan_unroll": 2}
         (folder / file).write_text(json.dumps(about))
-    scorer = judging.load_scorer(tmp_path / "meta", one_device)
-    judge = judging.load_judge(tmp_path / "judge", one_device)
+    scorer = load_meta_rm(tmp_path / "meta", one_device)
+    judge = Judge.load(tmp_path / "judge", mesh=one_device)
     for config in (scorer.model, judge.model):
         assert (config.attention, config.compute_dtype) == ("chunked", "float32")
     examples = [Example((4, 5), (6, 7))]
@@ -212,28 +215,29 @@ def test_a_judge_is_loaded_in_its_compute_dtype(model, tmp_path, one_device, mon
     config, params = storage.load_model(model / "judge")
     half = jax.tree.map(lambda w: w.astype("bfloat16"), params)
     storage.save_model(tmp_path / "half", config, half, model / "judge")
-    monkeypatch.setattr(
-        judging, "read_model_config", lambda path: config.replace(compute_dtype="bfloat16")
-    )
-    judge = judging.load_judge(tmp_path / "half", one_device)
+    for module in (judging, judging_meta):
+        monkeypatch.setattr(
+            module, "read_model_config", lambda path: config.replace(compute_dtype="bfloat16")
+        )
+    judge = Judge.load(tmp_path / "half", mesh=one_device)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(judge.params)} == {"bfloat16"}
-    scorer = judging.load_scorer(model / "meta", one_device)
+    scorer = load_meta_rm(model / "meta", one_device)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(scorer.params)} == {"bfloat16"}
 
 
 def test_caches_are_planned_with_the_meta_rm_loaded(model, records, one_device, monkeypatch):
-    judge = judging.load_judge(model / "judge", one_device, meta=model / "meta", score_tokens=300)
+    judge = Judge.load(model / "judge", model / "meta", mesh=one_device, score_tokens=300)
     seen = []
 
     def critiques(*args, **more):
         seen.append("meta" in vars(judge))
 
     monkeypatch.setattr(judging.Critic, "critiques", critiques)
-    judge.rows(records[:2], OPTIONS)
+    judge.sample(records[:2], OPTIONS)
     assert seen == [True, True]
     assert judge.meta.tokens == 300
     # Loaded later, it is known from then on.
-    plain = judging.load_judge(model / "judge", one_device, meta=model / "meta")
+    plain = Judge.load(model / "judge", model / "meta", mesh=one_device)
     free = [100_000_000, 60_000_000]
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: free.pop(0))
     before = plain.sampler.budget.within(64).cache_bytes
@@ -252,7 +256,7 @@ def _digest(record) -> str:
 def test_long_prompts_are_found_before_sampling(make, model, records):
     longest = dataclasses.replace(records[0], responses=("yes " * 150, "no"), labels=(1.0, 0.0))
     mixed = BenchmarkRecords([longest, *records[1:4]])
-    wanted = "1 of 4 prompts have more than 148 tokens.*or a smaller --max-new-tokens"
+    wanted = r"1 of 4 prompts have more than 148 tokens.*or a smaller --max-new-tokens"
     with pytest.raises(DataError, match=wanted):
         make().fit(synthetic.BENCHMARK, mixed, Rules())
     with pytest.raises(DataError, match=r"more than 100 tokens.*or a larger --max-prompt-tokens"):

@@ -20,6 +20,7 @@ from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.model.config import SIZES
+from grm_jax.model.hf_config import CheckpointError
 from grm_jax.model.storage import save_model
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.recipes import SPCTRecipe
@@ -79,7 +80,7 @@ def test_scalar_heads(run, make_params, tmp_path):
     trained = make_params(run.model, 0, num_labels=1)
     save_model(tmp_path / "run" / "meta_rm" / "model", run.model, trained)
     assert np.array_equal(run.params("meta_rm", num_labels=1)["score"], trained["score"])
-    with pytest.raises(ConfigError, match=r"meta_rm/model: a scalar model .* language model"):
+    with pytest.raises(CheckpointError, match=r"meta_rm/model: a scalar model .* language model"):
         run.params("meta_rm")
     plain = {name: value for name, value in trained.items() if name != "score"}
     save_model(tmp_path / "run" / "sft" / "model", run.model, plain)

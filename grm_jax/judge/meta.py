@@ -1,0 +1,115 @@
+"""The meta RM: a scalar head that says how far a critique can be trusted (section 4).
+
+record, critique -> prompt of the meta RM | critique -> one logit
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from grm_jax import files
+from grm_jax.critique import Template, shuffle
+from grm_jax.critique.template_set import TemplateConfig, Templates
+from grm_jax.data.collate import Example
+from grm_jax.data.examples import meta_example
+from grm_jax.data.preferences import Preference
+from grm_jax.judge.about import LENGTH_BUCKETS, About
+from grm_jax.judge.samples import SampleRow
+from grm_jax.judge.scalar import score_examples
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.hf_config import token_ids
+from grm_jax.model.params import Params, param_table
+from grm_jax.model.storage import (
+    load_params,
+    model_folder,
+    on_devices,
+    param_shardings,
+    read_model_config,
+    require_kind,
+)
+from grm_jax.tokenizer import Tokenizer, TokenizerError
+from grm_jax.tokenizer.vocabulary import require_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaRM:
+    """A meta RM: parameters with a scalar head, and the template it reads."""
+
+    model: ModelConfig
+    params: Params
+    template: Template
+    buckets: tuple[int, ...]
+    batch_size: int = 128
+    tokens: int | None = None
+    """Most tokens a device scores at once; None: the sampler's `prefill_tokens`."""
+
+    def scores(
+        self,
+        records: Sequence[Preference],
+        rows: Sequence[SampleRow],
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        tokens: int,
+    ) -> list[float]:
+        """The logit of each readable critique of some of these records.
+
+        Args:
+          tokens: most tokens a device scores at once, where `self.tokens` does not say.
+        """
+        by_id = {record.id: record for record in records}
+        examples: list[Example] = []
+        for row in rows:
+            record = by_id[row.example_id]
+            shown = shuffle(record.responses, row.order)
+            examples.append(
+                meta_example(
+                    record.turns, shown, row.text, tokenizer, self.template,
+                    reference=record.reference, principles=record.principles,
+                )
+            )  # fmt: skip
+        return score_examples(
+            self.params, self.model, examples, self.buckets, self.batch_size, mesh,
+            self.tokens or tokens,
+        ).tolist()  # fmt: skip
+
+
+def load_meta_rm(path: str | Path, mesh: Mesh, tokens: int | None = None) -> MetaRM:
+    """A meta RM from a run directory, its meta_rm stage, a Hugging Face folder, or a repo id.
+
+    Args:
+      tokens: most tokens a device scores at once; None: as many as the judge's sampler computes.
+    """
+    folder = model_folder(path, "meta_rm")
+    about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
+    where = param_shardings(param_table(model, num_labels=1), mesh)
+    _, params = load_params(folder, shardings=where, dtype=model.compute_dtype)
+    buckets = list(about.length_buckets or LENGTH_BUCKETS)
+    while buckets[-1] < model.max_position:  # as trained, and up to what it can read
+        buckets.append(min(2 * buckets[-1], model.max_position))
+    return MetaRM(model, params, meta_template(path), tuple(buckets), tokens=tokens)
+
+
+def meta_template(path: str | Path) -> Template:
+    """The template that a meta RM reads."""
+    templates = About.read(model_folder(path, "meta_rm")).templates
+    return (templates or Templates.load(TemplateConfig())).meta
+
+
+def require_meta(meta: Path, judge: Path) -> None:
+    """Raise UserError unless `meta` is a meta RM that reads the ids that the judge writes."""
+    require_kind(meta, scalar=True)
+    ids, own = token_ids(judge), token_ids(meta)
+    rows = read_model_config(meta).vocab_size
+    require_rows(max(ids.values(), default=-1) + 1, rows, judge, meta)
+    # Of one vocabulary in two formats, pieces may be written in two ways.
+    alike = files.there(meta / "tokenizer.json") == files.there(judge / "tokenizer.json")
+    if own and alike and own != ids:
+        other = sorted(own.items() ^ ids.items(), key=lambda pair: pair[1])[0][1]
+        raise TokenizerError(
+            f"{meta}: its tokenizer is not that of {judge} (id {other} differs, for one): the meta "
+            "RM would read other words than the judge wrote; give one that was trained with it"
+        )
