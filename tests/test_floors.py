@@ -14,7 +14,7 @@ FLOORS = (
     ("errors",),
     ("files", "identity", "stopping", "typed"),
     ("critique", "hub", "parallel"),
-    ("lock", "metrics", "options", "room", "tokenizer"),
+    ("lock", "metrics", "options", "output", "room", "tokenizer"),
     ("checkpoint", "data"),
     ("model",),
     ("sampler",),
