@@ -27,6 +27,7 @@ from grm_jax.benchmarks import BENCHMARKS, get_benchmark, rewardbench
 from grm_jax.benchmarks.official import write_rewardbench
 from grm_jax.benchmarks.sources import locate
 from grm_jax.critique.template_set import Scales
+from grm_jax.data.critiques import Critique, read_critiques, write_critiques
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError, describe
 from grm_jax.evaluate_options import (
@@ -36,7 +37,6 @@ from grm_jax.evaluate_options import (
     require_writable,
     resolved,
 )
-from grm_jax.judge.samples import SampleRow, read_samples, write_samples
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.scoring.aggregate import Method, aggregate, reported
@@ -97,20 +97,20 @@ class Task:
     benchmark: Benchmark
     rules: Rules
     records: BenchmarkRecords
-    rows: Sequence[SampleRow] | None = None
+    rows: Sequence[Critique] | None = None
     about: Results | None = None
-    other: Sequence[SampleRow] | None = None
+    other: Sequence[Critique] | None = None
 
 
 def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
     rows = about = other = None
     if args.samples is not None:
         file = _samples_of(args.samples, benchmark)
-        rows, beside = read_samples(file), file.with_name("results.json")
+        rows, beside = read_critiques(file), file.with_name("results.json")
         about = read_results(beside) if beside.exists() else None
         check_k_meta(args.k_meta, rows, file)
     if args.compare is not None:
-        other = read_samples(_samples_of(args.compare, benchmark))
+        other = read_critiques(_samples_of(args.compare, benchmark))
     rules = _rules(args, benchmark, about)
     benchmark.check(rules)
     records = benchmark.load(
@@ -134,7 +134,7 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
 
 def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path) -> Evaluated:
     benchmark, rules, records = task.benchmark, task.rules, task.records
-    probes: Sequence[SampleRow] = ()
+    probes: Sequence[Critique] = ()
     seconds, about, scales = None, {}, _scales(task)
     adaptive = args.adaptive is not None
     if judge is not None:
@@ -156,7 +156,7 @@ def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path)
     samples = directory / "samples.jsonl"
     if args.samples is None or _samples_of(args.samples, benchmark).resolve() != samples.resolve():
         shown = [dataclasses.replace(row, text="") for row in rows] if benchmark.private else rows
-        write_samples(samples, shown)
+        write_critiques(samples, shown)
     options: dict[str, Any] = {
         "k_meta": args.k_meta, "bound": args.adaptive_bound, "scales": scales
     }  # fmt: skip

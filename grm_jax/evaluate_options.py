@@ -12,11 +12,11 @@ from typing import Annotated
 import tyro
 
 from grm_jax.critique.adaptive import BOUND
+from grm_jax.data.critiques import Critique
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.rows import MAX_BAD_SHARE
 from grm_jax.errors import UserError
 from grm_jax.files import expanded
-from grm_jax.judge.samples import SampleRow
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.scoring.judges import JudgeName
 from grm_jax.scoring.rules import Form, OrderRule, Protocol, TieRule, UnparsedRule
@@ -188,7 +188,7 @@ def resolved(args: Arguments) -> Arguments:
     )
 
 
-def check_k_meta(k_meta: Sequence[int], rows: Sequence[SampleRow], file: Path) -> None:
+def check_k_meta(k_meta: Sequence[int], rows: Sequence[Critique], file: Path) -> None:
     """Raise UserError unless there are meta scores, and as many samples as votes keep."""
     if not k_meta:
         return

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.samples import SampleRow
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, ParamSpec, build_tree, param_table
 from grm_jax.parallel.mesh import make_mesh
@@ -127,9 +127,9 @@ def make_record(
     )
 
 
-def make_row(id: str, sample: int, scores: Sequence[float] | None, n: int = 2, **more) -> SampleRow:
+def make_row(id: str, sample: int, scores: Sequence[float] | None, n: int = 2, **more) -> Critique:
     """A sample; without scores it failed with `no_box`."""
-    return SampleRow(
+    return Critique(
         example_id=id,
         sample=sample,
         order=tuple(range(n if scores is None else len(scores))),

@@ -18,8 +18,8 @@ import pytest
 
 from grm_jax import evaluate
 from grm_jax.critique.template_set import Scales
+from grm_jax.data.critiques import read_critiques, write_critiques
 from grm_jax.data.preferences import Preference, write_preferences
-from grm_jax.judge.samples import read_samples, write_samples
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.judges import judge_rows
 from grm_jax.scoring.results import read_results
@@ -77,7 +77,7 @@ def test_samples_are_scored_again(data, tmp_path, capsys):
     ]
     assert (out / "accuracy.svg").exists()
     samples = (out / "samples.jsonl").read_bytes()
-    assert len(read_samples(out / "samples.jsonl")) == 100
+    assert len(read_critiques(out / "samples.jsonl")) == 100
     assert (top / "report.html").exists()
     run(*common, "--samples", top, "--unparsed", "half")
     again = json.loads((out / "results.json").read_text())
@@ -358,8 +358,8 @@ def test_options_that_samples_can_not_obey_are_refused(data, tmp_path, capsys):
     ):
         assert words in fails(capsys, *again, *given.split())
     file = out / "preferences" / "samples.jsonl"
-    rows = [dataclasses.replace(row, meta=0.5) for row in read_samples(file)]
-    write_samples(file, rows)
+    rows = [dataclasses.replace(row, meta=0.5) for row in read_critiques(file)]
+    write_critiques(file, rows)
     assert "--k-meta 99: " in (message := fails(capsys, *again, "--k-meta", 99))
     assert "has 4 samples a record" in message
     run(*again, "--k-meta", 2)

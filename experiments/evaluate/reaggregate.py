@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from grm_jax.benchmarks import get_benchmark
-from grm_jax.judge.samples import read_samples
+from grm_jax.data.critiques import read_critiques
 from grm_jax.scoring.assess import assess
 from grm_jax.scoring.results import versions
 
@@ -84,7 +84,7 @@ def figures_seconds(args: Arguments, samples: Path) -> float:
     rules = dataclasses.replace(benchmark.authors, ties="wrong", unparsed="wrong")
     records = benchmark.load(args.data, rules=rules, limit=args.limit, seed=0, skip_bad_rows=False)
     started = time.perf_counter()
-    assess(benchmark, records, read_samples(samples), judge="", rules=rules)
+    assess(benchmark, records, read_critiques(samples), judge="", rules=rules)
     return time.perf_counter() - started
 
 

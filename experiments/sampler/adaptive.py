@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from grm_jax.benchmarks import synthetic
 from grm_jax.critique import credit, decided, single_credit, vote
+from grm_jax.data.critiques import read_critiques
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.samples import read_samples
 from grm_jax.scoring.statistics import mean_interval
 
 HERE = Path(__file__).resolve().parent
@@ -39,7 +39,7 @@ def main(args: Arguments) -> None:
     matplotlib.use("Agg")
     records = [r for r in synthetic.BENCHMARK.load(args.run) if r.domain == synthetic.FRESH]
     samples: dict[str, dict[int, tuple[float, ...] | None]] = {r.id: {} for r in records}
-    for row in read_samples(args.run / "evaluation" / "rl.jsonl"):
+    for row in read_critiques(args.run / "evaluation" / "rl.jsonl"):
         if not row.greedy:
             samples[row.example_id][row.sample] = row.scores
     drawn = {id: [found[i] for i in range(args.k)] for id, found in samples.items()}

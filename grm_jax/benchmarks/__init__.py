@@ -1,6 +1,6 @@
 """Benchmarks: one file each, read as it is published and scored as its authors do.
 
-    files -> base.Benchmark.load -> records -> (a judge) -> samples.SampleRow
+    files -> base.Benchmark.load -> records -> (a judge) -> samples.Critique
           -> aggregate (verdicts by method) -> measures (values a record) -> figures
           -> results (with intervals) -> report
 

@@ -31,12 +31,12 @@ def trajectory_example(
     messages = render(
         Template.load(name),
         trajectory.query,
-        trajectory.responses,
+        trajectory.shown,
         reference=trajectory.reference,
         principles=trajectory.principles,
     )
     prompt = tokenizer.chat(messages)
-    return Example(tuple(prompt), tuple(tokenizer.completion(trajectory.critique)))
+    return Example(tuple(prompt), tuple(tokenizer.completion(trajectory.text)))
 
 
 def meta_example(

@@ -131,9 +131,14 @@ def _preferences(domain: str, items: list[Item]) -> list[Preference]:
 
 def _trajectory(name: str, item: Item, critique: str) -> Trajectory:
     return Trajectory(
-        id=name,
+        example_id=name,
+        sample=0,
+        order=tuple(range(len(item.response_texts))),
+        scores=None,
+        failure=None,
+        finish_reason="stop",
+        text=critique,
         query=item.query,
         responses=tuple(item.response_texts),
-        critique=critique,
         labels=tuple(item.labels),
     )

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from grm_jax.critique import Template, is_correct, read
+from grm_jax.critique import Template, is_correct, read, shuffle
 from grm_jax.critique.parse import last_box
 from grm_jax.data.rows import MAX_BAD_SHARE, DataError, expand, iterate_rows
 from grm_jax.data.trajectories import Instruction, Trajectory, parse_trajectory
@@ -165,38 +165,39 @@ def check_target(
             raise TargetError("messages[-1].content", "empty", fix, where, "empty reply")
         _check_backslashes("messages[-1].content", reply, where)
         return
-    _check_backslashes("critique", row.critique, where)
+    _check_backslashes("critique", row.text, where)
     n = len(row.responses)
     template = single if n == 1 else many
     cut = row.finish_reason == "length"
-    parsed = read(template, row.critique, n, truncated=cut)
+    parsed = read(template, row.text, n, truncated=cut)
     if parsed.scores is None:
         assert parsed.failure is not None
-        box = last_box(row.critique)
+        box = last_box(row.text)
         raise TargetError(
             "critique",
-            _FAULTS[parsed.failure] + (f": {box}" if box else f", and ends {row.critique[-40:]!r}"),
+            _FAULTS[parsed.failure] + (f": {box}" if box else f", and ends {row.text[-40:]!r}"),
             f"end it as the template {template.name!r} asks: {_example(template, n)}",
             where,
             parsed.failure,
         )
     if row.scores is not None and any(
-        not abs(said - own) <= _CLOSE for said, own in zip(row.scores, parsed.scores, strict=True)
+        not abs(said - own) <= _CLOSE
+        for said, own in zip(shuffle(row.scores, row.order), parsed.scores, strict=True)
     ):
         raise TargetError(
             "scores",
-            f"{list(row.scores)}, but the critique says {last_box(row.critique)}",
+            f"{list(row.scores)}, but the critique says {last_box(row.text)}",
             "correct one of the two, or leave 'scores' out",
             where,
             "scores contradict the box",
         )
     if row.correct is not None and row.labels is not None:
-        right = _says(parsed.scores, row.labels, template.threshold)
+        right = _says(parsed.scores, tuple(shuffle(row.labels, row.order)), template.threshold)
         if right is not None and right != row.correct:
             raise TargetError(
                 "correct",
                 f"{str(row.correct).lower()}, but by the labels {list(row.labels)} the critique's "
-                f"{last_box(row.critique)} is {'right' if right else 'wrong'}",
+                f"{last_box(row.text)} is {'right' if right else 'wrong'}",
                 "correct one of the three, or leave 'correct' out",
                 where,
                 "correct contradicts the box",

@@ -1,15 +1,18 @@
-"""Trajectories: a query, its responses as they were shown, and a critique of them.
+"""Trajectories: critiques with what they were about, which training learns from, as readable JSONL.
 
-What supervised training and the meta RM learn from, as readable JSONL:
+    {"example_id": .., "query": .. | [turns], "responses": [..], "text": ".."       needed
+     "order": [..], "labels": [..], "scores": [..] | null, "failure": .., "finish_reason": ..,
+     "correct": .., "hinted": .., "kept": .., "sample": .., "reference": .., "principles": [..]}
 
-    {"id": .., "query": .. | [turns], "responses": [..], "critique": "..",          needed
-     "labels": [..], "scores": [..] | null, "correct": .., "failure": .., "finish_reason": ..,
-     "hinted": .., "kept": .., "sample": .., "order": [..], "reference": .., "principles": [..]}
+`responses`, `labels` and `scores` stand in the record's order; `order` says in which order the
+responses were shown: order[j] is the index of the one in place j.
 
-`responses`, `labels` and `scores` stand in the order in which the responses were shown; `order`
-gives their original indices. A row may instead be plain instruction data, which supervised training
-mixes in: {"messages": [.., {"role": "assistant", "content": ..}]}. Messages are read as those of
-preferences are (`conversation.py`): tool calls and results become text.
+A critique that somebody wrote, or another program, may be called `critique` (and its id `id`): then
+`responses`, `labels` and `scores` are in the order in which they were shown, as in files of earlier
+versions; `order`, if it is there, leads back to the record's.
+
+A row may instead be plain instruction data, which supervised training mixes in:
+{"messages": [.., {"role": "assistant", "content": ..}]}.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from grm_jax.critique import shuffle, unshuffle
 from grm_jax.critique.prompt import Turn
 from grm_jax.data.conversation import read_turns
+from grm_jax.data.critiques import Critique
 from grm_jax.data.rows import DataError, expand, iterate_rows, show, write_rows
 
 _TEXT, _BOOLEAN = (str, "a text"), (bool, "true or false")
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "id": _TEXT,
-    "critique": _TEXT,
+    "example_id": _TEXT,
+    "text": _TEXT,
     "finish_reason": _TEXT,
     "failure": ((str, type(None)), "a text or null"),
     "reference": ((str, type(None)), "a text or null"),
@@ -38,25 +43,35 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
-    """One critique and what it was about. See the module's docstring for the fields."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectory(Critique):
+    """One critique and what it was about.
 
-    id: str
+    Attributes:
+      query, responses, reference, principles: as the record has them.
+      labels: of the responses, if they are known.
+      correct: whether the scores are right by the labels.
+      hinted: drawn with the best response given away. kept: not rejected.
+    """
+
     query: str | tuple[Turn, ...]
     responses: tuple[str, ...]
-    critique: str
     labels: tuple[float, ...] | None = None
-    scores: tuple[float, ...] | None = None
     correct: bool | None = None
-    failure: str | None = None
-    finish_reason: str = "stop"
     hinted: bool = False
     kept: bool = True
-    sample: int = 0
-    order: tuple[int, ...] | None = None
     reference: str | None = None
     principles: tuple[str, ...] | None = None
+
+    @property
+    def shown(self) -> list[str]:
+        """The responses in the order in which they were shown."""
+        return shuffle(self.responses, self.order)
+
+    def _check_verdict(self) -> None:
+        """Scores may be unknown: a critique that was written is read when it is learnt from."""
+        if self.scores is not None:
+            super()._check_verdict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +106,20 @@ def parse_trajectory(
         raise DataError("row", show(row), "write {...}", where)
     if "messages" in row:
         return Instruction(_messages("messages", row["messages"], "assistant", where, unused))
-    for field in ("id", "query", "responses", "critique"):
-        if field not in row:
-            raise DataError(field, "is missing", "a trajectory needs it", where)
+    values = dict(row)
+    as_shown = "critique" in values
+    spelled: dict[str, str] = {}  # how such a row calls a field
+    if "critique" in values or "id" in values:
+        spelled = {"text": "critique", "example_id": "id"}
+    for name, other in spelled.items():
+        if other in values:
+            values.setdefault(name, values.pop(other))
+    for field in ("example_id", "query", "responses", "text"):
+        if field not in values:
+            name = spelled.get(field, field)
+            raise DataError(name, "is missing", "a trajectory needs it", where)
     known = {field.name for field in dataclasses.fields(Trajectory)}
-    values = {name: value for name, value in row.items() if name in known}
+    values = {name: value for name, value in values.items() if name in known}
     for field in ("responses", "labels", "scores", "order", "principles"):
         if values.get(field) is not None:
             if not isinstance(values[field], list):
@@ -124,8 +148,28 @@ def parse_trajectory(
         raise DataError("query", show(values["query"]), "write a text or messages", where)
     for field, (kinds, wanted) in _KINDS.items():
         if field in values and not isinstance(values[field], kinds):
-            raise DataError(field, show(values[field]), f"write {wanted}", where)
-    return Trajectory(**values)
+            raise DataError(
+                spelled.get(field, field), show(values[field]), f"write {wanted}", where
+            )
+    if values.get("order") is None:
+        values["order"] = tuple(range(len(values["responses"])))
+    elif as_shown:
+        for field in ("responses", "labels", "scores"):
+            if values.get(field) is not None:
+                values[field] = _unshuffled(values[field], values["order"], where)
+    try:
+        return Trajectory(**{"scores": None, "failure": None, "finish_reason": "stop", "sample": 0}
+                          | values)  # fmt: skip
+    except DataError as error:
+        raise error.at(where) from None
+
+
+def _unshuffled(values: tuple[Any, ...], order: tuple[int, ...], where: str) -> tuple[Any, ...]:
+    try:
+        return unshuffle(values, order)
+    except ValueError:
+        wanted = "give the index of the response shown in each place, each once"
+        raise DataError("order", show(list(order)), wanted, where) from None
 
 
 def _messages(

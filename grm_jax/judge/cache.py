@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax import files
+from grm_jax.data.critiques import Critique, critique_from_json
 from grm_jax.data.preferences import Preference, content_id
 from grm_jax.data.rows import DataError, parse_line, show
 from grm_jax.errors import UserError
 from grm_jax.files import written_whole
-from grm_jax.judge.samples import SampleRow, row_from_json
 
 log = logging.getLogger("grm_jax")
 
@@ -58,7 +58,7 @@ class SampleCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with written_whole(self.folder / "about.json") as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
-        self._rows: dict[tuple[str, int], SampleRow] = {}
+        self._rows: dict[tuple[str, int], Critique] = {}
         path = self.folder / "samples.jsonl"
         kept = _read_whole_lines(path, mend=write)
         for number, line in enumerate(kept, 1):
@@ -67,7 +67,7 @@ class SampleCache:
             digest = values.pop("record", None)
             if not isinstance(digest, str):
                 raise DataError("record", "missing", f"delete {self.folder}", where)
-            row = row_from_json(values, where)
+            row = critique_from_json(values, where)
             self._rows[digest, row.sample] = row
         self._path = path if write else Path(os.devnull)
         self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -77,11 +77,11 @@ class SampleCache:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def get(self, digest: str, sample: int) -> SampleRow | None:
+    def get(self, digest: str, sample: int) -> Critique | None:
         """The sample of the record with that `record_digest`, if it was kept."""
         return self._rows.get((digest, sample))
 
-    def add(self, digest: str, row: SampleRow) -> None:
+    def add(self, digest: str, row: Critique) -> None:
         """Keep a sample; it is on disk after the next `flush`."""
         self._rows[digest, row.sample] = row
         line = json.dumps({"record": digest, **vars(row)}, ensure_ascii=False, allow_nan=False)

@@ -17,12 +17,12 @@ import numpy as np
 
 from grm_jax.critique import decided, read, unshuffle
 from grm_jax.critique.adaptive import BOUND
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.prompts import Prompts
-from grm_jax.judge.samples import SampleRow
 from grm_jax.model.params import Params
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import FinishReason, Sampler
+from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.schedule import Request
 
 
@@ -38,27 +38,24 @@ class AdaptiveK:
     """Single responses are decided against it; None: the middle of their template's range."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Critique:
-    """One sample of the judge on one record.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Rollout(Critique):
+    """A critique with what was sampled, for training on it.
 
     Attributes:
-      order: order[j] is the original index of the response shown in place j.
-      text: what the judge wrote.
-      scores: in the record's order of responses; None if it could not be read (see `failure`).
-      prompt, tokens, logprobs: what was sampled, for training on it.
+      prompt: its token ids.
+      ids: [T] int32, the tokens that were drawn, the end token included.
+      logprobs: [T] float32, their log-probabilities as they were drawn.
     """
 
-    example_id: str
-    index: int
-    order: tuple[int, ...]
-    text: str
-    scores: tuple[float, ...] | None
-    failure: str | None
-    finish_reason: FinishReason
     prompt: tuple[int, ...]
-    tokens: np.ndarray
+    ids: np.ndarray
     logprobs: np.ndarray
+
+    def plain(self, sample: int) -> Critique:
+        """The critique alone, as sample number `sample` (GREEDY: the greedy one)."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Critique)}
+        return Critique(**{**values, "sample": sample})
 
 
 class Critic:
@@ -79,8 +76,8 @@ class Critic:
         salt: str = "",
         adaptive: AdaptiveK | None = None,
         progress: Callable[[int], None] | None = None,
-        each: Callable[[Critique], None] | None = None,
-    ) -> dict[str, list[Critique]]:
+        each: Callable[[Rollout], None] | None = None,
+    ) -> dict[str, list[Rollout]]:
         """Critiques of every record, by id, in the order of `samples`.
 
         Args:
@@ -110,7 +107,7 @@ class Critic:
                 prompt = self.prompts.ids(record, order, hinted=hinted)
                 requests.append(Request(record.id, prompt, tuple(members)))
         prompts = {(r.example_id, i): r.prompt for r in requests for i in r.samples}
-        found: dict[str, dict[int, Critique]] = collections.defaultdict(dict)
+        found: dict[str, dict[int, Rollout]] = collections.defaultdict(dict)
 
         def wanted(request: Request) -> bool:
             seen = found[request.example_id]
@@ -132,16 +129,17 @@ class Critic:
             stopped = sample.finish_reason == "stop"
             text = self.prompts.tokenizer.decode(sample.tokens[: -1 if stopped else None].tolist())
             parsed = read(self.prompts.template(record), text, len(order), truncated=not stopped)
-            found[sample.example_id][sample.index] = Critique(
+            found[sample.example_id][sample.index] = Rollout(
                 example_id=sample.example_id,
-                index=sample.index,
+                sample=sample.index,
                 order=order,
                 text=text,
                 scores=unshuffle(parsed.scores, order),
                 failure=parsed.failure,
                 finish_reason=sample.finish_reason,
                 prompt=prompts[name],
-                tokens=sample.tokens,
+                tokens=len(sample.tokens),
+                ids=sample.tokens,
                 logprobs=sample.logprobs,
             )
             if each is not None:
@@ -157,7 +155,7 @@ class Critic:
         return result
 
     def _decided(
-        self, record: Preference, critiques: Sequence[Critique], count: int, rule: AdaptiveK
+        self, record: Preference, critiques: Sequence[Rollout], count: int, rule: AdaptiveK
     ) -> bool:
         """Whether the rest of `count` samples would change the verdict."""
         template, remaining = self.prompts.template(record), count - len(critiques)
@@ -176,17 +174,3 @@ def chunks(items: Sequence[Preference], size: int) -> Iterator[Sequence[Preferen
     """Consecutive slices of at most `size` items: what is lost when sampling is stopped."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def sample_row(critique: Critique, sample: int) -> SampleRow:
-    """A critique as a row; `sample` is its index, or GREEDY."""
-    return SampleRow(
-        example_id=critique.example_id,
-        sample=sample,
-        order=critique.order,
-        scores=critique.scores,
-        failure=critique.failure,
-        finish_reason=critique.finish_reason,
-        text=critique.text,
-        tokens=len(critique.tokens),
-    )

@@ -25,14 +25,14 @@ from jax.sharding import Mesh
 import grm_jax
 from grm_jax.critique import Template, Turn, Verdict, vote
 from grm_jax.critique.template_set import Scales, TemplateConfig, Templates
+from grm_jax.data.critiques import GREEDY, Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.judge.cache import SampleCache, record_digest
-from grm_jax.judge.critiques import AdaptiveK, Critic, Critique, chunks, sample_row
+from grm_jax.judge.critiques import AdaptiveK, Critic, Rollout, chunks
 from grm_jax.judge.meta import MetaRM, load_meta_rm, require_meta
 from grm_jax.judge.prompts import OrderMode, Prompts
-from grm_jax.judge.samples import GREEDY, SampleRow
 from grm_jax.metrics import Progress
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
@@ -87,7 +87,7 @@ class Judgement:
     """
 
     verdict: Verdict
-    critiques: tuple[SampleRow, ...]
+    critiques: tuple[Critique, ...]
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -247,7 +247,7 @@ class Judge:
         meta_cache: SampleCache | None = None,
         guided: bool = True,
         chunk: int = 4096,
-    ) -> list[SampleRow]:
+    ) -> list[Critique]:
         """The greedy critique and the k samples of every record, meta scores included.
 
         Args:
@@ -258,7 +258,7 @@ class Judge:
         """
         if cache is not None and options.adaptive is not None:
             raise ValueError("adaptive sampling can not be cached; leave the cache out")
-        rows: list[SampleRow] = []
+        rows: list[Critique] = []
         before = self.sampler.stats.samples
         for part in chunks(records, chunk):
             digests = {record.id: record_digest(record) for record in part}
@@ -279,13 +279,13 @@ class Judge:
         cache: SampleCache | None,
         digests: Mapping[str, str],
         guiding: bool,
-    ) -> list[SampleRow]:
+    ) -> list[Critique]:
         """Samples without meta scores; `guiding`: the meta RM will score them."""
         critic = Critic(self.sampler, self.prompts(options))
         key = jax.random.key(options.seed)
         hot = self.sampling(options)
         cold = dataclasses.replace(hot, temperature=0.0)
-        rows: dict[tuple[str, int], SampleRow] = {}
+        rows: dict[tuple[str, int], Critique] = {}
         missing: dict[tuple[int, ...], list[Preference]] = collections.defaultdict(list)
         wanted = [*([GREEDY] if options.greedy else []), *range(options.k)]
         for record in records:
@@ -304,8 +304,8 @@ class Judge:
             if progress is not None:
                 progress.update(count, self.sampler.stats.line())
 
-        def keep(sample: int, critique: Critique) -> None:
-            row = sample_row(critique, sample)
+        def keep(sample: int, critique: Rollout) -> None:
+            row = critique.plain(sample)
             rows[row.example_id, sample] = row
             if cache is not None:
                 cache.add(digests[row.example_id], row)
@@ -332,7 +332,7 @@ class Judge:
                     critic.critiques(
                         params, part, samples, hot, key, progress=advance,
                         adaptive=adaptive,
-                        each=lambda critique: keep(critique.index, critique),
+                        each=lambda critique: keep(critique.sample, critique),
                     )  # fmt: skip
         finally:  # also when it is stopped
             if cache is not None and len(rows) > known:
@@ -392,12 +392,12 @@ class Judge:
     def _guided(
         self,
         records: Sequence[Preference],
-        rows: Sequence[SampleRow],
+        rows: Sequence[Critique],
         cache: SampleCache | None,
         digests: Mapping[str, str],
-    ) -> list[SampleRow]:
+    ) -> list[Critique]:
         """The rows with the meta RM's logits of the readable ones."""
-        found: list[SampleRow] = []
+        found: list[Critique] = []
         todo: list[int] = []
         for index, row in enumerate(rows):
             held = None if cache is None else cache.get(digests[row.example_id], row.sample)

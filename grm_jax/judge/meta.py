@@ -15,10 +15,10 @@ from grm_jax import files
 from grm_jax.critique import Template, shuffle
 from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.data.collate import Example
+from grm_jax.data.critiques import Critique
 from grm_jax.data.examples import meta_example
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.about import LENGTH_BUCKETS, About
-from grm_jax.judge.samples import SampleRow
 from grm_jax.judge.scalar import score_examples
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import token_ids
@@ -50,7 +50,7 @@ class MetaRM:
     def scores(
         self,
         records: Sequence[Preference],
-        rows: Sequence[SampleRow],
+        rows: Sequence[Critique],
         tokenizer: Tokenizer,
         mesh: Mesh,
         tokens: int,

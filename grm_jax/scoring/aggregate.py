@@ -29,15 +29,15 @@ import numpy as np
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.parse import commonest_boxes
 from grm_jax.critique.template_set import Scales
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
-from grm_jax.judge.samples import SampleRow
 from grm_jax.scoring.measures import Verdicts, Votes, credit
 from grm_jax.scoring.replay import decided_after
 from grm_jax.scoring.rules import Rules
 
 Kind = Literal["greedy", "sample", "vote", "meta", "adaptive"]
-_Grouped = dict[str, list[SampleRow]]  # rows by record id
+_Grouped = dict[str, list[Critique]]  # rows by record id
 _VOTES = 16  # verdicts a record, where the samples allow it
 
 
@@ -118,7 +118,7 @@ def reported(found: Aggregate) -> Method:
     return max(found.methods, key=lambda m: (rank.get(m.kind, 0), m.k))
 
 
-def is_uneven(rows: Sequence[SampleRow]) -> bool:
+def is_uneven(rows: Sequence[Critique]) -> bool:
     """Whether records have different numbers of samples, as adaptive sampling leaves them."""
     counts = collections.Counter(row.example_id for row in rows if not row.greedy)
     return len(set(counts.values())) > 1
@@ -146,7 +146,7 @@ def subsets(samples: int, k: int, n: int) -> np.ndarray:
 
 def aggregate(
     records: Sequence[Preference],
-    rows: Sequence[SampleRow],
+    rows: Sequence[Critique],
     *,
     ks: Sequence[int] | None = None,
     k_meta: Sequence[int] = (),
@@ -316,7 +316,7 @@ def _mean(totals: np.ndarray, used: np.ndarray) -> np.ndarray:
 
 
 def _group(
-    records: Sequence[Preference], rows: Sequence[SampleRow], *, uneven: bool
+    records: Sequence[Preference], rows: Sequence[Critique], *, uneven: bool
 ) -> tuple[_Grouped, _Grouped]:
     """Greedy rows and sampled rows (ascending) by record; each empty, or whole."""
     by_id = {record.id: record for record in records}
@@ -382,7 +382,7 @@ def _has_meta(sampled: _Grouped) -> bool:
     return bool(usable) and not without
 
 
-def _rates(rows: Sequence[SampleRow]) -> Rates:
+def _rates(rows: Sequence[Critique]) -> Rates:
     kinds = collections.Counter(row.failure for row in rows if row.failure is not None)
     total = len(rows)
     return Rates(

@@ -10,9 +10,9 @@ import numpy as np
 
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.template_set import Scales
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference, Records
 from grm_jax.data.rows import DataError
-from grm_jax.judge.samples import SampleRow
 from grm_jax.scoring import statistics
 from grm_jax.scoring.aggregate import Aggregate, Method, aggregate, is_uneven, reported
 from grm_jax.scoring.benchmark import Benchmark, credit_vector
@@ -57,7 +57,7 @@ class Scored:
 def judge_scores(
     benchmark: Benchmark,
     records: Sequence[Preference],
-    rows: Sequence[SampleRow],
+    rows: Sequence[Critique],
     rules: Rules,
     **options: Any,
 ) -> Scored:
@@ -95,7 +95,7 @@ def judge_scores(
 def assess(
     benchmark: Benchmark,
     records: Sequence[Preference],
-    rows: Sequence[SampleRow],
+    rows: Sequence[Critique],
     *,
     judge: str,
     rules: Rules | None = None,
@@ -106,7 +106,7 @@ def assess(
     adaptive: bool = False,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
-    probes: Sequence[SampleRow] = (),
+    probes: Sequence[Critique] = (),
     seconds_per_sample: float | None = None,
     settings: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
@@ -271,7 +271,7 @@ def _pair_credits(records: Sequence[Preference], method: Method, rules: Rules) -
 
 
 def _cost(
-    rows: Sequence[SampleRow],
+    rows: Sequence[Critique],
     credits: Mapping[str, float],
     seconds: float | None,
     shown: MethodResult,
@@ -291,8 +291,8 @@ def _cost(
 def compare_runs(
     benchmark: Benchmark,
     records: Sequence[Preference],
-    rows: Sequence[SampleRow],
-    other: Sequence[SampleRow],
+    rows: Sequence[Critique],
+    other: Sequence[Critique],
     run: str,
     *,
     rules: Rules | None = None,

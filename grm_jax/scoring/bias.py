@@ -20,8 +20,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.samples import SampleRow
 from grm_jax.scoring.items import SWAPPED
 from grm_jax.scoring.rules import Rules
 from grm_jax.scoring.statistics import Interval, mean_interval
@@ -46,11 +46,11 @@ class Finding:
 
 def bias_table(
     records: Sequence[Preference],
-    rows: Sequence[SampleRow],
+    rows: Sequence[Critique],
     credits: Mapping[str, float],
     sections: Mapping[str, Interval],
     rules: Rules,
-    probes: Sequence[SampleRow] = (),
+    probes: Sequence[Critique] = (),
     *,
     clusters: Sequence[Hashable] | None = None,
     sees_order: bool = True,
@@ -110,7 +110,7 @@ def _mean(values: Mapping[str, float], cluster: Mapping[str, Hashable]) -> Inter
 
 
 def _position(
-    records: Sequence[Preference], rows: Sequence[SampleRow], cluster: Mapping[str, Hashable]
+    records: Sequence[Preference], rows: Sequence[Critique], cluster: Mapping[str, Hashable]
 ) -> list[Finding]:
     sizes = {record.id: len(record.responses) for record in records}
     # By pair, games together: (order shown, winners) in the order of the file.
@@ -182,7 +182,7 @@ def _length(
     ]
 
 
-def _identical(probes: Sequence[SampleRow]) -> list[Finding]:
+def _identical(probes: Sequence[Critique]) -> list[Finding]:
     ties: dict[str, list[float]] = collections.defaultdict(list)
     first: dict[str, list[float]] = collections.defaultdict(list)
     for row in probes:

@@ -18,9 +18,9 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.files import written_whole
-from grm_jax.judge.samples import SampleRow
 from grm_jax.scoring.aggregate import Method
 from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.plot import accuracy_canvas, svg
@@ -47,7 +47,7 @@ class Evaluated:
     benchmark: Benchmark
     results: Results
     records: Sequence[Preference]
-    rows: Sequence[SampleRow]
+    rows: Sequence[Critique]
     method: Method
 
 
@@ -139,7 +139,7 @@ def _records(one: Evaluated, room: int) -> list[dict[str, Any]]:
     """What the browser shows, as far as there is room: wrong verdicts first."""
     rules = Rules(**one.results.settings["rules"])
     benchmark = one.benchmark
-    by_id: dict[str, list[SampleRow]] = {record.id: [] for record in one.records}
+    by_id: dict[str, list[Critique]] = {record.id: [] for record in one.records}
     for row in one.rows:
         by_id[row.example_id].append(row)
     judged = []
@@ -196,7 +196,7 @@ def _verdict(scores: Sequence[float] | None, record: Preference, rules: Rules, r
 
 
 def _sample(
-    row: SampleRow, record: Preference, rules: Rules, benchmark: Benchmark
+    row: Critique, record: Preference, rules: Rules, benchmark: Benchmark
 ) -> dict[str, Any]:
     return {
         "index": row.sample,

@@ -1,6 +1,6 @@
 """Judges that read nothing: what a model must beat, and a check of the whole road without one.
 
-They write `SampleRow`s like a model's, so the same aggregation scores them.
+They write `Critique`s like a model's, so the same aggregation scores them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 from grm_jax.critique.template_set import Scales
 from grm_jax.critique.voting import orders
+from grm_jax.data.critiques import GREEDY, Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
-from grm_jax.judge.samples import GREEDY, SampleRow
 
 JudgeName = Literal["longer", "random"]
 JUDGE_SCALES = Scales((0.0, 1.0), (0.0, 1.0))  # of `random`, which alone has samples
@@ -22,7 +22,7 @@ JUDGES = get_args(JudgeName)  # none of them sees the order in which responses a
 
 def judge_rows(
     name: str, records: Sequence[Preference], *, k: int = 32, seed: int = 0, rating: bool = False
-) -> list[SampleRow]:
+) -> list[Critique]:
     """The rows of a judge on all records.
 
     longer: one greedy row a record, whose scores are the lengths in characters; equal lengths tie.
@@ -43,13 +43,13 @@ def judge_rows(
     raise UserError(f"unknown judge {name!r}; there are {', '.join(get_args(JudgeName))}")
 
 
-def _longer(record: Preference, rating: bool) -> SampleRow:
+def _longer(record: Preference, rating: bool) -> Critique:
     lengths = tuple(float(len(response)) for response in record.responses)
     scores = lengths if rating or len(lengths) > 1 else (0.5,)
     return _row(record, GREEDY, scores, range(len(lengths)))
 
 
-def _random(record: Preference, k: int, seed: int) -> list[SampleRow]:
+def _random(record: Preference, k: int, seed: int) -> list[Critique]:
     rng = random.Random(f"{seed} random judge {record.id}")
     n = len(record.responses)
     shown = [tuple(range(n)), *orders(n, k, seed=rng.getrandbits(32))]
@@ -61,5 +61,5 @@ def _random(record: Preference, k: int, seed: int) -> list[SampleRow]:
 
 def _row(
     record: Preference, sample: int, scores: tuple[float, ...], order: Sequence[int]
-) -> SampleRow:
-    return SampleRow(record.id, sample, tuple(order), scores, None, "stop")
+) -> Critique:
+    return Critique(record.id, sample, tuple(order), scores, None, "stop")

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import Scales
+from grm_jax.data.critiques import Critique
 from grm_jax.data.examples import meta_example
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.preferences import Preference
@@ -23,7 +24,6 @@ from grm_jax.judge.cache import SampleCache, fingerprint
 from grm_jax.judge.judge import Judge, JudgeOptions
 from grm_jax.judge.meta import meta_template
 from grm_jax.judge.prompts import OrderMode
-from grm_jax.judge.samples import SampleRow
 from grm_jax.metrics import Progress
 from grm_jax.model import storage
 from grm_jax.model.storage import read_model_config
@@ -133,7 +133,7 @@ class ModelJudge:
 
     def judge(
         self, benchmark: Benchmark, records: Sequence[Preference], rules: Rules
-    ) -> tuple[list[SampleRow], list[SampleRow]]:
+    ) -> tuple[list[Critique], list[Critique]]:
         """Samples of the records, and of the probes."""
         options = self.options(benchmark, rules)
         asked = dataclasses.replace(options, k=min(options.k, 8), order="balanced")

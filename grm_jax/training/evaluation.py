@@ -17,13 +17,13 @@ from grm_jax import files
 from grm_jax.benchmarks import synthetic
 from grm_jax.critique import shuffle
 from grm_jax.critique.template_set import Scales
+from grm_jax.data.critiques import GREEDY, Critique, write_critiques
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judge.cache import SampleCache, fingerprint
 from grm_jax.judge.judge import Judge, JudgeOptions
 from grm_jax.judge.meta import MetaRM
 from grm_jax.judge.prompts import OrderMode
-from grm_jax.judge.samples import GREEDY, SampleRow, write_samples
 from grm_jax.lock import hold
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first
@@ -71,7 +71,7 @@ def evaluate_road(run: Run, asked: Evaluation, batch_size: int) -> dict[str, Any
     fresh = [r for r in heldout if r.domain == synthetic.FRESH][: asked.records]
     shifted = [r for r in heldout if r.domain != synthetic.FRESH]
     options = JudgeOptions(k=asked.k, order=asked.order, seed=run.setup.seed)
-    rows: dict[str, list[SampleRow]] = {}
+    rows: dict[str, list[Critique]] = {}
     for stage in ROWS:
         # The meta RM was trained to guide the RL model; its votes alone are guided.
         judge = make_judge(run, stage, guided=stage == "rl")
@@ -112,7 +112,7 @@ def sample(
     records: Sequence[Preference],
     options: JudgeOptions,
     file: Path,
-) -> list[SampleRow]:
+) -> list[Critique]:
     """Samples of a stage's model, from the cache where they are there; also written to `file`."""
     directory = run.directory / "evaluation"
 
@@ -137,17 +137,17 @@ def sample(
         for cache in caches:
             cache.close()
     if first():
-        write_samples(file, rows)
+        write_critiques(file, rows)
     return rows
 
 
-def scalar_rows(run: Run, records: Sequence[Preference], batch_size: int) -> list[SampleRow]:
+def scalar_rows(run: Run, records: Sequence[Preference], batch_size: int) -> list[Critique]:
     """The Bradley-Terry baseline's scores; of single responses, above its fitted threshold."""
     folder = run.directory / "scalar_rm" / "calibration.json"
     threshold = files.read_json(folder)["threshold"]
     scores = reply_scores(run, run.params("scalar_rm", num_labels=1), records, batch_size)
     return [
-        SampleRow(
+        Critique(
             example_id=record.id,
             sample=GREEDY,
             order=tuple(range(len(values))),
@@ -161,9 +161,9 @@ def scalar_rows(run: Run, records: Sequence[Preference], batch_size: int) -> lis
 
 def summarise(
     run: Run,
-    rows: Mapping[str, Sequence[SampleRow]],
-    scalar: Sequence[SampleRow],
-    on_shifted: Sequence[SampleRow],
+    rows: Mapping[str, Sequence[Critique]],
+    scalar: Sequence[Critique],
+    on_shifted: Sequence[Critique],
     fresh: Sequence[Preference],
     shifted: Sequence[Preference],
     directory: Path,
@@ -250,7 +250,7 @@ def summarise(
     return summary
 
 
-def audit_rows(records: Sequence[Preference], rows: Sequence[SampleRow]) -> Audit:
+def audit_rows(records: Sequence[Preference], rows: Sequence[Critique]) -> Audit:
     """Compare the checks of sampled critiques with the truth."""
     by_id = {record.id: record for record in records}
     return audit_all(

@@ -82,7 +82,7 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         return
     earlier = read(run, config, earlier_rows(run, config))
     records = usable_records(run, config)
-    ids = [*(row.id for row, _ in earlier), *(record.id for record in records)]
+    ids = [*(row.example_id for row, _ in earlier), *(record.id for record in records)]
     if ids and all(held_out(id, config.holdout) for id in ids):
         raise ConfigError(
             f"--meta-rm.holdout {config.holdout:g} holds out all {len(set(ids))} records, and "
@@ -90,8 +90,8 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         )
     stage.begin()
     rows = [*earlier, *read(run, config, sampled_rows(stage, config, grm, records))]
-    heldout = [row for row in rows if held_out(row[0].id, config.holdout)]
-    training = [row for row in rows if not held_out(row[0].id, config.holdout)]
+    heldout = [row for row in rows if held_out(row[0].example_id, config.holdout)]
+    training = [row for row in rows if not held_out(row[0].example_id, config.holdout)]
     if not training:
         raise UserError(
             f"meta_rm: none of the critiques can be learnt from ({len(heldout)} readable ones are "
@@ -210,8 +210,8 @@ def read(run: Run, config: MetaRM, rows: Sequence[Trajectory]) -> list[Row]:
     examples = [
         meta_example(
             row.query,
-            row.responses,
-            row.critique,
+            row.shown,
+            row.text,
             run.tokenizer,
             run.templates.meta,
             float(bool(row.correct)),
@@ -241,7 +241,7 @@ def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> 
     return {
         "accuracy": float(np.mean((scores > 0) == (labels > 0.5))),
         "auc": roc_auc(scores, labels),
-        "auc_within_item": mean_auc_within(scores, labels, [row.id for row, _ in rows]),
+        "auc_within_item": mean_auc_within(scores, labels, [row.example_id for row, _ in rows]),
         "critiques": float(len(rows)),
     }
 

@@ -15,14 +15,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from grm_jax.critique import is_correct, keep_hinted, keep_rft, shuffle
+from grm_jax.critique import is_correct, keep_hinted, keep_rft
 from grm_jax.critique.parse import commonest_boxes, one_line
 from grm_jax.data.examples import trajectory_example
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
 from grm_jax.identity import how
-from grm_jax.judge.critiques import Critique
+from grm_jax.judge.critiques import Rollout
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.inputs import learnt, sampled, usable
 from grm_jax.training.optimizer import OptimizerConfig
@@ -117,8 +117,8 @@ def sample_trajectories(
 
 def _judge(
     record: Preference,
-    plain: list[Critique],
-    hinted: list[Critique],
+    plain: list[Rollout],
+    hinted: list[Rollout],
     threshold: float | None = None,
 ) -> Iterator[Trajectory]:
     """Trajectories of a record with their labels and whether they are kept."""
@@ -131,26 +131,17 @@ def _judge(
 
 
 def to_trajectory(
-    record: Preference, critique: Critique, correct: bool, *, kept: bool, hinted: bool = False
+    record: Preference, critique: Rollout, correct: bool, *, kept: bool, hinted: bool = False
 ) -> Trajectory:
-    """A critique with what it was about, in the order in which the responses were shown."""
-    order = critique.order
-    scores = None if critique.scores is None else tuple(shuffle(critique.scores, order))
-    single_turn = len(record.turns) == 1
+    """A critique with what it was about."""
     return Trajectory(
-        id=record.id,
-        query=record.query if single_turn else record.turns,
-        responses=tuple(shuffle(record.responses, order)),
-        critique=critique.text,
-        labels=tuple(shuffle(record.labels, order)),
-        scores=scores,
+        **vars(critique.plain(critique.sample)),
+        query=record.query if len(record.turns) == 1 else record.turns,
+        responses=record.responses,
+        labels=record.labels,
         correct=correct,
-        failure=critique.failure,
-        finish_reason=critique.finish_reason,
         hinted=hinted,
         kept=kept,
-        sample=critique.index,
-        order=order,
         reference=record.reference,
         principles=record.principles,
     )
@@ -169,7 +160,7 @@ def report(rows: list[Trajectory], config: RFT) -> None:
                 name, len(group), 100 * right, 100 * unread, sum(row.kept for row in group),
             )  # fmt: skip
     failures = collections.Counter(row.failure for row in rows if row.failure is not None)
-    boxes = commonest_boxes((row.failure, row.critique) for row in rows)
+    boxes = commonest_boxes((row.failure, row.text) for row in rows)
     for kind, count in failures.most_common():
         box, times = boxes.get(kind, ("", 0))
         shown = f"; the commonest box ({times:,} times): {one_line(box)}" if box else ""

@@ -31,7 +31,7 @@ from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.identity import how
-from grm_jax.judge.critiques import Critique
+from grm_jax.judge.critiques import Rollout
 from grm_jax.metrics import StepLog
 from grm_jax.model.batch import Batch, group_logprobs
 from grm_jax.model.flops import train_flops
@@ -151,7 +151,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
 
 def group_rewards(
     records: list[Preference],
-    groups: list[list[Critique]],
+    groups: list[list[Rollout]],
     config: RL,
     threshold: float | None = None,
 ) -> np.ndarray:
@@ -263,7 +263,7 @@ def record_batches(run: Run, records: list[Preference], config: RL):
 
 
 def rollout_batch(
-    groups: list[list[Critique]],
+    groups: list[list[Rollout]],
     rewards: np.ndarray,
     config: RL,
     prompt_buckets: tuple[int, ...],
@@ -280,7 +280,7 @@ def rollout_batch(
     chosen = np.arange(len(groups))
     if config.train_groups is not None:
         chosen = np.argsort(~signal, kind="stable")[: config.train_groups]
-    longest_of = np.asarray([max(len(c.tokens) for c in group) for group in groups])
+    longest_of = np.asarray([max(c.tokens for c in group) for group in groups])
     last = ~signal[chosen] if config.train_groups is not None else np.zeros(len(chosen))
     chosen = chosen[np.lexsort((longest_of[chosen], last))]
     prompts = [groups[p][0].prompt for p in chosen]
@@ -294,7 +294,7 @@ def rollout_batch(
             f"{prompt_buckets[-1]}; raise --prompt-buckets"
         )
     width = round_up(config.sampling.max_new_tokens, 8)
-    completions = [[c.tokens.tolist() for c in groups[p]] for p in chosen]
+    completions = [[c.ids.tolist() for c in groups[p]] for p in chosen]
     batch = collate_groups(prompts, completions, length=length, completion=width)
     batch["advantages"] = advantages[chosen].astype(np.float32)
     batch["old"] = np.zeros_like(batch["mask"])
@@ -318,10 +318,10 @@ def _work(run: Run, batch: dict[str, np.ndarray]) -> Work:
     return Work(sum(length for length, _ in rows), train_flops(run.model, rows))
 
 
-def describe(groups: list[list[Critique]], rewards: np.ndarray) -> dict[str, float]:
+def describe(groups: list[list[Rollout]], rewards: np.ndarray) -> dict[str, float]:
     """What a step's rollouts were like."""
     every = [critique for group in groups for critique in group]
-    lengths = np.asarray([len(c.tokens) for c in every])
+    lengths = np.asarray([c.tokens for c in every])
     return {
         "reward": float(rewards.mean()),
         "correct": float((rewards == 1.0).mean()),
@@ -336,7 +336,7 @@ def describe(groups: list[list[Critique]], rewards: np.ndarray) -> dict[str, flo
 def _rows(
     step: int,
     records: list[Preference],
-    groups: list[list[Critique]],
+    groups: list[list[Rollout]],
     rewards: np.ndarray,
     threshold: float | None = None,
 ) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from grm_jax.critique import Template, render
@@ -13,12 +14,13 @@ from grm_jax.data.examples import meta_example, reply_example, trajectory_exampl
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.data.trajectories import Instruction, parse_trajectory
-from grm_jax.judge.critiques import Critique
+from grm_jax.judge.critiques import Rollout
 from grm_jax.judge.prompts import Prompts
 from grm_jax.training.rft import to_trajectory
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
 TOKENIZER = build_tokenizer()
+NOTHING = np.zeros(0)
 TURNS = ({"role": "user", "content": " sum 1 2"},)
 CONVERSATION = (*TURNS, {"role": "assistant", "content": " 3"}, {"role": "user", "content": " cat"})
 RECORDS = {
@@ -38,7 +40,18 @@ def test_the_trained_prompt_is_the_sampled_one_without_its_hint(name, hinted):
     prompts = Prompts(TOKENIZER, TEMPLATES, order="random")
     (order,) = prompts.orders(record, 1)
     text = "Specific Criteria: answer high"
-    critique = Critique(record.id, 0, order, text, None, "no_box", "stop", (), None, None)  # pyright: ignore[reportArgumentType]
+    critique = Rollout(
+        example_id=record.id,
+        sample=0,
+        order=order,
+        scores=None,
+        failure="no_box",
+        finish_reason="stop",
+        text=text,
+        prompt=(),
+        ids=NOTHING,
+        logprobs=NOTHING,
+    )
     row = to_trajectory(record, critique, False, kept=True, hinted=hinted)
     line = {k: v for k, v in dataclasses.asdict(row).items() if v is not None}
     again = parse_trajectory(json.loads(json.dumps(line)), "here:1")

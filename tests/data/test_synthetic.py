@@ -217,7 +217,7 @@ def test_the_files_hold_what_the_config_says(world):
     assert domains == {"fresh": 60, "operands": 30, "combinations": 30}
     for row in cold:
         assert isinstance(row, Trajectory)
-        parsed = parse(row.critique, len(row.responses), low=0, high=10)
+        parsed = parse(row.text, len(row.responses), low=0, high=10)
         assert parsed.scores is not None
 
 

@@ -17,10 +17,11 @@ from grm_jax.data.trajectories import (
 )
 
 FULL = Trajectory(
-    id="a",
+    example_id="a",
+    failure=None,
     query="What?",
     responses=("x", "y"),
-    critique="Scores: \\boxed{8, 3}\u2028",
+    text="Scores: \\boxed{8, 3}\u2028",
     labels=(1.0, 0.0),
     scores=(8.0, 3.0),
     correct=True,
@@ -38,7 +39,14 @@ def test_what_is_written_is_read(tmp_path: Path):
     rows = [
         FULL,
         Trajectory(
-            "b", (*TURNS, TURNS[0]), ("only",), "", failure="no_box", finish_reason="length"
+            example_id="b",
+            sample=0,
+            order=(0,),
+            scores=None,
+            failure="no_box",
+            finish_reason="length",
+            query=(*TURNS, TURNS[0]),
+            responses=("only",),
         ),
     ]
     write_trajectories(tmp_path / "t.jsonl", rows)
@@ -50,7 +58,26 @@ def test_instructions_and_trajectories_mix_and_unknown_fields_pass(tmp_path: Pat
     write(tmp_path, {"messages": list(TURNS)}, ROW | {"step": 3, "reward": 1.0})
     first, second = read_trajectories(tmp_path / "t.jsonl")
     assert first == Instruction(TURNS)
-    assert second == Trajectory("a", "q", ("x", "y"), "c")
+    assert second == Trajectory(
+        example_id="a", sample=0, order=(0, 1), scores=None, failure=None, finish_reason="stop",
+        text="c", query="q", responses=("x", "y"),
+    )  # fmt: skip
+
+
+def test_a_critique_by_that_name_is_about_the_responses_as_they_were_shown():
+    """What people write, and files of earlier versions; `text` is in the record's order."""
+    shown = {"responses": ["c", "a", "b"], "labels": [3, 1, 2], "scores": [9, 7, 8],
+             "order": [2, 0, 1]}  # fmt: skip
+    found = parse_trajectory({"id": "r", "query": "q", "critique": "t", **shown}, "f:1")
+    assert isinstance(found, Trajectory)
+    assert found.responses == ("a", "b", "c") and found.shown == ["c", "a", "b"]
+    assert found.labels == (1, 2, 3) and found.scores == (7, 8, 9)
+    same = parse_trajectory({"example_id": "r", "query": "q", "text": "t", **shown}, "f:1")
+    assert isinstance(same, Trajectory)
+    assert same.responses == ("c", "a", "b") and same.shown == ["b", "c", "a"]
+    with pytest.raises(DataError, match=r"f:1: order: .*\[0, 0, 1\]; fix: give"):
+        parse_trajectory({"id": "r", "query": "q", "critique": "t", **shown,
+                          "order": [0, 0, 1]}, "f:1")  # fmt: skip
 
 
 def test_messages_are_read_as_those_of_preferences_are(tmp_path):

@@ -89,13 +89,13 @@ def test_scores_come_back_in_the_records_order(order, n):
     found = critic.critiques({}, [record(n=n), record("s", n=n, best=1)], range(8), SAMPLING, KEY)
     assert list(found) == ["r", "s"]
     for critiques in found.values():
-        assert [c.index for c in critiques] == list(range(8))
+        assert [c.sample for c in critiques] == list(range(8))
         for c in critiques:
             assert c.scores == (4.0, 3.0, 2.0, 1.0)[:n]
             assert c.failure is None and c.finish_reason == "stop"
             assert shuffle(WORDS[:n], c.order) == shown(Request("", c.prompt, ()))
-            assert c.text.endswith("}") and c.tokens[-1] == TOKENIZER.eos_id
-            assert len(c.logprobs) == len(c.tokens)
+            assert c.text.endswith("}") and c.ids[-1] == TOKENIZER.eos_id
+            assert len(c.logprobs) == len(c.ids) == c.tokens
 
 
 def test_each_distinct_order_is_one_prompt():
@@ -197,7 +197,7 @@ def test_chosen_indices_keep_their_order():
     critic, _ = make_critic(order="random")
     whole = critic.critiques({}, [record()], range(6), SAMPLING, KEY)["r"]
     some = critic.critiques({}, [record()], [5, 2], SAMPLING, KEY)["r"]
-    assert [(c.index, c.order) for c in some] == [(5, whole[5].order), (2, whole[2].order)]
+    assert [(c.sample, c.order) for c in some] == [(5, whole[5].order), (2, whole[2].order)]
 
 
 def test_duplicate_ids_are_refused():
@@ -233,8 +233,8 @@ def test_adaptive_k_leaves_out_what_would_not_change_a_verdict():
     assert sum(done) == 3 * 16
     full = critic.critiques(None, records, range(16), SAMPLING, KEY)
     for name, critiques in found.items():
-        by_index = {c.index: c for c in full[name]}
-        assert all(by_index[c.index].scores == c.scores for c in critiques)
+        by_index = {c.sample: c for c in full[name]}
+        assert all(by_index[c.sample].scores == c.scores for c in critiques)
 
 
 @pytest.mark.parametrize(("threshold", "stops"), [(None, True), (0.8, True), (1.0, False)])
@@ -253,7 +253,7 @@ def test_adaptive_k_of_an_index_counts_ones_and_noughts(tmp_path):
     own.write_text(Template.load("compact").source.replace(*header))
     stub = StubSampler(lambda request, index: box(1 + shown(request).index(WORDS[0])))
     templates = TemplateConfig(str(own), "compact_single", "compact_meta")
-    critic = Critic(stub, TOKENIZER, templates)  # pyright: ignore[reportArgumentType]
+    critic = Critic(stub, Prompts(TOKENIZER, templates))  # pyright: ignore[reportArgumentType]
     found = critic.critiques(
         None, [record("r", 2)], range(32), SAMPLING, KEY, adaptive=AdaptiveK(0.05, 3)
     )

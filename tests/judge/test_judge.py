@@ -10,12 +10,12 @@ import pytest
 import grm_jax
 from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, not in a test)
 from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.errors import UserError
 from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.judge.judge import Judge, Judgement, JudgeOptions
-from grm_jax.judge.samples import SampleRow
 from grm_jax.model.params import init_params, param_table
 from grm_jax.model.storage import save_model
 from grm_jax.sampler.plan import EngineConfig
@@ -47,8 +47,8 @@ def judge(folder, one_device) -> Judge:
     return Judge.load(folder, mesh=one_device)
 
 
-def row(sample: int, scores, order=(0, 1, 2), failure=None) -> SampleRow:
-    return SampleRow("query", sample, order, scores, failure, "stop")
+def row(sample: int, scores, order=(0, 1, 2), failure=None) -> Critique:
+    return Critique("query", sample, order, scores, failure, "stop")
 
 
 @pytest.fixture

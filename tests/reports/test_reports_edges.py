@@ -71,7 +71,7 @@ def test_instructions_as_people_have_them_are_read(name, roles, last):
         assert [turn["role"] for turn in row.messages] == roles
         assert row.messages[-1]["content"] == last
     else:
-        assert row.critique == last
+        assert row.text == last
 
 
 def test_a_system_text_reaches_a_template_without_one():

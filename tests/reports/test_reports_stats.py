@@ -9,8 +9,8 @@ import pytest
 
 from grm_jax.benchmarks import get_benchmark
 from grm_jax.critique import Turn
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.samples import SampleRow
 from grm_jax.scoring.aggregate import aggregate
 from grm_jax.scoring.assess import assess
 from grm_jax.scoring.judges import judge_rows
@@ -69,10 +69,10 @@ def test_the_commonest_box_of_each_failure_is_shown():
     kinds = ["separators"] * 3 + ["wrong_count"]
     record = records(1)
     rows = [
-        SampleRow("0", i, (0, 1), None, kind, "stop", text)
+        Critique("0", i, (0, 1), None, kind, "stop", text)
         for i, (kind, text) in enumerate(zip(kinds, texts, strict=True))
     ]
-    rows.append(SampleRow("0", 4, (0, 1), (8, 9), None, "stop", "\\boxed{8, 9}"))
+    rows.append(Critique("0", 4, (0, 1), (8, 9), None, "stop", "\\boxed{8, 9}"))
     rates = aggregate(record, rows).rates["sampled"]
     assert rates.boxes["separators"] == ("\\boxed{8 9}", 2)
     results = assess(get_benchmark("preferences"), record, rows, judge="m", resamples=10)

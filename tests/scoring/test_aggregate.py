@@ -128,12 +128,12 @@ def test_failed_samples_are_left_out_and_counted(record, row):
 
 
 def test_rates_tell_greedy_from_sampled_and_name_kinds(record):
-    from grm_jax.judge.samples import SampleRow
+    from grm_jax.data.critiques import Critique
 
     rows = [
-        SampleRow("a", -1, (0, 1), None, "wrong_count", "stop"),
-        SampleRow("a", 0, (0, 1), None, "truncated", "length"),
-        SampleRow("a", 1, (0, 1), (1.0, 2.0), None, "length"),
+        Critique("a", -1, (0, 1), None, "wrong_count", "stop"),
+        Critique("a", 0, (0, 1), None, "truncated", "length"),
+        Critique("a", 1, (0, 1), (1.0, 2.0), None, "length"),
     ]
     rates = aggregate([record("a")], rows).rates
     assert rates["greedy"].failures == {"wrong_count": 1.0}

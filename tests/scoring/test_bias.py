@@ -8,7 +8,7 @@ import random
 import pytest
 
 from grm_jax.critique.voting import orders, unshuffle
-from grm_jax.judge.samples import SampleRow
+from grm_jax.data.critiques import Critique
 from grm_jax.scoring.bias import bias_table, identical
 from grm_jax.scoring.items import as_item, swapped
 from grm_jax.scoring.rules import Rules
@@ -25,7 +25,7 @@ def judged(records, shown_scores, k=8):
         n = len(record.responses)
         for sample, order in enumerate(orders(n, k, seed=rng.getrandbits(30))):
             shown = tuple(float(score) for score in shown_scores(record, order, rng))
-            rows.append(SampleRow(record.id, sample, order, unshuffle(shown, order), None, "stop"))
+            rows.append(Critique(record.id, sample, order, unshuffle(shown, order), None, "stop"))
     return rows
 
 
@@ -62,7 +62,7 @@ def test_both_games_are_one_pair(record):
     # The response in the file's first place wins as shown first, in both games.
     pairs = [as_item(record(f"r{i}")) for i in range(20)]
     records = [game for pair in pairs for game in (pair, swapped(pair))]
-    rows = [SampleRow(game.id, -1, (0, 1), (5.0, 1.0), None, "stop") for game in records]
+    rows = [Critique(game.id, -1, (0, 1), (5.0, 1.0), None, "stop") for game in records]
     found = table(records, rows, rules=Rules(order="both"))
     assert found["flips: other order"].value.value == 1.0
     assert found["first shown wins, above chance"].records == 20

@@ -12,8 +12,8 @@ from scipy import stats
 
 from grm_jax.benchmarks import get_benchmark
 from grm_jax.benchmarks.ppe import best_of
+from grm_jax.data.critiques import GREEDY, Critique
 from grm_jax.data.rows import DataError
-from grm_jax.judge.samples import GREEDY, SampleRow
 from grm_jax.scoring.assess import assess, judge_scores
 from grm_jax.scoring.figures import Macro, RocAuc
 from grm_jax.scoring.items import Item
@@ -33,7 +33,7 @@ def item(id, n=2, *, labels=None, domain="", item="", place="", query=None):
 
 def greedy(id, scores, n=2):
     size = n if scores is None else len(scores)
-    return SampleRow(
+    return Critique(
         id, GREEDY, tuple(range(size)), None if scores is None else tuple(map(float, scores)),
         "no_box" if scores is None else None, "stop",
     )  # fmt: skip
@@ -128,9 +128,7 @@ def test_a_perfect_judge_of_rewardbench2_has_an_interval():
 def test_what_no_method_defines_is_left_out_and_a_missing_headline_is_named():
     records = [item("a"), item("b")]
     rows = [greedy("a", None), greedy("b", None)]
-    rows += [
-        SampleRow(name, i, (0, 1), (2.0, 1.0), None, "stop") for name in "ab" for i in range(2)
-    ]
+    rows += [Critique(name, i, (0, 1), (2.0, 1.0), None, "stop") for name in "ab" for i in range(2)]
     benchmark, rules = get_benchmark("preferences"), Rules(unparsed="excluded")
     found = assess(benchmark, records, rows, judge="j", rules=rules, resamples=50)
     assert found.figure("greedy") is None

@@ -14,6 +14,7 @@ import pytest
 from grm_jax.benchmarks import get_benchmark, synthetic
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.collate import Example
+from grm_jax.data.critiques import Critique
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.errors import UserError
@@ -21,7 +22,6 @@ from grm_jax.judge import judge as judging
 from grm_jax.judge import meta as judging_meta
 from grm_jax.judge.judge import Judge, JudgeOptions
 from grm_jax.judge.meta import MetaRM, load_meta_rm
-from grm_jax.judge.samples import SampleRow
 from grm_jax.judge.scalar import score_examples
 from grm_jax.model import storage
 from grm_jax.model.config import ModelConfig
@@ -175,7 +175,7 @@ def test_meta_scores_are_kept_apart(make, model, records, monkeypatch):
 def test_the_meta_rm_sees_reference_and_principles(make, model, records, monkeypatch):
     judge = make(meta=model / "meta")._judge
     record = dataclasses.replace(records[0], reference=" 3", principles=(" cat",))
-    row = SampleRow(
+    row = Critique(
         record.id, 0, tuple(range(len(record.responses))), (1.0,) * len(record.responses),
         None, "stop", "",
     )  # fmt: skip

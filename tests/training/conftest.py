@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.critiques import Critique
+from grm_jax.judge.critiques import Rollout
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
 
@@ -41,17 +41,18 @@ def make_critique():
         tokens: int = 2,
         order: Sequence[int] | None = None,
         finish_reason="stop",
-    ) -> Critique:
-        return Critique(
+    ) -> Rollout:
+        return Rollout(
             example_id=id,
-            index=index,
+            sample=index,
             order=tuple(range(len(scores or (0, 0)))) if order is None else tuple(order),
             text=f"critique {id} {index}",
             scores=None if scores is None else tuple(map(float, scores)),
             failure="no_box" if scores is None else None,
             finish_reason=finish_reason,
             prompt=tuple(range(4, 4 + prompt)),
-            tokens=np.arange(10, 10 + tokens, dtype=np.int32),
+            tokens=tokens,
+            ids=np.arange(10, 10 + tokens, dtype=np.int32),
             logprobs=-0.1 * np.arange(1, tokens + 1, dtype=np.float32),
         )
 

@@ -78,12 +78,12 @@ def test_the_report_names_what_can_not_be_read(make_critique, make_record, caplo
     assert "no_box: 1 critiques\n" in said and "\\boxed{?7}" in said
 
 
-def test_trajectories_are_in_the_order_shown(make_critique, make_record):
+def test_trajectories_are_in_the_records_order(make_critique, make_record):
     record = make_record("r", (0, 5, 9))
     row = to_trajectory(record, make_critique("r", 0, (1, 2, 3), order=(2, 0, 1)), True, kept=True)
-    assert row.responses == ("response 2", "response 0", "response 1")
-    assert row.labels == (9.0, 0.0, 5.0)
-    assert row.scores == (3.0, 1.0, 2.0)
+    assert row.responses == record.responses and row.labels == (0.0, 5.0, 9.0)
+    assert row.scores == (1.0, 2.0, 3.0)
+    assert row.shown == ["response 2", "response 0", "response 1"]
     assert row.order == (2, 0, 1) and row.query == "q"
     unread = to_trajectory(record, make_critique("r", 0, None, order=(0, 1, 2)), False, kept=False)
     assert unread.scores is None and unread.failure == "no_box"

@@ -135,8 +135,9 @@ def test_rollout_rows_tell_correct_from_reward(make_critique, make_record):
         (7, 0.0, False),
         (7, 1.0, True),
     ]
-    assert rows[1]["responses"] == ("response 1", "response 0")
-    assert rows[1]["labels"] == (1.0, 0.0) and rows[1]["scores"] == (9.0, 1.0)
+    assert rows[1]["order"] == (1, 0)
+    assert rows[1]["responses"] == ("response 0", "response 1")
+    assert rows[1]["labels"] == (0.0, 1.0) and rows[1]["scores"] == (1.0, 9.0)
 
 
 def batches_of(records):

@@ -12,11 +12,11 @@ from typing import Any
 from grm_jax.data.rows import DataError, iterate_rows, show
 from grm_jax.files import written_whole
 
-GREEDY = -1  # SampleRow.sample of the one judgement at temperature 0
+GREEDY = -1  # Critique.sample of the one judgement at temperature 0
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleRow:
+class Critique:
     """One sample of a judge on one record. Raises `DataError` for fields that cannot be.
 
     Attributes:
@@ -55,12 +55,7 @@ class SampleRow:
             sound = False
         if not sound:
             raise DataError("order", show(self.order), "give each of 0..n-1 once")
-        if (self.scores is None) == (self.failure is None):
-            raise DataError(
-                "failure",
-                f"scores are {self.scores}, failure is {self.failure!r}",
-                "a sample has scores, or the name of its failure",
-            )
+        self._check_verdict()
         if self.failure is not None and not isinstance(self.failure, str):
             raise DataError("failure", show(self.failure), "give its name, or null")
         if self.scores is not None:
@@ -75,6 +70,14 @@ class SampleRow:
         if self.meta is not None:
             _check_number("meta", self.meta)
 
+    def _check_verdict(self) -> None:
+        if (self.scores is None) == (self.failure is None):
+            raise DataError(
+                "failure",
+                f"scores are {self.scores}, failure is {self.failure!r}",
+                "a sample has scores, or the name of its failure",
+            )
+
     @property
     def greedy(self) -> bool:
         return self.sample == GREEDY
@@ -84,11 +87,11 @@ class SampleRow:
         return self.finish_reason == "length"
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(SampleRow))
+_FIELDS = tuple(field.name for field in dataclasses.fields(Critique))
 _NEEDED = ("example_id", "sample", "order", "finish_reason")
 
 
-def read_samples(path: str | Path) -> list[SampleRow]:
+def read_critiques(path: str | Path) -> list[Critique]:
     """The rows of a samples.jsonl, in file order.
 
     Raises:
@@ -98,10 +101,10 @@ def read_samples(path: str | Path) -> list[SampleRow]:
     path = Path(path)
     if not path.is_file():
         raise DataError("", "no such file", "give the samples.jsonl of an evaluation", str(path))
-    rows: list[SampleRow] = []
+    rows: list[Critique] = []
     seen: dict[tuple[str, int], str] = {}
     for line in iterate_rows(path):
-        row = row_from_json(line.load(), line.where)
+        row = critique_from_json(line.load(), line.where)
         name = (row.example_id, row.sample)
         if name in seen:
             raise DataError(
@@ -115,7 +118,7 @@ def read_samples(path: str | Path) -> list[SampleRow]:
     return rows
 
 
-def write_samples(path: str | Path, rows: Iterable[SampleRow]) -> None:
+def write_critiques(path: str | Path, rows: Iterable[Critique]) -> None:
     """Write rows as JSONL; the file appears whole or not at all."""
     with (
         written_whole(Path(path)) as partial,
@@ -126,7 +129,7 @@ def write_samples(path: str | Path, rows: Iterable[SampleRow]) -> None:
             file.write(json.dumps(vars(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def row_from_json(values: Mapping[str, Any], where: str) -> SampleRow:
+def critique_from_json(values: Mapping[str, Any], where: str) -> Critique:
     """A row from what `vars` of it became as JSON. `DataError` names the place."""
     try:
         return _from_json(values)
@@ -134,7 +137,7 @@ def row_from_json(values: Mapping[str, Any], where: str) -> SampleRow:
         raise error.at(where) from None
 
 
-def _from_json(values: Mapping[str, Any]) -> SampleRow:
+def _from_json(values: Mapping[str, Any]) -> Critique:
     for name in _NEEDED:
         if values.get(name) is None:
             raise DataError(name, f"missing; the row has {sorted(values)}", "write it again")
@@ -144,7 +147,7 @@ def _from_json(values: Mapping[str, Any]) -> SampleRow:
             if not isinstance(known[name], list):
                 raise DataError(name, show(known[name]), "give a list of numbers")
             known[name] = tuple(known[name])
-    return SampleRow(**{"scores": None, "failure": None, **known})
+    return Critique(**{"scores": None, "failure": None, **known})
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""SampleRow and its file."""
+"""Critique and its file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from grm_jax.data.critiques import Critique, read_critiques, write_critiques
 from grm_jax.data.rows import DataError
-from grm_jax.judge.samples import SampleRow, read_samples, write_samples
 
 GOOD = {
     "example_id": "a",
@@ -22,10 +22,10 @@ def test_written_rows_read_back(tmp_path, row):
     rows = [
         row("a", -1, [7, 2], text="two\nlines \u2028 and \ud83d", tokens=5),
         row("a", 0, None, finish_reason="length", meta=None),
-        SampleRow("b", 3, (2, 0, 1), (1.0, 2.5, 10.0), None, "stop", "x", meta=-0.25, tokens=9),
+        Critique("b", 3, (2, 0, 1), (1.0, 2.5, 10.0), None, "stop", "x", meta=-0.25, tokens=9),
     ]
-    write_samples(tmp_path / "new" / "samples.jsonl", rows)
-    assert read_samples(tmp_path / "new" / "samples.jsonl") == rows
+    write_critiques(tmp_path / "new" / "samples.jsonl", rows)
+    assert read_critiques(tmp_path / "new" / "samples.jsonl") == rows
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["samples.jsonl"]
 
 
@@ -34,7 +34,7 @@ def test_null_and_absent_fields_are_the_same(tmp_path):
     path.write_text(
         json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "sample": 1, "meta": None}) + "\n"
     )
-    first, second = read_samples(path)
+    first, second = read_critiques(path)
     assert (first.scores, first.failure, first.meta, first.text) == ((3, 4.5), None, None, "")
     assert second.sample == 1
 
@@ -65,12 +65,12 @@ def test_faults_name_file_line_and_field(tmp_path, change, words):
         json.dumps({**GOOD, "sample": 7}) + "\n" + json.dumps({**GOOD, **change}) + "\n"
     )
     with pytest.raises(DataError, match=words):
-        read_samples(path)
+        read_critiques(path)
 
 
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
-        read_samples(tmp_path / "gone.jsonl")
+        read_critiques(tmp_path / "gone.jsonl")
     (tmp_path / "cut.jsonl").write_text('{"example_id": "a"')
     with pytest.raises(DataError, match=r"cut\.jsonl:1: not valid JSON"):
-        read_samples(tmp_path / "cut.jsonl")
+        read_critiques(tmp_path / "cut.jsonl")
