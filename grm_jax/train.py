@@ -1,7 +1,8 @@
-"""Train: `python -m grm_jax.train --config rl.py[:SIZE] [options]`.
+"""Train: `python -m grm_jax.train --config rl.py[:SIZE[,NAME=VALUE,..]] [options]`.
 
 Recipes: sft.py rft.py rl.py meta_rm.py scalar_rm.py (one stage) and spct.py (the whole road). Every
-field of a recipe is an option; `--config rl.py --help` explains them.
+field of a recipe is an option; `--config rl.py --help` explains them. NAME=VALUE is an argument
+that a recipe declares, as in rl.py:27b,group=8.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def split_config(args: list[str]) -> tuple[str, list[str]]:
     if spec is None:
         raise ConfigError(
             f"name a recipe: --config NAME.py, with NAME.py one of {names()} (NAME.py:27b for a "
-            "size)"
+            "size, NAME.py:27b,group=8 for an argument that the recipe declares)"
         )
     return spec, rest
 

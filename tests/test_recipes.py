@@ -104,6 +104,95 @@ def test_a_recipe_of_ones_own(tmp_path):
         load(f"{path}:huge")
 
 
+def write_recipe(path, signature: str, body: str = "RLRecipe(rl=RL(steps=3))") -> str:
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from grm_jax.recipes import RL, RLRecipe\n"
+        f"def get_config({signature}):\n    return {body}\n"
+    )
+    return str(path)
+
+
+def test_named_arguments_of_the_rl_recipe():
+    plain, named = load("rl.py:27b"), load("rl.py:27b,group=8,lr=1e-6")
+    rl = plain.rl  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer = dataclasses.replace(rl.optimizer, learning_rate=1e-6)
+    expected = dataclasses.replace(rl, group=8, prompts=64, optimizer=optimizer)
+    assert named == dataclasses.replace(plain, rl=expected)  # pyright: ignore[reportCallIssue]
+    assert load("rl.py:27b,lr=4e-7") == plain
+    # Without a size, the tiny one; 256 rollouts a step whatever the group.
+    tiny = load("rl.py:group=4").rl  # pyright: ignore[reportAttributeAccessIssue]
+    assert (tiny.group, tiny.prompts, tiny.train_groups) == (4, 64, 64)
+    assert load("rl.py:tiny,group=4").rl == tiny  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("group", [-4, 0, 1, 3, 1024])
+def test_a_group_divides_the_rollouts_of_a_step(group):
+    with pytest.raises(ConfigError, match=f"group={group}: give 2 or more that divide 512"):
+        load(f"rl.py:27b,group={group}")
+
+
+def test_named_arguments_have_the_types_that_are_declared(tmp_path):
+    spec = write_recipe(
+        tmp_path / "mine.py",
+        "size, other=0, *, n: int = 1, x: float = 0.5, on: bool = False, text: str = '', "
+        "few: int | None = None",
+        "(size, other, n, x, on, text, few)",
+    )
+    assert load(spec) == ("tiny", 0, 1, 0.5, False, "", None)
+    assert load(f"{spec}:2b,n=-2,x=1e-6,on=true,text=a=b,few=7") == (
+        ("2b", 0, -2, 1e-6, True, "a=b", 7)
+    )
+    assert [type(value) for value in load(f"{spec}:x=1,on=False,text=8")] == (  # pyright: ignore
+        [str, int, int, float, bool, str, type(None)]
+    )
+    for argument, wanted in {
+        "n=1.5": "an integer",
+        "n=": "an integer",
+        "x=fast": "a number",
+        "on=1": "true or false",
+        "few=None": "an integer",
+    }.items():
+        with pytest.raises(ConfigError, match=f"mine.py: {argument}: give {wanted}$"):
+            load(f"{spec}:2b,{argument}")
+    known = r"n \(int\), x \(float\), on \(bool\), text \(str\), few \(int\)$"
+    for name in ("other", "size", "N", ""):
+        with pytest.raises(ConfigError, match=f"has no argument '{name}'; it has {known}"):
+            load(f"{spec}:2b,{name}=3")
+
+
+def test_named_arguments_that_a_recipe_can_not_take(tmp_path):
+    unknown = write_recipe(tmp_path / "unknown.py", "size) -> (NotImported", "RLRecipe()")
+    assert load(unknown) == recipes.RLRecipe(), "annotations are read for named arguments alone"
+    with pytest.raises(ConfigError, match=r"sft.py: takes no named arguments, and lr=1 is one"):
+        load("sft.py:27b,lr=1")
+    with pytest.raises(ConfigError, match=r"mine.py: takes no named arguments, and steps=1 is one"):
+        load(write_recipe(tmp_path / "mine.py", "size, steps=3, **more") + ":steps=1")
+    with pytest.raises(ConfigError, match=r"rl.py: group is given twice"):
+        load("rl.py:27b,group=8,group=8")
+    for text in ("9b", ""):
+        with pytest.raises(ConfigError, match=f"rl.py: '{text}' after the size; give NAME=VALUE"):
+            load(f"rl.py:27b,{text}")
+    needs = write_recipe(tmp_path / "needs.py", "size, *, n: int")
+    with pytest.raises(ConfigError, match=r"needs.py: needs n=VALUE"):
+        load(needs)
+    assert load(f"{needs}:n=1").rl.steps == 3  # pyright: ignore[reportAttributeAccessIssue]
+    for annotation in (": list[int]", ": int | str", ""):
+        odd = write_recipe(tmp_path / "odd.py", f"size, *, n{annotation} = None")
+        assert load(odd).rl.steps == 3  # pyright: ignore[reportAttributeAccessIssue]
+        with pytest.raises(ConfigError, match=r"odd.py: the type of get_config's argument n is"):
+            load(f"{odd}:n=1")
+
+
+def test_only_the_size_itself_is_a_missing_size(tmp_path):
+    spec = write_recipe(tmp_path / "mine.py", "size, *, n: int = 4", "{'tiny': {4: 1}}[size][n]")
+    assert load(spec) == 1
+    with pytest.raises(ConfigError, match="has no size 'huge'"):
+        load(f"{spec}:huge,n=4")
+    with pytest.raises(KeyError, match="5"):
+        load(f"{spec}:n=5")
+
+
 def test_errors_list_what_there_is(tmp_path):
     known = "meta_rm.py, rft.py, rl.py, scalar_rm.py, sft.py, spct.py"
     with pytest.raises(ConfigError, match=f"rlhf.py: no such recipe, .* there are {known}"):
