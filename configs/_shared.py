@@ -1,17 +1,13 @@
-"""What the recipes share, by size: where things run, shapes, and how critiques are sampled.
+"""What the recipes share, by size: where things run, shapes, templates, and how the judge is used.
 
 `tiny` is the embedded world on two CPU cores. The others expect a pretrained Gemma-2
-(`--base DIR`) and preferences of yours (`--preferences FILE`).
+(`--base MODEL`) and preferences of yours (`--preferences FILE`). "Not given in the paper" is what
+arXiv:2504.02495 leaves open.
 """
 
-from grm_jax.recipes import (
-    EngineConfig,
-    JudgeDefaults,
-    MeshConfig,
-    SamplingConfig,
-    Setup,
-    TemplateConfig,
-)
+import dataclasses
+
+from grm_jax.recipes import EngineConfig, JudgeDefaults, MeshConfig, Setup, TemplateConfig
 
 TINY = Setup(
     run_dir="runs/tiny",
@@ -32,8 +28,15 @@ TINY = Setup(
 
 PRETRAINED = Setup(
     preferences="data/preferences.jsonl",
+    templates=TemplateConfig(many="grm", single="single", meta="meta"),  # appendix G
+    judge=JudgeDefaults(
+        temperature=0.5,  # Tables 3 and 6
+        max_new_tokens=1024,  # not given in the paper
+    ),
     engine=EngineConfig(),
+    # Longest prompts and responses are not given in the paper.
     length_buckets=(1024, 2048, 4096, 8192),
+    prompt_buckets=(512, 1024, 2048, 4096, 7168),
     remat="block",
     checkpoint_every=50,
 )
@@ -41,15 +44,8 @@ PRETRAINED = Setup(
 
 def setup(size: str) -> Setup:
     """The shared part of a recipe. KeyError for a size that does not exist."""
-    import dataclasses
-
     tensor = {"2b": 1, "9b": 4, "27b": 8}
     if size == "tiny":
         return TINY
     mesh = MeshConfig(fsdp=-1, tensor=tensor[size])
     return dataclasses.replace(PRETRAINED, size=size, run_dir=f"runs/{size}", mesh=mesh)
-
-
-def sampling(size: str) -> SamplingConfig:
-    """Critiques for training: temperature 1 and no filters, so log-probabilities are exact."""
-    return SamplingConfig(temperature=1.0, max_new_tokens=64 if size == "tiny" else 1024)

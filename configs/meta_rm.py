@@ -1,33 +1,83 @@
-"""The meta RM: a scalar head that judges critiques."""
+r"""The meta RM (arXiv:2504.02495, section 4): a scalar head that judges critiques.
 
-from _shared import sampling, setup
+It reads the query, the responses and a critique, and learns by binary cross-entropy whether the
+critique's scores are correct by Eq. 10. When k critiques vote, the k/2 that it puts highest count
+(`grm_jax.evaluate --meta`; other shares: `--k-meta`).
 
-from grm_jax.recipes import Fitting, MetaRM, MetaRMRecipe, OptimizerConfig
+    python -m grm_jax.train --config meta_rm.py
+    python -m grm_jax.train --config meta_rm.py:27b --base google/gemma-2-27b \
+        --tokenizer google/gemma-2-27b-it --preferences preferences.jsonl
 
-# From the supervised weights, which still see every check; RL has narrowed its own.
+Both learn from what `rft.py` sampled in the same run directory and from critiques that the model of
+`rl.py` there (or `--init MODEL`) writes for it; the first also from the rollouts of `rl.py`.
+
+What it reached: the tiny model tells correct from wrong critiques of held-out records with a
+ROC-AUC of 0.891 (0.876 to 0.908), within a record of 0.874 (0.864 to 0.891), after two to three
+minutes of this stage. Guiding 32 votes by it makes no difference: 0.1 points (-0.1 to 0.4). Each
+figure is the mean of three seeds with the lowest and the highest, made at commit 7bc00a2, one core
+a seed, by
+
+    python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
+
+The 27b recipe has not been run. In the paper guiding 32 votes raises the overall score from 71.0 to
+72.8 (Table 2).
+"""
+
+from _shared import setup
+
+from grm_jax.recipes import Fitting, MetaRM, MetaRMRecipe, OptimizerConfig, SamplingConfig
+
 TINY = MetaRM(
-    start="sft",
+    start="sft",  # its weights still see every check; RL has narrowed its own
+    rft_trajectories=True,
     records=400,
     samples=3,
     rollouts=True,
     holdout=0.03,
-    sampling=sampling("tiny"),
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=64),
     fitting=Fitting(
         steps=280,
         batch_size=48,
         optimizer=OptimizerConfig(
-            name="muon", learning_rate=5e-3, schedule="cosine", warmup_steps=20, weight_decay=0.01
+            name="muon",
+            learning_rate=5e-3,
+            adam_scale=0.3,
+            schedule="cosine",
+            warmup_steps=20,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.01,
+            clip_norm=1.0,
         ),
     ),
 )
-# The paper: from the base model, lr 1e-5, batch 512 (its number of steps is not given).
+
 PAPER = MetaRM(
-    sampling=sampling("27b"),
+    start="base",  # Figure 5
+    rft_trajectories=True,  # those without a hint, correct and wrong: section 4, appendix C.1
+    records=None,  # all; how many is not given in the paper
+    samples=3,  # of the GRM to be guided: section 4, appendix C.1
+    rollouts=False,
+    holdout=0.05,  # not given in the paper
+    # Not given in the paper. Here nothing is filtered.
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=1024),
     fitting=Fitting(
-        steps=900,
-        batch_size=512,
+        steps=900,  # not given in the paper
+        batch_size=512,  # appendix C.1
         device_batch=4,
-        optimizer=OptimizerConfig(learning_rate=1e-5, schedule="cosine", warmup_steps=30),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-5,  # appendix C.1
+            # The rest is not given in the paper.
+            name="adamw",
+            schedule="cosine",
+            warmup_steps=30,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        ),
     ),
 )
 

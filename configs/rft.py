@@ -1,30 +1,75 @@
-"""Rejective fine-tuning."""
+r"""Rejective fine-tuning (arXiv:2504.02495, section 3.2): sample critiques, reject, learn the rest.
 
-from _shared import sampling, setup
+The model writes N_RFT critiques of each record, and one more with a hint that names the best
+response. Critiques whose scores disagree with the record's labels (Eq. 10) are rejected, and all
+those without a hint where every one of them is right, since such a record is too easy. The model is
+then trained on what is kept. In the paper another model, DeepSeek-V2.5-0905, writes the critiques;
+here the supervised model does.
 
-from grm_jax.recipes import RFT, Fitting, OptimizerConfig, RFTRecipe
+    python -m grm_jax.train --config rft.py
+    python -m grm_jax.train --config rft.py:27b --base google/gemma-2-27b \
+        --tokenizer google/gemma-2-27b-it --preferences preferences.jsonl
+
+Both start from the model that `sft.py` left in the same run directory, or from `--init MODEL`.
+
+What it reached: the tiny model judges 64.8% (63.9 to 65.8) of 1,000 held-out records correctly when
+greedy, and 86.7% (84.5 to 88.5) with 32 votes, after 36 to 78 seconds of this stage. At one sample
+it is 1.2 points (0.7 to 1.5) above the supervised model. Each figure is the mean of three seeds
+with the lowest and the highest, made at commit 7bc00a2, one core a seed, by
+
+    python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
+
+The 27b recipe has not been run. The paper's model has 68.8 overall when greedy (Table 2).
+"""
+
+from _shared import setup
+
+from grm_jax.recipes import RFT, Fitting, OptimizerConfig, RFTRecipe, SamplingConfig
 
 TINY = RFT(
     records=1500,
     samples=3,
-    sampling=sampling("tiny"),
+    hinted=True,
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=64),
     fitting=Fitting(
         steps=60,
         batch_size=28,
         optimizer=OptimizerConfig(
-            learning_rate=5e-4, schedule="cosine", warmup_steps=10, weight_decay=0.01
+            name="adamw",
+            learning_rate=5e-4,
+            schedule="cosine",
+            warmup_steps=10,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.01,
+            clip_norm=1.0,
         ),
     ),
 )
-# The paper: N_RFT 3, one hinted sample, lr 5e-6, batch 1024, 900 steps.
+
 PAPER = RFT(
-    samples=3,
-    sampling=sampling("27b"),
+    records=None,  # all; the paper keeps 186K critiques (appendix C.1)
+    samples=3,  # N_RFT: section 3.2, appendix C.1
+    hinted=True,  # once a record: section 3.2
+    # Not given in the paper. Here nothing is filtered.
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=1024),
     fitting=Fitting(
-        steps=900,
-        batch_size=1024,
+        steps=900,  # appendix C.1
+        batch_size=1024,  # appendix C.1
         device_batch=4,
-        optimizer=OptimizerConfig(learning_rate=5e-6, schedule="cosine", warmup_steps=30),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-6,  # appendix C.1
+            # The rest is not given in the paper.
+            name="adamw",
+            schedule="cosine",
+            warmup_steps=30,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        ),
     ),
 )
 

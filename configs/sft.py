@@ -1,31 +1,69 @@
-"""Supervised cold start."""
+r"""Supervised cold start: next-token loss on the replies of instruction data and of critiques.
+
+The paper (arXiv:2504.02495) has no such stage. It trains the base model on 1,070K rows of general
+instruction data and 186K sampled critiques at once (appendix C.1), the latter written by another
+model. Here the base model learns from rows of yours first, so that it can sample for `rft.py`
+itself. A model that already follows instructions needs no cold start: give it to `rft.py` with
+`--init`.
+
+    python -m grm_jax.train --config sft.py
+    python -m grm_jax.train --config sft.py:27b --base google/gemma-2-27b \
+        --tokenizer google/gemma-2-27b-it --instructions instructions.jsonl
+
+The base model's own tokenizer has no chat template, so the second command takes another one.
+
+What it reached: the tiny model judges 62.1% (61.3 to 63.1) of 1,000 held-out records correctly when
+greedy, and 85.1% (83.5 to 86.6) with 32 votes, after about four minutes of this stage. Each figure
+is the mean of three seeds with the lowest and the highest, made at commit 7bc00a2, one core a seed,
+by
+
+    python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
+
+The 27b recipe has not been run.
+"""
 
 from _shared import setup
 
 from grm_jax.recipes import SFT, Fitting, OptimizerConfig, SFTRecipe
 
-# From random weights in minutes: Muon learns the checks about 1.5 times faster than AdamW.
 TINY = SFT(
     fitting=Fitting(
         steps=850,
         batch_size=28,
         optimizer=OptimizerConfig(
+            # From random weights it learns the checks about 1.5 times faster than AdamW.
             name="muon",
             learning_rate=1e-2,
+            adam_scale=0.3,
             schedule="cosine",
             warmup_steps=60,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
             weight_decay=0.01,
+            clip_norm=1.0,
         ),
-    )
+    ),
 )
-# The paper's supervised stage: lr 5e-6, batch 1024, 900 steps.
+
 PAPER = SFT(
     fitting=Fitting(
-        steps=900,
-        batch_size=1024,
+        steps=900,  # of RFT: appendix C.1
+        batch_size=1024,  # of RFT: appendix C.1
         device_batch=4,
-        optimizer=OptimizerConfig(learning_rate=5e-6, schedule="cosine", warmup_steps=30),
-    )
+        optimizer=OptimizerConfig(
+            learning_rate=5e-6,  # of RFT: appendix C.1
+            # The rest is not given in the paper.
+            name="adamw",
+            schedule="cosine",
+            warmup_steps=30,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        ),
+    ),
 )
 
 

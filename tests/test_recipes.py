@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+import shlex
 
 import pytest
 import tyro
 
 from grm_jax import recipes
-from grm_jax.identity import differences
+from grm_jax.identity import differences, hows
 from grm_jax.model.config import SIZES, model_config
 from grm_jax.recipes import load
 from grm_jax.sampler.draw import SamplingConfig
@@ -83,6 +85,56 @@ def test_the_paper_figures_of_the_27b_recipes():
     assert (rl.tie, rl.aggregation, rl.train_groups) == ("paper", "sequence", None)
     assert rft.samples == 3 and rft.hinted
     assert (rft.fitting.batch_size, rft.fitting.optimizer.learning_rate) == (1024, 5e-6)
+
+
+STAGES = (recipes.SFT, recipes.RFT, recipes.RL, recipes.MetaRM, recipes.ScalarRM)
+SHOWN = (
+    *STAGES, recipes.Fitting, recipes.OptimizerConfig, recipes.SamplingConfig, recipes.Evaluation,
+    recipes.JudgeDefaults, recipes.TemplateConfig,
+)  # fmt: skip
+
+
+def hidden(call: ast.Call) -> set[str]:
+    """The fields that a call of a recipe file leaves to defaults, of those that results depend on."""
+    kind = next((kind for kind in SHOWN if kind.__name__ == getattr(call.func, "id", "")), None)
+    if kind is None:
+        return set()
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    wanted = {field.name for field in dataclasses.fields(kind)} - hows(kind()) - {"pack"}
+    if kind is recipes.OptimizerConfig:
+        if ast.literal_eval(given["name"]) != "muon":
+            wanted.remove("adam_scale")
+        if ast.literal_eval(given["schedule"]) == "constant":
+            wanted.remove("final_fraction")
+    return wanted - given.keys()
+
+
+def test_recipes_show_what_results_depend_on():
+    seen = set()
+    for path in recipes.CONFIG_DIR.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            assert not hidden(call), f"{path.name}:{call.lineno}"
+            seen.add(getattr(call.func, "id", ""))
+    assert seen >= {kind.__name__ for kind in SHOWN}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_commands_of_a_recipe_are_its_own(name, capsys):
+    """Each command in a header names the recipe and options that it has."""
+    doc = ast.get_docstring(ast.parse((recipes.CONFIG_DIR / name).read_text(encoding="utf-8")))
+    assert doc is not None
+    commands = [
+        shlex.split(line)
+        for line in doc.replace("\\\n", "").splitlines()
+        if line.startswith("    python -m grm_jax.train ")
+    ]
+    specs = []
+    for command in commands:
+        spec, rest = split_config(command[3:])
+        parse(spec, *rest)
+        specs.append(spec)
+    assert specs == [name, f"{name}:27b"]
 
 
 def test_the_road_uses_the_stages_own_recipes():
