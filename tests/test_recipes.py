@@ -95,7 +95,7 @@ SHOWN = (
 
 
 def hidden(call: ast.Call) -> set[str]:
-    """The fields that a call of a recipe file leaves to defaults, of those that results depend on."""
+    """Fields that results depend on, and that a call of a recipe file leaves to their defaults."""
     kind = next((kind for kind in SHOWN if kind.__name__ == getattr(call.func, "id", "")), None)
     if kind is None:
         return set()
