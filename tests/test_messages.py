@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import grm_jax
-from grm_jax import config, convert
+from grm_jax import convert, recipes
 from grm_jax.evaluate_options import Arguments
 
 ROOT = Path(grm_jax.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 RECIPES = [
-    config.load(f"{name}.py") for name in ("sft", "rft", "rl", "meta_rm", "scalar_rm", "spct")
+    recipes.load(f"{name}.py") for name in ("sft", "rft", "rl", "meta_rm", "scalar_rm", "spct")
 ]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-.][a-z0-9]+)*")
 OF_OTHERS = {"--help", "--local-dir", "--repo-type"}  # of every command; of hf
@@ -52,8 +52,8 @@ PLAN = {"--topology", *TRAIN}
 COMMANDS = {"train": TRAIN, "evaluate": EVALUATE, "convert": CONVERT, "plan": PLAN}
 # Files whose messages one command alone can print; those of others may name any option.
 OWNERS = {
-    "train": ("training/", "config.py", "options.py", "train.py"),
-    "evaluate": ("evaluate", "benchmarks/", "model_judge.py"),
+    "train": ("training/", "recipes.py", "options.py", "train.py"),
+    "evaluate": ("evaluate", "benchmarks/", "scoring/"),
     "convert": ("convert.py",),
     "plan": ("plan.py", "parallel/topology.py"),
 }
