@@ -53,6 +53,7 @@ TINY = RL(
         b1=0.9,
         b2=0.99,
         weight_decay=0.0,
+        decayed="all",
         clip_norm=1.0,
     ),
 )
@@ -81,6 +82,7 @@ PAPER = RL(
         b1=0.9,
         b2=0.98,
         weight_decay=0.0,
+        decayed="all",
         clip_norm=1.0,
     ),
 )

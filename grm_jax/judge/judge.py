@@ -209,7 +209,7 @@ class Judge:
         if needed > limit:
             raise UserError(
                 f"the prompt has {needed:,} tokens, and {limit:,} leave room for a critique; "
-                "shorten the texts or give a smaller max_new_tokens"
+                "shorten the texts, or allow a critique fewer tokens"
             )
         rows = [row for row in self.sample([record], options) if not row.greedy]
         meta = [row.meta for row in rows] if self.guided else None

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from grm_jax import checkpoint, hub, typed
 from grm_jax.errors import UserError, listed
+from grm_jax.files import written_whole
 from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig
