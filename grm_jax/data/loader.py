@@ -21,7 +21,6 @@ from grm_jax.data.collate import Example, collate, round_up
 from grm_jax.errors import UserError
 
 T = TypeVar("T")
-EVERY = slice(None)
 
 
 def group_by_length(
@@ -53,7 +52,7 @@ def batches(
     collators: dict[int, Callable[[Sequence[Any]], Any]],
     batch_size: int,
     seed: int,
-    rows: slice = EVERY,
+    rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
     """An endless, checkpointable iterator of batches, each from one group.
 
@@ -62,7 +61,7 @@ def batches(
       collators: what makes a batch of each bucket.
       batch_size: global.
       seed: of the shuffles.
-      rows: this process's rows of each batch; only they are collated.
+      rows: this process's rows of each batch; only they are collated. None: all.
 
     Every process goes through the same batches, so the position is the same in all of them, and a
     run can go on with another number of processes.
@@ -83,8 +82,10 @@ def batches(
     return iter(mixed.to_iter_dataset(options))
 
 
-def _collate_rows_of(collator: Callable[[Sequence[Any]], Any], rows: slice, items: Sequence[Any]):
-    return collator(items[rows])
+def _collate_rows_of(
+    collator: Callable[[Sequence[Any]], Any], rows: Sequence[int] | None, items: Sequence[Any]
+):
+    return collator(items if rows is None else [items[row] for row in rows])
 
 
 class _Items:
@@ -109,7 +110,7 @@ def example_batches(
     batch_size: int,
     seed: int,
     what: str,
-    rows: slice = EVERY,
+    rows: Sequence[int] | None = None,
     *,
     pack: int = 0,
 ) -> grain.DatasetIterator:

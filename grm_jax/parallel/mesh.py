@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from grm_jax.errors import UserError
@@ -48,7 +49,11 @@ def make_mesh(
 ) -> Mesh:
     """A mesh over all (or the given) devices; one axis may be -1: what is left.
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    JAX chooses the order of the devices, so that on TPUs the axes lie along the torus; those that
+    communicate most come last. Of several TPU slices, the first axes cross the slower network
+    between them. CPUs keep the order that they have.
+
+    Raises UserError when the sizes do not multiply to the number of devices.
     """
     found = list(jax.devices() if devices is None else devices)
     sizes = [replica, fsdp, sequence, tensor]
@@ -71,7 +76,22 @@ def make_mesh(
             f"the mesh ({asked}) needs {math.prod(sizes)} devices, there are {len(found)}; {fix}"
         )
     kinds = (AxisType.Auto,) * len(AXES)
-    return Mesh(np.asarray(found).reshape(sizes), AXES, axis_types=kinds)
+    return Mesh(_ordered(found, sizes), AXES, axis_types=kinds)
+
+
+def _ordered(devices: Sequence[Any], sizes: Sequence[int]) -> np.ndarray:
+    """The devices as an array of these sizes, axes along the network that connects them."""
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if devices[0].platform != "tpu" or len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    within, between, left = [], [], len(slices)
+    for size in sizes:
+        between.append(math.gcd(size, left))
+        within.append(size // between[-1])
+        left //= between[-1]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
+    )
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
@@ -152,34 +172,38 @@ def decode_mesh(mesh: Mesh) -> Mesh:
     return mesh if sequence == 1 else Mesh(devices, AXES, axis_types=mesh.axis_types)
 
 
-def local_shards(mesh: Mesh) -> range:
-    """Which of the batch's `data_parallel` shards this process's devices hold.
+def local_shards(mesh: Mesh, process: int | None = None) -> list[int]:
+    """Which of the batch's `data_parallel` shards this (or the given) process's devices hold.
 
-    Raises ValueError when they are not neighbours.
+    They need not be neighbours: a host of a TPU slice is a square of the torus, not a stretch.
+
+    Raises UserError when two processes share some of their shards, but not all: what one process
+    reads would then not be what the other one needs.
     """
     ways = data_parallel(mesh)
-    held = sharding(mesh, ("batch",)).addressable_devices_indices_map((ways,)).values()
-    found = sorted({part[0].indices(ways)[0] for part in held if part is not None})
-    if found != list(range(found[0], found[-1] + 1)):
+    shards: dict[int, set[int]] = {}
+    for device, index in sharding(mesh, ("batch",)).devices_indices_map((ways,)).items():
+        shards.setdefault(device.process_index, set()).add(index[0].start or 0)
+    if sum(map(len, set(map(frozenset, shards.values())))) != ways:
         raise UserError(
-            f"the mesh {dict(mesh.shape)} scatters this process's devices over the batch; let "
-            "tensor * sequence divide the devices of a process, or be a multiple of them"
+            f"the mesh {dict(mesh.shape)} lets processes share a part of their rows; let tensor * "
+            "sequence divide the devices of a process, or be a multiple of them"
         )
-    return range(found[0], found[-1] + 1)
+    return sorted(shards[jax.process_index() if process is None else process])
 
 
-def local_rows(mesh: Mesh, rows: int) -> slice:
-    """Which rows of a batch this process's devices hold.
+def local_rows(mesh: Mesh, rows: int) -> list[int]:
+    """Which rows of a batch this process's devices hold, in order.
 
-    Raises ValueError when the data-parallel devices can not share `rows` evenly.
+    Raises UserError when the data-parallel devices can not share `rows` evenly.
     """
-    ways, mine = data_parallel(mesh), local_shards(mesh)
+    ways = data_parallel(mesh)
     if rows % ways:
         raise UserError(
             f"a batch of {rows} rows can not be shared evenly by {ways} data-parallel devices; "
             "change the batch size or the mesh"
         )
-    return slice(mine.start * rows // ways, mine.stop * rows // ways)
+    return np.arange(rows).reshape(ways, -1)[local_shards(mesh)].ravel().tolist()
 
 
 def own_rows(batch: Mapping[str, np.ndarray], mesh: Mesh, parts: int = 1) -> dict[str, np.ndarray]:

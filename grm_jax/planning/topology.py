@@ -48,8 +48,10 @@ def tpu_devices(name: str) -> list[Any]:
     import jax
     from jax.experimental import topologies
 
+    # A chip is one device, as on a TPU VM; of v4 the compiler would take each chip for two.
+    more = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise TopologyError(f"--topology {name}: libtpu does not know it: {error}") from error
     return list(found.devices)
