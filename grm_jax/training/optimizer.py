@@ -43,20 +43,15 @@ class OptimizerConfig:
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate at each of `steps` steps."""
     peak, warmup = config.learning_rate, config.warmup_steps
+    first = peak / (warmup + 1)  # not zero: the first step should not be wasted
     rest = max(1, steps - warmup)
     final = peak * config.final_fraction
-    after: optax.Schedule
+    if config.schedule == "constant":
+        return optax.warmup_constant_schedule(first, peak, warmup)
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, rest, config.final_fraction)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, final, rest)
-    else:
-        after = optax.constant_schedule(peak)
-    if not warmup:
-        return after
-    # The first step is not wasted at zero.
-    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
-    return optax.join_schedules([rise, after], [warmup])
+        return optax.warmup_cosine_decay_schedule(first, peak, warmup, warmup + rest, final)
+    rise = optax.linear_schedule(first, peak, warmup)
+    return optax.join_schedules([rise, optax.linear_schedule(peak, final, rest)], [warmup])
 
 
 def make_optimizer(

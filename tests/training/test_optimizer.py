@@ -43,6 +43,26 @@ def test_a_warmup_longer_than_the_run_is_a_warmup():
     assert rates(3, schedule="cosine", warmup_steps=9) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 37, 400])
+@pytest.mark.parametrize("shape", ["constant", "cosine", "linear"])
+def test_schedules_are_their_formula(shape, warmup):
+    """At every step, and beyond the last; a warm-up may be longer than the run."""
+    peak, steps, final = 3e-5, 300, 0.05
+    config = OptimizerConfig(
+        learning_rate=peak, schedule=shape, warmup_steps=warmup, final_fraction=final
+    )
+    step = np.arange(500)
+    gone = np.clip((step - warmup) / max(1, steps - warmup), 0, 1)
+    fraction = {
+        "constant": np.ones(500),
+        "cosine": final + (1 - final) * (1 + np.cos(np.pi * gone)) / 2,
+        "linear": 1 - (1 - final) * gone,
+    }[shape]
+    expected = peak * np.where(step < warmup, (step + 1) / (warmup + 1), fraction)
+    found = jax.vmap(schedule(config, steps))(jnp.arange(500))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * peak)
+
+
 def update(params, table, grads, **options):
     optimizer = make_optimizer(OptimizerConfig(**options), 10, table)
     return jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(grads, params)
