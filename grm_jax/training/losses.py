@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Aggregation = Literal["sequence", "token"]
 Aux = dict[str, tuple[jax.Array, jax.Array]]
@@ -115,8 +116,7 @@ def bce_loss(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> Loss:
       labels: [B] 1 if the critique is correct by Eq. (10), else 0.
       weights: [B] 0 for padding rows.
     """
-    # log(1 + exp(s)) - y s, stable for either sign.
-    per_row = jnp.logaddexp(0.0, scores) - labels * scores
+    per_row = optax.losses.sigmoid_binary_cross_entropy(scores, labels)
     total, count = jnp.sum(per_row * weights), jnp.sum(weights)
     right = ((scores > 0) == (labels > 0.5)).astype(jnp.float32)
     return Loss(
@@ -127,6 +127,6 @@ def bce_loss(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> Loss:
 def bradley_terry_loss(chosen: jax.Array, rejected: jax.Array, weights: jax.Array) -> Loss:
     """-log sigmoid(chosen - rejected), the scalar baseline's loss; all [P]."""
     margin = chosen - rejected
-    total, count = jnp.sum(jnp.logaddexp(0.0, -margin) * weights), jnp.sum(weights)
+    total, count = -jnp.sum(jax.nn.log_sigmoid(margin) * weights), jnp.sum(weights)
     right = jnp.sum((margin > 0).astype(jnp.float32) * weights)
     return Loss(total, count, {"loss": (total, count), "accuracy": (right, count)})
