@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from jax.experimental import multihost_utils
 
 from grm_jax.errors import UserError, listed
@@ -56,7 +57,7 @@ def save(
     params: Params,
     *,
     dtype: Any = None,
-    max_shard_bytes: float = 5e9,
+    max_shard_bytes: int = 5 * 10**9,
     tokenizer_dir: str | Path | None = None,
 ) -> None:
     """Write a directory that transformers and the servers built on it load.
@@ -126,7 +127,8 @@ def _write_small_files(
     copied = [] if tokenizer_dir is None else copy_tokenizer(tokenizer_dir, root)
     if "generation_config.json" not in copied and not num_labels:
         _write_json(root / "generation_config.json", ids)
-    stored = next(iter(files.values()))[0].dtype  # the embedding's
+    every = (tensor for tensors in files.values() for tensor in tensors)
+    stored = next(tensor.dtype for tensor in every if tensor.spec.path == ("embed",))
     written = config_json(config, num_labels=num_labels, dtype=stored.name, ids=ids)
     _write_json(root / "config.json", written)
 
@@ -174,21 +176,17 @@ def _tensors(table: tuple[ParamSpec, ...], params: Params, dtype: Any) -> list[_
     return [tensor for _, tensor in sorted(found, key=lambda pair: pair[0])]
 
 
-def _plan_files(tensors: list[_Tensor], max_shard_bytes: float) -> dict[str, list[_Tensor]]:
-    """File name -> its tensors, filled in order, named as transformers names them."""
-    shards: list[list[_Tensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
-    if len(shards) == 1:
-        return {SINGLE: shards[0]}
+def _plan_files(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Tensor]]:
+    """File name -> its tensors, split and named as transformers does."""
+    named = {tensor.name: tensor for tensor in tensors}
+    split = split_state_dict_into_shards_factory(
+        named,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=SINGLE.replace(".", "{suffix}."),
+        max_shard_size=max_shard_bytes,
+    )
     return {
-        f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard
-        for i, shard in enumerate(shards, start=1)
+        file: [named[name] for name in names] for file, names in split.filename_to_tensors.items()
     }
 
 

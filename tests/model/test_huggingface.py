@@ -276,6 +276,20 @@ def test_reading_then_writing_is_the_identity(files, stored, limit, tmp_path):
     assert json.loads((out / "config.json").read_text())["dtype"] == np.dtype(stored).name
 
 
+def test_a_tensor_larger_than_a_shard_has_its_own(files, tmp_path):
+    """The others fill theirs as before, and config.json names the embedding's type all the same."""
+    config, params = huggingface.load(files.directory)
+    bytes_of = {name: t.nbytes for name, t in all_tensors(files.directory).items()}
+    limit = sorted(set(bytes_of.values()))[-2]  # all fit but the largest kind
+    params = params | {"embed": params["embed"].astype(ml_dtypes.bfloat16)}
+    out = tmp_path / "out"
+    huggingface.save(out, config, params, max_shard_bytes=limit)
+    for path in out.glob("*.safetensors"):
+        sizes = [t.nbytes for t in load_file(path).values()]
+        assert sum(sizes) <= limit or len(sizes) == 1
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_shards_and_their_index(files, tmp_path):
     config, params = huggingface.load(files.directory)
     out = tmp_path / "out"
