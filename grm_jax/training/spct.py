@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from grm_jax import files, stopping
@@ -95,8 +95,16 @@ class StageTimes:
         if path.exists():
             self._seconds = files.read_json(path)
 
-    def measure(self, name: str):
-        return _Measured(self, name)
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the seconds of what runs inside to the stage's, also where it fails."""
+        started = time.perf_counter()
+        try:
+            yield
+        except (stopping.Stopped, KeyboardInterrupt):
+            self.add(name, time.perf_counter() - started)
+            raise
+        self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
@@ -106,17 +114,3 @@ class StageTimes:
     def __str__(self) -> str:
         parts = [f"{name} {clock(seconds)}" for name, seconds in self._seconds.items()]
         return "  ".join([*parts, f"total {clock(sum(self._seconds.values()))}"])
-
-
-@dataclasses.dataclass
-class _Measured:
-    times: StageTimes
-    name: str
-    started: float = 0.0
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None or issubclass(kind, (stopping.Stopped, KeyboardInterrupt)):
-            self.times.add(self.name, time.perf_counter() - self.started)
