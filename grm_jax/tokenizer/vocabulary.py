@@ -175,6 +175,8 @@ class TokenizersVocabulary:
         }
 
         # Under a random name the piece keeps its row and cannot be typed. Merges that build it go.
+        # (With `encode_special_tokens` the library passes over flagged added tokens only: its model
+        # still finds them where they are pieces of its own, and flagged newlines are lost.)
         hidden = {c: f"{OPEN}{secrets.token_hex(8)}.{i}" for c, i in self.controls.items()}
         if isinstance(vocab, list):
             model["vocab"] = [[hidden.get(p, p), score] for p, score in vocab]
