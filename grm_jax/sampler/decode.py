@@ -194,7 +194,8 @@ def _after(hidden: jax.Array, new: Sequence[cache.Block]) -> Sequence[cache.Bloc
     """New keys and values [..., K, h], that come after the final states [..., E].
 
     Nothing else is added to them. XLA sees that all caches have been read by then, and writes in
-    place instead of in a copy of them.
+    place instead of in a copy of them. (An `optimization_barrier` is gone before it decides on
+    copies.)
     """
     nothing = 0 * hidden[..., :1, None]
     return jax.tree.map(lambda x: x + nothing.astype(x.dtype), new)
