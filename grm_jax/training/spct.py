@@ -97,7 +97,7 @@ class StageTimes:
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Add the seconds of what runs inside to the stage's, also where it fails."""
+        """Add the seconds of what runs inside, also when a signal ends it; not after an error."""
         started = time.perf_counter()
         try:
             yield
