@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +116,13 @@ def test_the_package_shows_the_judge_and_imports_nothing_for_it():
         _ = grm_jax.Nothing
     program = "import sys, grm_jax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_five_lines_of_the_readme(folder, tmp_path, capsys):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(from grm_jax import Judge\n.*?)```", text, re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) == 5
+    (tmp_path / "lines.py").write_text(lines.replace("runs/tiny", str(folder)))
+    runpy.run_path(str(tmp_path / "lines.py"))
+    shown = capsys.readouterr().out
+    assert shown.startswith("() None ")  # random weights write no scores
