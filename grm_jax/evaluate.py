@@ -50,7 +50,7 @@ from grm_jax.scoring.results import Results, read_results
 from grm_jax.scoring.rules import Rules
 
 if TYPE_CHECKING:
-    from grm_jax.scoring.model_judge import ModelJudge
+    from grm_jax.scoring.sampling import BenchmarkSampler
 
 REPORT = "report.html"
 
@@ -68,7 +68,7 @@ def evaluate(args: Arguments) -> list[Results]:
     tasks = [_task(args, benchmark, path) for benchmark, path in todo]
     output = _output(args)
     require_writable(output, "--output")
-    judge = None if args.model is None else _model_judge(args)
+    judge = None if args.model is None else _sampler(args)
     done: list[Evaluated] = []
     try:
         for task in tasks:
@@ -132,7 +132,7 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
     return Task(benchmark, rules, records, rows, about, other)
 
 
-def _one(args: Arguments, task: Task, judge: ModelJudge | None, directory: Path) -> Evaluated:
+def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory: Path) -> Evaluated:
     benchmark, rules, records = task.benchmark, task.rules, task.records
     probes: Sequence[Critique] = ()
     seconds, about, scales = None, {}, _scales(task)
@@ -232,11 +232,11 @@ def _official(
     return write_rewardbench(directory, results.judge, records, method, rules)
 
 
-def _model_judge(args: Arguments) -> ModelJudge:
+def _sampler(args: Arguments) -> BenchmarkSampler:
     # Only here, so that judging without a model needs no accelerator and starts at once.
     from grm_jax.judge.judge import JudgeOptions
     from grm_jax.metrics import setup_logging
-    from grm_jax.scoring.model_judge import ModelJudge
+    from grm_jax.scoring.sampling import BenchmarkSampler
     from grm_jax.train import setup_compilation_cache, setup_devices, setup_numbers
 
     assert args.model is not None and args.cache is not None
@@ -261,7 +261,7 @@ def _model_judge(args: Arguments) -> ModelJudge:
         seed=args.seed,
         adaptive=args.adaptive,
     )
-    return ModelJudge(
+    return BenchmarkSampler(
         args.model,
         options,
         meta=args.meta,

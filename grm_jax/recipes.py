@@ -36,11 +36,11 @@ from grm_jax.judge.about import JudgeDefaults
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig
-from grm_jax.training.evaluation import Evaluation
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import RFT
 from grm_jax.training.rl import RL
+from grm_jax.training.road import Evaluation
 from grm_jax.training.scalar_rm import ScalarRM
 from grm_jax.training.setup import ConfigError, Fitting, GuardConfig, KeepConfig, Setup
 from grm_jax.training.sft import SFT

@@ -133,7 +133,7 @@ def test_default_output(data, tmp_path, monkeypatch):
 
 
 class FakeJudge:
-    """Stands for `model_judge.ModelJudge`: the random judge, and what it was asked."""
+    """Stands for `sampling.BenchmarkSampler`: the random judge, and what it was asked."""
 
     about: ClassVar = {"trained": False}
     calls: ClassVar[list] = []
@@ -162,7 +162,7 @@ class FakeJudge:
 
 @pytest.fixture
 def fake(monkeypatch):
-    for name, made in (("judge.judge", "JudgeOptions"), ("scoring.model_judge", "ModelJudge")):
+    for name, made in (("judge.judge", "JudgeOptions"), ("scoring.sampling", "BenchmarkSampler")):
         module = types.ModuleType(f"grm_jax.{name}")
         vars(module)[made] = types.SimpleNamespace if name == "judge.judge" else FakeJudge
         monkeypatch.setitem(sys.modules, f"grm_jax.{name}", module)

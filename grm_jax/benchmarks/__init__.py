@@ -1,8 +1,6 @@
 """Benchmarks: one file each, read as it is published and scored as its authors do.
 
-    files -> base.Benchmark.load -> records -> (a judge) -> samples.Critique
-          -> aggregate (verdicts by method) -> measures (values a record) -> figures
-          -> results (with intervals) -> report
+    files -> scoring.benchmark.Benchmark.load -> records -> (a judge) -> critiques -> `scoring`
 
 A new benchmark is a module with a `BENCHMARK`, and a line below.
 """

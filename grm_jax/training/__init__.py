@@ -1,11 +1,14 @@
 """The stages of SPCT and what they share.
 
-    losses.py     pure functions of arrays            step.py       train state, gradient step
-    optimizer.py  optax chains and schedules          loop.py       steps, checkpoints, metrics
-    run.py        run directory, what stages share    origin.py     what a stage was made from
-    sampling.py   critiques kept chunk by chunk       evaluation.py every stage's model at the end
-    sft.py  rft.py  rl.py  meta_rm.py  scalar_rm.py   one stage each, read from top to bottom
-    spct.py       the whole road
+    sft.py  rft.py  rl.py  meta_rm.py  scalar_rm.py   a stage each, top to bottom: what it can be
+                                                      told, its records, its loop, its objective
+    spct.py       all stages in order                 road.py       the models at the end, compared
+    setup.py      what a recipe says to all stages    run.py        run directory, models by name
+    inputs.py     records that a stage can learn from lengths.py    tokens of a record's prompts
+    sampling.py   critiques kept chunk by chunk       origin.py     what a stage was made from
+    fit.py        supervised training of any loss     loop.py       steps, checkpoints, metrics
+    step.py       train state and gradient step       losses.py     formulas, of arrays alone
+    trainable.py  all parameters, or adapters         optimizer.py  optax chains and schedules
 
-Data flow: `records -> (sampler) -> examples -> batches -> step(loss) -> checkpoints, metrics`.
+Data flow: `records -> (judge) -> examples -> batches -> step(loss) -> checkpoints, metrics`.
 """

@@ -18,10 +18,10 @@ from grm_jax import files, stopping
 from grm_jax.metrics import clock
 from grm_jax.model import storage
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
-from grm_jax.training.evaluation import Evaluation, evaluate_road
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.rft import RFT
 from grm_jax.training.rl import RL
+from grm_jax.training.road import Evaluation, evaluate_road
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import ScalarRM
 from grm_jax.training.sft import SFT

@@ -31,10 +31,10 @@ from grm_jax.model.config import SIZES, ModelConfig
 from grm_jax.model.storage import load_model
 from grm_jax.stopping import Stopped
 from grm_jax.training import meta_rm, scalar_rm
-from grm_jax.training.evaluation import evaluate_road
 from grm_jax.training.meta_rm import run_meta_rm
 from grm_jax.training.rft import run_rft
 from grm_jax.training.rl import run_rl
+from grm_jax.training.road import evaluate_road
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import run_scalar_rm
 from grm_jax.training.sft import run_sft

@@ -356,7 +356,7 @@ def test_a_done_road_is_evaluated_by_one_command_at_a_time(run, monkeypatch):
         monkeypatch.setattr(f"grm_jax.training.{stage}.run_{stage}", lambda *args: None)
         (run.directory / stage / "model" / "params").mkdir(parents=True)
         (run.directory / stage / "model" / "model.json").write_text("{}")
-    monkeypatch.setattr("grm_jax.training.evaluation.hold", refuse)
+    monkeypatch.setattr("grm_jax.training.road.hold", refuse)
     before = sorted(run.directory.rglob("*"))
     with pytest.raises(UserError, match="in use"):
         run_spct(run, SPCTRecipe(run.setup))

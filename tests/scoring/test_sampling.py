@@ -29,8 +29,8 @@ from grm_jax.model.params import init_params, param_table
 from grm_jax.sampler import memory
 from grm_jax.sampler.engine import Sampler, SamplerStats
 from grm_jax.scoring.items import BenchmarkRecords
-from grm_jax.scoring.model_judge import ModelJudge
 from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.sampling import BenchmarkSampler
 from grm_jax.tokenizer import load_tokenizer
 
 ONES = np.ones(1, np.float32)
@@ -77,8 +77,8 @@ def engine() -> list[Sampler]:
 def make(model, engine, tmp_path):
     """A judge as a new process would have it, but for compiled programs."""
 
-    def made(options: JudgeOptions = OPTIONS, cache: str = "cache", **more) -> ModelJudge:
-        judge = ModelJudge(model / "judge", options, cache=tmp_path / cache, **more)
+    def made(options: JudgeOptions = OPTIONS, cache: str = "cache", **more) -> BenchmarkSampler:
+        judge = BenchmarkSampler(model / "judge", options, cache=tmp_path / cache, **more)
         if engine:
             judge._judge.sampler = engine[0]
             engine[0].stats = SamplerStats()
@@ -88,7 +88,7 @@ def make(model, engine, tmp_path):
     return made
 
 
-def drawn(judge: ModelJudge) -> int:
+def drawn(judge: BenchmarkSampler) -> int:
     return judge._judge.sampler.stats.samples
 
 

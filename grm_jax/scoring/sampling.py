@@ -1,6 +1,6 @@
 """A model as the judge of a benchmark: prompts that fit, samples from a cache or drawn, probes.
 
-model folder (+ meta RM) -> ModelJudge -> fit(records) -> judge(records) -> rows, probe rows
+model folder (+ meta RM) -> BenchmarkSampler -> fit(records) -> judge(records) -> rows, probe rows
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from grm_jax.scoring.long_prompts import fit
 from grm_jax.scoring.rules import Rules
 
 
-class ModelJudge:
+class BenchmarkSampler:
     """A judge and its meta RM from files, with what they said kept in a cache.
 
     Args:
