@@ -44,7 +44,7 @@ from grm_jax.sampler.schedule import Request
 from grm_jax.training.losses import Loss
 from grm_jax.training.meta_rm import critique_objective
 from grm_jax.training.optimizer import make_optimizer
-from grm_jax.training.rl import policy_objective
+from grm_jax.training.rl import by_length, policy_objective
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import collate_pairs, preference_objective
 from grm_jax.training.sft import completion_objective
@@ -187,7 +187,7 @@ def _plan_rl(run: PlannedRun, stage: recipes.RL) -> list[Phase]:
     batch["old"] = batch["reference"] = batch["mask"]
     each = Work(tokens=prompt + stage.group * drawn, heads=stage.group * drawn)
     objective = policy_objective(run, stage, trainable.assemble)
-    step = _step(run, objective, optimizer, trainable, rows, stage.device_batch)
+    step = _step(run, objective, optimizer, trainable, rows, stage.device_batch, by_length)
     return [rollout, _plan_step(run, step, state, frozen, batch, each, held)]
 
 
@@ -223,10 +223,10 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
     return _plan_step(run, step, state, _frozen(run, trainable), batch, each, {})
 
 
-def _step(run, objective, optimizer, trainable, rows, device_batch) -> TrainStep:
+def _step(run, objective, optimizer, trainable, rows, device_batch, cut=None) -> TrainStep:
     return make_train_step(
         objective, optimizer, trainable.table, run.mesh, spike=run.setup.guard.spike,
-        micro_batches=micro_batches(rows, device_batch, run.mesh),
+        micro_batches=micro_batches(rows, device_batch, run.mesh), cut=cut,
     )  # fmt: skip
 
 

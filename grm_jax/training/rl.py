@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,8 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
     train_step = make_train_step(
         policy_objective(run, config, trainable.assemble), loop.optimizer, trainable.table,
-        run.mesh, micro_batches=parts, spike=run.setup.guard.spike, key=run.stage_key("rl"),
+        run.mesh, micro_batches=parts, spike=run.setup.guard.spike, cut=by_length,
+        key=run.stage_key("rl"),
     )  # fmt: skip
     last = loop.first
     with contextlib.closing(rollout_log), loop:
@@ -225,10 +226,7 @@ def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batc
         found = compute(params, part)
         return jnp.pad(found, ((0, 0), (0, 0), (0, width - found.shape[-1])))
 
-    def nothing(part: Batch) -> jax.Array:
-        return jnp.zeros(part["mask"].shape, jnp.float32)
-
-    return jax.lax.map(lambda part: by_length(whole, nothing, part), batch)
+    return jax.lax.map(functools.partial(by_length, whole), batch)
 
 
 def usable_records(run: Run, config: RL) -> list[Preference]:
@@ -273,7 +271,7 @@ def rollout_batch(
     With `train_groups` only so many groups remain, those with signal first; those without have a
     zero mask, so that whole micro-batches of them are skipped. Among the others, groups of similar
     length are neighbours, so that short ones share micro-batches, which are cut to their length
-    (`objectives.by_length`). Adds advantages [B, G] and old [B, G, C] to `collate_groups`' arrays.
+    (`by_length`). Adds advantages [B, G] and old [B, G, C] to `collate_groups`' arrays.
     """
     advantages = np.asarray(group_advantages(jnp.asarray(rewards)))
     signal = np.any(advantages != 0, axis=1)
@@ -356,16 +354,14 @@ def policy_objective(
 ) -> LossFn:
     """GRPO's loss of a `rollout_batch` with the reference's log-probabilities.
 
-    The rollouts of a group share their prompt, which is computed once for all of them. Gradients
-    are taken within the branches of `by_length`: through them, every branch's activations would be
-    kept, whichever was taken.
+    The rollouts of a group share their prompt, which is computed once for all of them.
 
     Args:
       assemble: (trained, frozen) -> the model's parameters.
     """
     model, setup = run.model, run.setup
 
-    def compute(params, frozen, batch) -> Loss:
+    def loss_fn(params, frozen, batch) -> Loss:
         params = assemble(params, frozen)
         logprobs, entropy = group_logprobs(
             params,
@@ -400,50 +396,24 @@ def policy_objective(
         aux = {"entropy": (jnp.sum(entropy * mask), tokens), "logprob_gap": (gap, tokens)}
         return loss._replace(aux=jax.lax.stop_gradient(loss.aux | aux))
 
-    def nothing(params, frozen, batch) -> Loss:
-        shapes = jax.eval_shape(compute, params, frozen, batch)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    @jax.custom_vjp
-    def loss_fn(params, frozen, batch) -> Loss:
-        given = params, frozen
-        return by_length(
-            functools.partial(compute, *given), functools.partial(nothing, *given), batch
-        )
-
-    def forward(params, frozen, batch):
-        def total(params, batch):
-            loss = compute(params, frozen, batch)
-            return loss.total, loss
-
-        def some(batch):
-            (_, loss), gradient = jax.value_and_grad(total, has_aux=True)(params, batch)
-            return loss, gradient
-
-        def none(batch):
-            return nothing(params, frozen, batch), jax.tree.map(jnp.zeros_like, params)
-
-        return by_length(some, none, batch)
-
-    def backward(gradient, given: Loss):
-        scaled = jax.tree.map(lambda g: g * given.total.astype(g.dtype), gradient)
-        return scaled, None, None
-
-    loss_fn.defvjp(forward, backward)
-    return cast(LossFn, loss_fn)
+    return loss_fn
 
 
-def by_length(compute: Callable[[Batch], T], nothing: Callable[[Batch], T], batch: Batch) -> T:
+def by_length(compute: Callable[[Batch], T], batch: Batch) -> T:
     """`compute` of a micro-batch of groups, cut to half of its C completion slots where none of its
-    rollouts is longer; `nothing` of one without rollouts (dropped groups).
+    rollouts is longer; zeros for one without rollouts (dropped groups). A `step.Cut`.
     """
     width = batch["mask"].shape[-1]
     half = -(-width // 2)
     used = jnp.any(batch["mask"] > 0, axis=(0, 1))
     branch = jnp.any(used).astype(jnp.int32) + jnp.any(used[half:])
 
-    def halved(batch: Batch) -> T:
-        slots = ("targets", "mask", "old", "reference")
-        return compute({k: x[..., :half] if k in slots else x for k, x in batch.items()})
+    def skipped(batch: Batch) -> T:
+        shapes = jax.eval_shape(compute, batch)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    return jax.lax.switch(branch, (nothing, halved, compute), batch)
+    def halved(batch: Batch) -> T:
+        # Arrays [B, G, C] are of completions; those of prompts and groups have fewer dimensions.
+        return compute({k: x[..., :half] if x.ndim == 3 else x for k, x in batch.items()})
+
+    return jax.lax.switch(branch, (skipped, halved, compute), batch)

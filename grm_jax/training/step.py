@@ -31,6 +31,8 @@ from grm_jax.training.losses import Aux, Loss
 HostBatch = Mapping[str, np.ndarray]
 # (params, frozen inputs that are not trained (reference policy, ...) or None, micro-batch) -> Loss
 LossFn = Callable[[Params, Any, Batch], Loss]
+# (what is computed of a micro-batch, micro-batch) -> the same of as much of it as is needed
+Cut = Callable[[Callable[[Batch], Any], Batch], Any]
 
 GUARD_WARMUP = 20  # steps before anything is a spike
 GUARD_DECAY = 0.95
@@ -169,6 +171,7 @@ def make_train_step(
     micro_batches: int = 1,
     spike: float = 0.0,
     key: jax.Array | None = None,
+    cut: Cut | None = None,
 ) -> TrainStep:
     """A jitted (state, frozen, host batch) -> (state, metrics). The state is donated.
 
@@ -179,6 +182,8 @@ def make_train_step(
       spike: see `Guard.judge`.
       key: of the run and stage, for the rounding into bfloat16 parameters (`apply_updates`);
         None: jax.random.key(0).
+      cut: how a micro-batch is made shorter, or skipped; None: it is computed as it is. Gradients
+        are taken within its branches, so only those of the branch that runs hold activations.
 
     Returns metrics: every entry of the loss's aux as a mean over the batch, `grad_norm`, `skipped`
     (1 for a step that would have done harm) and `skipped_in_a_row`.
@@ -186,12 +191,15 @@ def make_train_step(
     shardings = state_shardings(table, optimizer, mesh)
 
     def gradient(params: Params, frozen: Any, batch: Batch) -> tuple[Params, Loss]:
-        def total(p: Params) -> tuple[jax.Array, Loss]:
-            loss = loss_fn(p, frozen, batch)
-            return loss.total, loss
+        def compute(batch: Batch) -> tuple[Params, Loss]:
+            def total(p: Params) -> tuple[jax.Array, Loss]:
+                loss = loss_fn(p, frozen, batch)
+                return loss.total, loss
 
-        (_, loss), grads = jax.value_and_grad(total, has_aux=True)(params)
-        return grads, loss
+            (_, loss), grads = jax.value_and_grad(total, has_aux=True)(params)
+            return grads, loss
+
+        return compute(batch) if cut is None else cut(compute, batch)
 
     def step(state: TrainState, frozen: Any, batch: Batch, key_data: jax.Array):
         if micro_batches == 1:

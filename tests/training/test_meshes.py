@@ -78,7 +78,7 @@ def results(shape) -> dict:
     from grm_jax.sampler.plan import EngineConfig
     from grm_jax.sampler.schedule import Request
     from grm_jax.training.losses import bce_loss, sft_loss
-    from grm_jax.training.rl import RL, policy_objective
+    from grm_jax.training.rl import RL, by_length, policy_objective
     from grm_jax.training.setup import Setup
     from grm_jax.training.step import init_state, make_train_step
 
@@ -152,7 +152,8 @@ def results(shape) -> dict:
     made = {}
     for name, (loss, trained, params, batch, parts) in cases.items():
         before = jax.device_get(params)
-        step = make_train_step(loss, optax.sgd(1.0), trained, mesh, micro_batches=parts)
+        cut = by_length if name == "rl" else None
+        step = make_train_step(loss, optax.sgd(1.0), trained, mesh, micro_batches=parts, cut=cut)
         state = init_state(trained, optax.sgd(1.0), mesh, params=params)
         state, _ = step(state, base if name == "lora" else None, batch)
         made[name] = jax.tree.map(np.subtract, jax.device_get(state.params), before)

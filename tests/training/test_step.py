@@ -18,7 +18,7 @@ from grm_jax.model.params import param_table
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.losses import bce_loss, sft_loss
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from grm_jax.training.rl import RL, policy_objective
+from grm_jax.training.rl import RL, by_length, policy_objective
 from grm_jax.training.setup import Setup
 from grm_jax.training.step import init_state, make_train_step
 
@@ -109,7 +109,9 @@ def rl_step(model, params, reference, table, one_device):
     @functools.cache
     def compiled(mesh, parts, aggregation):
         loss_fn = rollout_loss(model, aggregation)
-        return make_train_step(loss_fn, optax.sgd(1.0), table, mesh, micro_batches=parts)
+        return make_train_step(
+            loss_fn, optax.sgd(1.0), table, mesh, micro_batches=parts, cut=by_length
+        )
 
     def run(batch, frozen=None, *, parts=1, mesh=one_device, aggregation="sequence"):
         batch = batch | {"reference": reference_logprobs(model, frozen or reference, batch)}
