@@ -170,9 +170,13 @@ def test_the_skipped_branch_really_is_skipped(model, params, rollouts):
     @jax.jit
     def gradient(mask):
         data = {name: jnp.asarray(value) for name, value in poisoned.items()} | {"mask": mask}
-        (total, loss), grads = jax.value_and_grad(
-            lambda p: ((found := loss_fn(p, None, data)).total, found), has_aux=True
-        )(params)
+
+        def compute(batch):
+            return jax.value_and_grad(
+                lambda p: ((found := loss_fn(p, None, batch)).total, found), has_aux=True
+            )(params)
+
+        (total, loss), grads = by_length(compute, data)
         return total, loss, grads
 
     total, loss, grads = gradient(jnp.zeros_like(rollouts["mask"]))
