@@ -65,13 +65,13 @@ def test_a_stage_holds_its_run_directory(tmp_path, monkeypatch):
     class Here:
         directory = tmp_path
 
-        def require(self, source):
+        def require(self, source, other):
             assert not held  # what is refused makes no file
 
     from grm_jax.training.run import Stage
 
     stage = Stage.__new__(Stage)
-    stage.run, stage.directory = Here(), tmp_path / "sft"
+    stage.run, stage.name, stage.directory = Here(), "sft", tmp_path / "sft"
     stage._config, stage._config_file = "{}", tmp_path / "sft" / "config.json"
     stage._needs = ["base"]
     stage.begin()

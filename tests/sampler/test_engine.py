@@ -311,7 +311,7 @@ def test_a_budget_of_bytes_is_kept(prompts, usual, draw_samples, make_sampler, s
     small = make_sampler(engine=EngineConfig(9, 8, 32, 6, cache_bytes=60 * token))
     same_samples(usual, draw_samples(requests(prompts), sampler=small))
     assert 0 < small.stats.cache_bytes <= 60 * token
-    with pytest.raises(ValueError, match=r"one sample needs .* room for .* lower max_new_tokens"):
+    with pytest.raises(ValueError, match=r"one sample needs .* room for .* lower the length limit"):
         none = make_sampler(engine=EngineConfig(9, 8, 32, 6, cache_bytes=20 * token))
         draw_samples(requests(prompts), sampler=none)
 
@@ -380,7 +380,7 @@ def test_errors_name_the_example_and_the_fix(draw_samples):
         draw_samples([Request("a", (), (0,))])
     with pytest.raises(ValueError, match="example b: the prompt has no tokens"):
         draw_samples([Request("ok", (4,), (0,)), Request("b", (), (0,))])
-    with pytest.raises(ValueError, match=r"example c: 7 .*max_new_tokens=90 .* 96 positions"):
+    with pytest.raises(ValueError, match=r"example c: 7 .* 90 new ones .* 96 positions"):
         draw_samples([Request("c", (4,) * 7, (0,))], max_new_tokens=90)
 
 

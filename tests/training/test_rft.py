@@ -12,7 +12,7 @@ import pytest
 
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.rows import DataError
-from grm_jax.judge.critiques import Critic
+from grm_jax.judge.prompts import Prompts
 from grm_jax.training import meta_rm, rft, sampling
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.rft import RFT, to_trajectory
@@ -94,7 +94,7 @@ CONFIG = RFT(samples=2, hinted=True, chunk=4)
 
 def test_the_meta_rm_reads_other_orders_than_rft(tmp_path, make_record):
     """Each stage asks for critiques in orders of its own; a stage's hinted row has its order."""
-    critic = Critic(None, None, TemplateConfig(), order="one")  # pyright: ignore[reportArgumentType]
+    prompts = Prompts(None, TemplateConfig(), order="one")  # pyright: ignore[reportArgumentType]
     asked: dict[str, set[str]] = {"rft": set(), "meta_rm": set()}
     records = [make_record(f"record {i}", (0, 1, 2, 3)) for i in range(20)]
 
@@ -108,7 +108,7 @@ def test_the_meta_rm_reads_other_orders_than_rft(tmp_path, make_record):
             model=SimpleNamespace(compute_dtype="float32"),
             params=lambda *_, **__: {},
             stage_key=lambda _: None,
-            critic=lambda _: SimpleNamespace(critiques=critiques, single=critic.single),
+            new_critic=lambda _: SimpleNamespace(critiques=critiques, prompts=prompts),
         )
 
     rft_config, meta_config = RFT(), MetaRM()
@@ -119,7 +119,7 @@ def test_the_meta_rm_reads_other_orders_than_rft(tmp_path, make_record):
     with pytest.raises(DataError, match="the file is empty"):  # the stub writes nothing
         meta_rm.sampled_rows(meta_stage, meta_config, "", records)  # pyright: ignore[reportArgumentType]
     (a,), (b,) = asked["rft"], asked["meta_rm"]
-    same = [critic.orders(record, 1, a) == critic.orders(record, 1, b) for record in records]
+    same = [prompts.orders(record, 1, a) == prompts.orders(record, 1, b) for record in records]
     assert sum(same) < 5  # of 24 orders each
 
 
