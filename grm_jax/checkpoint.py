@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import logging
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -23,6 +24,8 @@ from grm_jax.room import require_room, state_bytes, system_words
 log = logging.getLogger("grm_jax")
 
 OLD = "old-checkpoint-"  # a checkpoint that is being deleted
+BLOCK = 1 << 26  # bytes of a file with a checksum of their own
+THREADS = 8  # most that compute checksums
 
 
 def save_arrays(path: str | Path, tree: Any) -> None:
@@ -45,7 +48,12 @@ class StageCheckpoints:
 
     Beside each checkpoint stands a list of its files with sizes and checksums, written when all of
     them are: one without the list was cut off, one that does not fit it is damaged. Neither is
-    resumed from. This class deletes old checkpoints itself, once the new one has its list: orbax
+    resumed from. The checksums are needed: orbax reads back a changed number without a word (it
+    notices a file that is short or gone, and changes of its index). The first process computes them
+    in the background, with several threads, as soon as the files are written: most of them are in
+    the page cache then.
+
+    This class deletes old checkpoints itself, once the new one has its list: orbax
     would delete them before, and a run killed in between would have no whole checkpoint.
 
     Args:
@@ -238,31 +246,70 @@ def drop_leftovers(stage: str | Path) -> None:
 def write_file_list(directory: Path, path: Path) -> None:
     """Sizes and checksums of all files under `directory`, written whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_files(directory), indent=1) + "\n", encoding="utf-8")
+    sizes = _sizes(directory)
+    checks = _checksums(directory, {name: _blocks(size, BLOCK) for name, size in sizes.items()})
+    listing = {name: [size, *checks[name]] for name, size in sorted(sizes.items())}
+    partial.write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def damage(directory: Path, path: Path) -> str:
-    """What of `directory` is not as in the file list at `path`; empty if nothing."""
+    """What of `directory` is not as in the file list at `path`; empty if nothing.
+
+    Files are read only if all of them are there and have their sizes.
+    """
     if not path.exists():
         return f"no {path.name}"
-    expected, found = files.read_json(path), _files(directory)
-    return listed(
-        [
-            f"{name} is {'missing' if name not in found else 'changed'}"
-            for name, value in expected.items()
-            if found.get(name) != value
+    expected, sizes = files.read_json(path), _sizes(directory)
+    wrong = [
+        f"{name} is {'missing' if name not in sizes else 'changed'}"
+        for name, (size, *_) in expected.items()
+        if sizes.get(name) != size
+    ]
+    if not wrong:
+        # One checksum is that of the whole file, however large.
+        blocks = {
+            name: _blocks(size, BLOCK if len(checks) > 1 else size)
+            for name, (size, *checks) in expected.items()
+        }
+        found = _checksums(directory, blocks)
+        wrong = [
+            f"{name} is changed" for name, (_, *checks) in expected.items() if found[name] != checks
         ]
-    )
+    return listed(wrong)
 
 
-def _files(directory: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of each file, by its path."""
-    found = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        check = 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                check = zlib.crc32(block, check)
-        found[str(path.relative_to(directory))] = [path.stat().st_size, check]
-    return found
+def _sizes(directory: Path) -> dict[str, int]:
+    """The size of each file, by its path; the last written comes first.
+
+    What was written last is in the page cache when a checkpoint is larger than that.
+    """
+    found = {p: p.stat() for p in directory.rglob("*") if p.is_file()}
+    newest = sorted(found, key=lambda p: (-found[p].st_mtime_ns, p))
+    return {str(p.relative_to(directory)): found[p].st_size for p in newest}
+
+
+def _blocks(size: int, block: int) -> list[tuple[int, int]]:
+    """(start, end) of each block of a file; an empty file has one, too."""
+    return [(at, min(at + block, size)) for at in range(0, max(size, 1), max(block, 1))]
+
+
+def _checksums(directory: Path, blocks: dict[str, list[tuple[int, int]]]) -> dict[str, list[int]]:
+    """The CRC-32 of each block of each file."""
+    threads = min(THREADS, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(threads, "checksums") as pool:
+        found = {
+            name: [pool.submit(_checksum, directory / name, *block) for block in of_file]
+            for name, of_file in blocks.items()
+        }
+        return {name: [future.result() for future in of_file] for name, of_file in found.items()}
+
+
+def _checksum(path: Path, start: int, end: int) -> int:
+    check, buffer = 0, memoryview(bytearray(1 << 20))  # fits a core's own cache
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while start < end and (size := file.readinto(buffer[: end - start])):
+            check = zlib.crc32(buffer[:size], check)
+            start += size
+    return check

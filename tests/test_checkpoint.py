@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import zlib
 from pathlib import Path
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.checkpoint import StageCheckpoints, drop_leftovers
+from grm_jax import checkpoint
+from grm_jax.checkpoint import StageCheckpoints, damage, drop_leftovers, write_file_list
 from grm_jax.errors import UserError
 from grm_jax.room import amount
 
@@ -84,6 +86,77 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(harm, tmp_path, 
     assert (tmp_path / "damaged-checkpoint-8").is_dir(), "nothing is thrown away"
     saved(directory, 8)  # the step is free again
     assert restored(directory)[0] == 8
+
+
+def test_orbax_alone_reads_a_flipped_bit_as_another_number(tmp_path):
+    """Why there are checksums. Should this fail one day, they can go."""
+    values = {"w": jax.random.normal(jax.random.key(0), (20_000,))}
+    checkpoint.save_arrays(tmp_path / "w", values)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {"w": jax.ShapeDtypeStruct((20_000,), jnp.float32, sharding=where)}
+    files = [p for p in (tmp_path / "w").rglob("*") if p.is_file()]
+    victim = max(files, key=lambda p: p.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    found = checkpoint.load_arrays(tmp_path / "w", wanted)
+    assert np.sum(np.asarray(found["w"]) != np.asarray(values["w"])) > 0
+
+
+@pytest.fixture
+def some_files(tmp_path, monkeypatch):
+    """Files of no, one and several blocks, the last one short."""
+    monkeypatch.setattr(checkpoint, "BLOCK", 3 << 20)
+    directory = tmp_path / "files"
+    (directory / "deep").mkdir(parents=True)
+    for name, size in (("empty", 0), ("small", 5), ("deep/whole", 3 << 20), ("large", 7_000_001)):
+        (directory / name).write_bytes(np.random.default_rng(size).bytes(size))
+    return directory
+
+
+def test_each_block_of_a_file_has_its_checksum(some_files, tmp_path):
+    write_file_list(some_files, tmp_path / "list")
+    expected = {}
+    for path in some_files.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            blocks = [data[at : at + (3 << 20)] for at in range(0, len(data), 3 << 20)] or [b""]
+            expected[str(path.relative_to(some_files))] = [len(data), *map(zlib.crc32, blocks)]
+    assert json.loads((tmp_path / "list").read_text()) == expected
+    assert len(expected["large"]) == 4
+    assert damage(some_files, tmp_path / "list") == ""
+
+
+@pytest.mark.parametrize("at", [0, (3 << 20) - 1, 3 << 20, 7_000_000])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_flipped_bit_is_found_in_every_block(at, whole, some_files, tmp_path):
+    """Also by a list that has one checksum for each file, whatever its size."""
+    write_file_list(some_files, tmp_path / "list")
+    if whole:
+        sums = {p: p.read_bytes() for p in some_files.rglob("*") if p.is_file()}
+        listing = {
+            str(p.relative_to(some_files)): [len(data), zlib.crc32(data)]
+            for p, data in sums.items()
+        }
+        (tmp_path / "list").write_text(json.dumps(listing))
+        assert damage(some_files, tmp_path / "list") == ""
+    data = bytearray((some_files / "large").read_bytes())
+    data[at] ^= 1
+    (some_files / "large").write_bytes(data)
+    assert damage(some_files, tmp_path / "list") == "large is changed"
+
+
+def test_nothing_is_read_where_a_size_tells(some_files, tmp_path, monkeypatch):
+    write_file_list(some_files, tmp_path / "list")
+    (some_files / "small").write_bytes(b"1234")
+    (some_files / "deep" / "whole").unlink()
+
+    def read(*args):
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(checkpoint, "_checksum", read)
+    found = damage(some_files, tmp_path / "list")
+    assert sorted(found.split(", ")) == ["deep/whole is missing", "small is changed"]
 
 
 def test_one_that_was_cut_off_is_removed(tmp_path):
