@@ -115,7 +115,9 @@ class Judge:
       meta: scores critiques, if given.
 
     Parameters and meta RM may be functions: they are called when the first sample is drawn, so that
-    samples from a cache need no weights.
+    samples from a cache need no weights. Parameters that a function returns become the judge's own:
+    they are deleted when they are laid out for decoding. Those given as they are stay, and each
+    rollout has a second copy.
     """
 
     def __init__(
@@ -217,7 +219,7 @@ class Judge:
 
     @functools.cached_property
     def params(self) -> Params:
-        return self._params() if callable(self._params) else self._params
+        return self.sampler.take(self._params()) if callable(self._params) else self._params
 
     @functools.cached_property
     def meta(self) -> MetaRM:

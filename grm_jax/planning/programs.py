@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -160,10 +160,11 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
     phases = [_plan_fit(run, stage)]
     sampling = getattr(stage, "sampling", None)
     if sampling is not None:
-        weights = abstract_params(run.table(), jnp.float32, param_shardings(run.table(), run.mesh))
+        weights = _weights(run, run.model.compute_dtype)
         # As many records as fill the lanes.
         records = -(-run.setup.engine.max_rows // stage.samples)
-        phases.insert(0, _plan_rollout(run, weights, records, stage.samples, sampling, {}))
+        rollout = _plan_rollout(run, weights, records, stage.samples, sampling, taken=True)
+        phases.insert(0, rollout)
     return phases
 
 
@@ -177,7 +178,8 @@ def _plan_rl(run: PlannedRun, stage: recipes.RL) -> list[Phase]:
     policy = trainable.assemble(state.params, frozen)
     rollout = _plan_rollout(
         run, policy, stage.prompts, stage.group, stage.sampling,
-        held | {"optimiser": device_bytes(state.opt_state)},
+        {"parameters": device_bytes(policy)} | held
+        | {"optimiser": device_bytes(state.opt_state)},
     )  # fmt: skip
     rows = min(stage.train_groups or stage.prompts, stage.prompts)
     prompt, drawn = run.setup.prompt_buckets[-1], round_up(stage.sampling.max_new_tokens, 8)
@@ -282,9 +284,16 @@ def _plan_rollout(
     records: int,
     samples: int,
     sampling: SamplingConfig,
-    held: dict[str, float],
+    held: Mapping[str, float] = {},
+    *,
+    taken: bool = False,
 ) -> Phase:
-    """Prefill and a chunk of decode steps, at the size that the engine would plan."""
+    """Prefill and a chunk of decode steps, at the size that the engine would plan.
+
+    Args:
+      held: bytes of what is there besides, the parameters included.
+      taken: the parameters are for sampling alone and make room for the decoding weights.
+    """
     mesh, length = decode_mesh(run.mesh), run.setup.prompt_buckets[-1]
     sampler = Sampler(run.model, [1], run.setup.engine, mesh)
     sampler.programs = programs = DryPrograms(mesh)
@@ -292,11 +301,13 @@ def _plan_rollout(
         Request(str(i), (i, *[0] * (length - 1)), tuple(range(samples))) for i in range(records)
     ]
     shards, engine = data_parallel(mesh), run.setup.engine
-    found = {"parameters": device_bytes(params), **held}
+    found = dict(held)
     device = find_device(run.kind)
     if engine.cache_bytes is None and device is not None:
         free = device.memory - sum(found.values())
-        room = cache_room(run.model, engine, mesh, length, free)
+        if taken:
+            free -= decode_weight_bytes(run.model, mesh)
+        room = cache_room(run.model, engine, mesh, length, free, laid_out=taken)
         engine = dataclasses.replace(engine, cache_bytes=room)
     try:
         plan = make_plan(
@@ -327,7 +338,10 @@ def _plan_rollout(
         for name in ("prefill", "decode")
     )
     caches = (rollout.pages, rollout.lanes, rollout.stash)
-    found["decoding weights"] = device_bytes(rollout.weights)
+    shared = set() if taken else {id(x) for x in jax.tree.leaves(params)}
+    found["decoding weights"] = device_bytes(
+        [x for x in jax.tree.leaves(rollout.weights) if id(x) not in shared]
+    )
     found["caches"] = device_bytes(caches)
     found["activations and scratch"] = float(temporary)
     traffic = collective_bytes(programs.by_name["decode"].as_text())

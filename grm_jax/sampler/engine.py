@@ -32,7 +32,7 @@ from grm_jax.sampler.memory import CacheBudget
 from grm_jax.sampler.plan import EngineConfig, Plan, at_once, make_plan, power_of_two
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
-from grm_jax.sampler.weights import decode_weights
+from grm_jax.sampler.weights import decode_weights, laid_out, take
 
 log = logging.getLogger("grm_jax")
 
@@ -131,6 +131,13 @@ class Sampler:
             f"{len(compiled)} programs compiled in {sum(c.seconds for c in compiled):.0f} s"
         )
 
+    def take(self, params: Params) -> Params:
+        """The parameters as decoding reads them, for `sample`; those given are deleted.
+
+        For whoever only samples: else each call of `sample` holds a second copy of most.
+        """
+        return take(self.programs, self.model, params, int8=self.engine.int8_weights)
+
     def sample(
         self,
         params: Params,
@@ -144,6 +151,7 @@ class Sampler:
         """Yield every sample of every request as it ends, in no particular order.
 
         Args:
+          params: as in training, or what `take` made of them.
           key: of the run, stage and step; folded with each example's id and sample index.
           wanted: asked before a sample begins; False drops it, and frees its place for others.
           together: most samples of an example that run at once; None: no limit.
@@ -162,7 +170,7 @@ class Sampler:
         longest = max(len(request.prompt) for request in requests)
         plan = make_plan(
             self.model,
-            self.budget.within(longest),
+            self.budget.within(longest, laid_out=laid_out(params)),
             requests,
             sampling.max_new_tokens,
             shards,

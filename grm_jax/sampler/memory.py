@@ -38,15 +38,17 @@ class CacheBudget:
         """
         self._asked, self._free = False, None
 
-    def within(self, longest: int) -> EngineConfig:
-        """Sizes for prompts of at most so many tokens."""
+    def within(self, longest: int, *, laid_out: bool = False) -> EngineConfig:
+        """Sizes for prompts of at most so many tokens; `laid_out` as in `cache_room`."""
         if self._engine.cache_bytes is not None:
             return self._engine
         if not self._asked:
             self._asked, self._free = True, free_bytes(self._mesh)
         if self._free is None:
             return self._engine
-        room = cache_room(self._model, self._engine, self._mesh, longest, self._free)
+        room = cache_room(
+            self._model, self._engine, self._mesh, longest, self._free, laid_out=laid_out
+        )
         return dataclasses.replace(self._engine, cache_bytes=room)
 
 
@@ -61,7 +63,13 @@ def free_bytes(mesh: Mesh) -> float | None:
 
 
 def cache_room(
-    model: ModelConfig, engine: EngineConfig, mesh: Mesh, length: int, free: float
+    model: ModelConfig,
+    engine: EngineConfig,
+    mesh: Mesh,
+    length: int,
+    free: float,
+    *,
+    laid_out: bool = False,
 ) -> int:
     """Bytes of caches a device has room for.
 
@@ -69,11 +77,12 @@ def cache_room(
       mesh: for decoding.
       length: of the longest prompt.
       free: bytes before the rollout.
+      laid_out: the decoding weights are there already (`weights.take`), and not in `free`.
     """
-    taken = decode_weight_bytes(model, mesh) + prefill_bytes(
-        model, mesh, max(engine.page, engine.prefill_tokens // data_parallel(mesh)), length
-    )
-    return max(0, int(MARGIN * free - taken))
+    weights = 0.0 if laid_out else decode_weight_bytes(model, mesh)
+    at_once = max(engine.page, engine.prefill_tokens // data_parallel(mesh))
+    activations = prefill_bytes(model, mesh, at_once, length)
+    return max(0, int(MARGIN * free - weights - activations))
 
 
 def decode_weight_bytes(model: ModelConfig, mesh: Mesh) -> float:

@@ -178,7 +178,7 @@ def sampled_rows(
         return []
     if file.exists():
         return _trajectories(file)
-    params = run.params(grm, dtype=run.model.compute_dtype)
+    params = run.sampler.take(run.params(grm, dtype=run.model.compute_dtype))
     critic, key = run.new_critic("one"), run.stage_key("meta_rm")
 
     def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:

@@ -90,7 +90,7 @@ def sample_trajectories(
 ) -> None:
     """Write every record's trajectories; resumed chunk by chunk when stopped."""
     run = stage.run
-    params = run.params(start, dtype=run.model.compute_dtype)
+    params = run.sampler.take(run.params(start, dtype=run.model.compute_dtype))
     critic, key = run.new_critic("one"), run.stage_key("rft")
 
     def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
