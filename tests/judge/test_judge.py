@@ -17,10 +17,11 @@ from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.errors import UserError
+from grm_jax.judge import judge as judging
 from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.judge.judge import Judge, Judgement, JudgeOptions
 from grm_jax.model.params import init_params, param_table
-from grm_jax.model.storage import save_model
+from grm_jax.model.storage import load_model, save_model
 from grm_jax.sampler.plan import EngineConfig
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
@@ -48,6 +49,29 @@ def folder(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def judge(folder, one_device) -> Judge:
     return Judge.load(folder, mesh=one_device)
+
+
+def test_a_judge_holds_its_weights_once(folder, one_device, monkeypatch):
+    """Those that it reads are its own; those that it is given are not."""
+    import jax
+
+    loaded, load = [], judging.load_params
+    monkeypatch.setattr(
+        judging, "load_params", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1]
+    )
+    judge = Judge.load(folder, mesh=one_device)
+    weights = judge.params
+    ((_, read),) = loaded
+    left = {"embed": read.pop("embed"), "final_norm": read.pop("final_norm")}
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(read))
+    assert all(weights[name] is leaf for name, leaf in left.items()), "as decoding wants them"
+    assert judge.params is weights and len(loaded) == 1
+    _, given = load_model(folder)
+    judge = Judge(
+        judge.model, given, judge.tokenizer, one_device, templates=TEMPLATES, engine=ENGINE
+    )
+    assert judge.params is given
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
 def row(sample: int, scores, order=(0, 1, 2), failure=None) -> Critique:

@@ -89,6 +89,15 @@ def test_a_rollout_is_cut_to_what_is_free():
     assert row(free, "total, of 74.5")[0] < 74.5
 
 
+def test_whoever_only_samples_holds_the_weights_once():
+    """RFT's rollout: decoding weights in place of the parameters; its training has these alone."""
+    code, output = plan("--config", "rft.py:2b", "--topology", "h100:8", "--mesh.tensor", "1")
+    assert code == 0, output
+    weights = count_params(param_table(model_config("2b"))) * 2 / 2**30
+    assert row(output, "decoding weights") == [pytest.approx(weights, abs=0.01)]
+    assert row(output, "parameters") == [pytest.approx(2 * weights / 8, abs=0.01)]
+
+
 def test_what_does_not_fit_comes_with_advice():
     code, output = plan("--config", "rl.py:27b", "--topology", "l4:8")
     assert code == 2
