@@ -1,11 +1,12 @@
-"""Attention: which keys a query may see, and what it makes of them.
+"""Attention: which keys a query may see, and the softcapped softmax over them.
 
 Masks are functions of positions, never of cache slots or token ids, so padding on either side,
 packing and caching can not change a result.
 
-Here is the mathematics, in plain arrays; `attention_backends` chooses how it is computed.
+This file has the mathematics in plain arrays; `attention_backends` chooses how it is computed.
 
-Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h head.
+Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h size
+of a head.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import jax.numpy as jnp
 
 from grm_jax.errors import UserError
 
-# Below any softcapped score, and finite: a row with no visible key becomes uniform, not NaN. Such
-# rows are padding and their outputs are never read.
+# The score of a masked key: below any softcapped score, and finite, so that the weights of a query
+# with no visible key become uniform and not NaN. Such queries are padding; no output of theirs is
+# read.
 MASKED = -1e30
 
-# What a rematerialised backward pass may keep of attention, by name (`gemma2.Remat`).
+# The checkpoint name of what a rematerialised backward pass may keep of attention (`gemma2.Remat`).
 SAVED = "attention"
 
-# Up to this bound neither exp() of a softcapped score overflows float32, nor a sum of 2^20 of them
-# times values of 100: 70 + log 2^20 + log 100 = 88.5, and the largest number is exp(88.7). So no
-# maximum is subtracted. Gemma-2's cap is 50.
+# Up to this softcap no maximum has to be subtracted before exp(): neither exp() of one score
+# overflows float32, nor a sum of 2^20 of them times values of 100: 70 + log 2^20 + log 100 = 88.5,
+# and the largest float32 is exp(88.7). Gemma-2's cap is 50.
 MAX_SOFTCAP = 70.0
 
 
@@ -39,16 +41,17 @@ def visible(
     key_segment: jax.Array | None = None,
     key_valid: jax.Array | None = None,
 ) -> jax.Array:
-    """Boolean mask [B, T, S]: causal, within `window` positions (i - window < j <= i) if given.
+    """Boolean mask [B, T, S]: causal, and within `window` positions (i - window < j <= i) if given.
 
     Args:
-      query_pos: [B, T] positions within the sequence.
-      key_pos: [B, S].
-      window: sliding window, or None for a global layer.
-      query_segment, key_segment: [B, T], [B, S] packed-sequence ids; only equal ones see another.
+      query_pos: [B, T] positions of the queries within their sequences.
+      key_pos: [B, S] positions of the keys.
+      window: the sliding window, or None for a global layer.
+      query_segment, key_segment: [B, T], [B, S] ids of packed sequences; a query sees only keys of
+        its own sequence.
       key_valid: [B, S], False for padding.
     """
-    distance = query_pos[:, :, None] - key_pos[:, None, :]
+    distance = query_pos[:, :, None] - key_pos[:, None, :]  # [B, T, S]
     mask = distance >= 0
     if window is not None:
         mask &= distance < window
@@ -60,7 +63,7 @@ def visible(
 
 
 class Places(NamedTuple):
-    """Where queries and keys stand: `visible`'s arguments but the window.
+    """Positions and segments of queries and keys: the arguments of `visible` except the window.
 
     Attributes:
       query_pos, key_pos: [B, T], [B, S] positions within the sequence.
@@ -75,7 +78,7 @@ class Places(NamedTuple):
     key_valid: jax.Array | None = None
 
     def mask(self, window: int | None) -> jax.Array:
-        """[B, T, S]; see `visible`."""
+        """The mask [B, T, S]; see `visible`."""
         return visible(
             self.query_pos,
             self.key_pos,
@@ -95,7 +98,7 @@ def scores(q: jax.Array, k: jax.Array, mask: jax.Array, *, softcap: float) -> ja
       mask: [B, T, S].
 
     Returns:
-      [B, K, G, T, S].
+      [B, K, G, T, S], with `MASKED` where the mask is False.
     """
     raw = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
     capped = softcap * jnp.tanh(raw / softcap)
@@ -105,7 +108,7 @@ def scores(q: jax.Array, k: jax.Array, mask: jax.Array, *, softcap: float) -> ja
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, *, softcap: float
 ) -> jax.Array:
-    """Softmax attention with Gemma-2's score softcap; the reference backend.
+    """Softmax attention with Gemma-2's softcap on the scores; the reference backend.
 
     Args:
       q: [B, T, K, G, h], already scaled by `query_scale` and rotated.
@@ -115,22 +118,25 @@ def attention(
     Returns:
       [B, T, K, G, h] in the dtype of q.
     """
-    weights = jax.nn.softmax(scores(q, k, mask, softcap=softcap), axis=-1).astype(q.dtype)
+    raw = scores(q, k, mask, softcap=softcap)  # [B, K, G, T, S]
+    weights = jax.nn.softmax(raw, axis=-1).astype(q.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", weights, v)
 
 
 def soft_weights(
     raw: jax.Array, mask: jax.Array | None, *, softcap: float, dtype: Any
 ) -> jax.Array:
-    """Unnormalised softmax weights exp(softcap(raw)) of float32 scores; 0 where masked.
+    """Unnormalised softmax weights exp(softcap * tanh(raw / softcap)); 0 where masked.
 
-    The softcap bounds the scores, so no maximum is subtracted, and weights over several sets of
-    keys add up to one exact softmax. Raises ValueError for a softcap too large for that.
+    The softcap bounds the scores, so no maximum is subtracted, and sums over several sets of keys
+    add up to one exact softmax. Raises UserError for a softcap that is too large for that.
 
     Args:
-      dtype: of the product with the values that they enter. Add up these rounded weights, in
-        float32, for the softmax's norm: rounding then cancels in the quotient, and is the same
-        wherever attention is computed in this way.
+      raw: [...] float32 scores.
+      mask: a shape that broadcasts to raw's, or None where every key is visible.
+      dtype: what the weights are rounded to: the dtype of their product with the values. Add up
+        these rounded weights, in float32, for the softmax's denominator: the rounding then cancels
+        in the quotient, and is the same wherever attention is computed in this way.
     """
     check_softcap(softcap)
     weights = jnp.exp(softcap * jnp.tanh(raw / softcap))
@@ -138,17 +144,17 @@ def soft_weights(
 
 
 def rounded(x: jax.Array, dtype: Any) -> jax.Array:
-    """float32 x in `dtype`, rounded for good.
+    """float32 x in `dtype`, rounded in a way that XLA may not undo.
 
-    XLA may keep excess precision: of x.astype(bfloat16).astype(float32) it can make x again, in one
+    XLA may keep excess precision: it can turn x.astype(bfloat16).astype(float32) into x, in one
     program and not in the next.
     """
-    kind = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(x, kind.nexp, kind.nmant).astype(dtype)
+    bits = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, bits.nexp, bits.nmant).astype(dtype)
 
 
 def check_softcap(softcap: float) -> None:
-    """Raise ValueError where a sum of softmax weights could overflow float32."""
+    """Raise UserError where a sum of softmax weights could overflow float32."""
     if softcap > MAX_SOFTCAP:
         raise UserError(
             f"attn_softcap={softcap} is above {MAX_SOFTCAP}: a sum of exp(score) could overflow"

@@ -1,4 +1,4 @@
-"""How attention is computed: one signature, four backends, and the choice between them.
+"""How attention is computed: four backends with one signature, and the choice between them.
 
 | backend   | where           | memory        | softcap | window | segments | gradients |
 |-----------|-----------------|---------------|---------|--------|----------|-----------|
@@ -7,9 +7,10 @@
 | splash    | TPU             | linear, fused | yes     | yes    | yes      | yes       |
 | tokamax   | H100/H200, B200 | linear, fused | yes     | yes    | yes      | yes       |
 
-A backend that can not compute what is asked raises; nothing falls back in silence.
+A backend that can not compute what is asked raises an error; nothing falls back in silence.
 
-Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h head.
+Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h size
+of a head.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from grm_jax.model.chunked_attention import Static, attention_sums, chunked_atte
 
 log = logging.getLogger("grm_jax")
 
-BLOCK = 512  # queries, and keys, of a block of the chunked backend
+BLOCK = 512  # how many queries, and how many keys, a block of the chunked backend has
 
 Backend = Literal["reference", "chunked", "splash", "tokamax"]
-# (queries [B, T, K, G, h], keys [B, S, K, h], values [B, S, K, h]) -> ...
+# Both take queries [B, T, K, G, h], keys [B, S, K, h] and values [B, S, K, h]. `Attention` returns
+# the output [B, T, K, G, h], `Sums` the pair (numerator [B, T, K, G, h], total [B, T, K, G]).
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Sums = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -41,12 +43,15 @@ Sums = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 def self_attention(
     places: Places, *, window: int | None, softcap: float, backend: Backend
 ) -> Attention:
-    """Attention of rows over themselves, [B, T, K, G, h] in the dtype of q.
+    """A function that computes the attention of rows to themselves, in the dtype of q.
 
     Args:
-      places: queries and keys are the same slots, and positions rise by one within a segment.
-      window: sliding window, or None for a global layer.
-      softcap: of the scores; q comes scaled.
+      places: positions, and segments of packed rows. Queries and keys must be the same slots, and
+        positions must rise by one within a segment.
+      window: the sliding window, or None for a global layer.
+      softcap: the softcap of the scores; the queries come already scaled.
+
+    Raises UserError for an unknown backend.
     """
     if backend in ("splash", "tokamax"):
         from grm_jax.model import attention_kernels
@@ -63,17 +68,18 @@ def self_attention(
 
 
 def cross_sums(places: Places, *, window: int | None, softcap: float, backend: Backend) -> Sums:
-    """Attention over one of several sets of keys: (numerator [B, T, K, G, h], total [B, T, K, G]).
+    """A function that computes the sums of attention over one of several sets of keys.
 
-    Add the pairs of all sets up, then `chunked_attention.normalise`. The kernels have no such sums:
-    with them, it is computed in chunks.
+    The caller adds up the pairs (numerator [B, T, K, G, h], total [B, T, K, G]) of all sets and
+    calls `chunked_attention.normalise`. The fused kernels do not return such sums: with "splash"
+    and "tokamax", too, they are computed in chunks.
     """
     if backend == "reference":
         mask = places.mask(window)[:, None, None]
 
         def reference(q, k, v):
             raw = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-            w = soft_weights(raw, mask, softcap=softcap, dtype=v.dtype)
+            w = soft_weights(raw, mask, softcap=softcap, dtype=v.dtype)  # [B, K, G, T, S]
             out = jnp.einsum("bkgts,bskh->btkgh", w, v, preferred_element_type=jnp.float32)
             return out, jnp.moveaxis(jnp.sum(w, axis=-1, dtype=jnp.float32), 3, 1)
 
@@ -83,14 +89,17 @@ def cross_sums(places: Places, *, window: int | None, softcap: float, backend: B
 
 
 def choose(requested: Backend | Literal["auto"], platform: str, device_kind: str) -> Backend:
-    """The backend for a device; says which and why, once. Raises ValueError where it can not run.
+    """The backend for a device. A choice made by "auto" is logged once, with its reason.
 
     Args:
-      platform, device_kind: of a JAX device.
+      requested: a backend, or "auto" for the best one that runs on the device.
+      platform, device_kind: the attributes of a JAX device.
+
+    Raises UserError for a backend that is unknown or can not run on the device.
     """
     if requested == "auto":
-        backend, why = _best(platform, device_kind)
-        _say(backend, why)
+        backend, reason = _best(platform, device_kind)
+        _log_once(backend, reason)
         return backend
     if requested not in get_args(Backend):
         raise UserError(f"unknown attention backend {requested!r}; choose auto or {_names()}")
@@ -108,6 +117,7 @@ def choose(requested: Backend | Literal["auto"], platform: str, device_kind: str
 
 
 def _best(platform: str, device_kind: str) -> tuple[Backend, str]:
+    """The backend that "auto" stands for, and the reason for the log."""
     if platform == "tpu":
         return "splash", "a TPU"
     if _hopper(platform, device_kind):
@@ -118,13 +128,14 @@ def _best(platform: str, device_kind: str) -> tuple[Backend, str]:
 
 
 def _hopper(platform: str, device_kind: str) -> bool:
+    """Whether the device is a Hopper or data-center Blackwell GPU."""
     names = ("H100", "H200", "H800", "GH200", "B100", "B200", "GB200")
     return platform in ("gpu", "cuda") and any(name in device_kind for name in names)
 
 
 @functools.cache
-def _say(backend: str, why: str) -> None:
-    log.info("attention        %s (%s)", backend, why)
+def _log_once(backend: str, reason: str) -> None:
+    log.info("attention        %s (%s)", backend, reason)
 
 
 def _names() -> str:

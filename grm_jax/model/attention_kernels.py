@@ -1,10 +1,12 @@
 """Other projects' fused attention kernels behind `attention_backends.self_attention`'s signature.
 
-Both see slots, not positions. In a row whose positions rise by one within each segment (what
-self-attention is given), causal order and windows by slot within segments are the same as by
-position. Padding stands at the end of a row or in a segment of its own; no real query sees it.
+Both kernels mask by slots (indices into the row), not by positions. Self-attention is given rows
+whose positions rise by one within each segment; there, causal order and windows by slot within a
+segment are the same as by position. Padding lies at the end of a row or in a segment of its own, so
+no query of a real token sees it.
 
-Dimensions: B batch, T tokens, K key/value heads, G query heads per key/value head, h head.
+Dimensions: B batch, T tokens, K key/value heads, G query heads per key/value head, h size of a
+head.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from grm_jax.errors import UserError
 from grm_jax.model.attention import SAVED, Places
 from grm_jax.parallel.mesh import per_device
 
-LANES = 128  # a TPU's row: splash wants lengths that are multiples of it
-HEADS = ("batch", None, "attention_heads")  # axes of q, k, v and the output that may be split
+LANES = 128  # the width of a TPU's vector registers; splash needs lengths that are multiples of it
+HEADS = ("batch", None, "attention_heads")  # logical axes by which q, k, v and the output are split
 
 
 def splash(places: Places, *, window: int | None, softcap: float, interpret: bool = False):
-    """JAX's splash attention for TPUs.
+    """JAX's splash attention for TPUs: a function of q, k and v.
 
     Args:
+      places: positions and segments; see `attention_backends.self_attention`.
       interpret: run the kernel without a TPU, slowly, for tests.
     """
     segments = None
@@ -35,11 +38,11 @@ def splash(places: Places, *, window: int | None, softcap: float, interpret: boo
     def compute(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         length = q.shape[1]
         extra = -length % LANES
-        if extra:  # at the end: no real query sees it
+        if extra:  # padding at the end, which no query of a real token sees
             q, k, v = (
                 jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)) for x in (q, k, v)
             )
-        rows = jnp.zeros(q.shape[:2], jnp.int32)
+        rows = jnp.zeros(q.shape[:2], jnp.int32)  # segments [B, T]
         if segments is not None:
             rows = jnp.pad(segments, ((0, 0), (0, extra)), mode="edge")
         run = functools.partial(_splash_rows, window=window, softcap=softcap, interpret=interpret)
@@ -49,7 +52,7 @@ def splash(places: Places, *, window: int | None, softcap: float, interpret: boo
 
 
 def _splash_rows(q, k, v, segments, *, window: int | None, softcap: float, interpret: bool):
-    """q [B, T, K, G, h], k and v [B, T, K, h], segments [B, T] on one device."""
+    """Splash attention on one device: q [B, T, K, G, h], k, v [B, T, K, h], segments [B, T]."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -76,13 +79,15 @@ def _splash_rows(q, k, v, segments, *, window: int | None, softcap: float, inter
         jnp.einsum("btkgh->bkgth", q), jnp.einsum("bskh->bksh", k), jnp.einsum("bskh->bksh", v),
         kernels.SegmentIds(segments, segments),
     )  # fmt: skip
+    # out is [B, K, G, T, h]
     return jnp.einsum("bkgth->btkgh", out).astype(q.dtype)
 
 
 def tokamax(places: Places, *, window: int | None, softcap: float):
-    """tokamax's Mosaic kernel for Hopper and Blackwell GPUs, forward and backward."""
-    slots = jnp.arange(places.query_pos.shape[1])
-    # The first slot that each query sees: its segment's, or the window's.
+    """tokamax's Mosaic kernel for Hopper and Blackwell GPUs, forward and backward: a function of
+    q, k and v. Raises UserError, when that is called, for queries that are not 16-bit floats."""
+    slots = jnp.arange(places.query_pos.shape[1])  # [T]
+    # The first slot that each query sees: the first of its segment or of its window. [B, T]
     start = jnp.maximum(slots - places.query_pos, 0)
     if window is not None:
         start = jnp.maximum(start, slots - window + 1)
@@ -101,8 +106,8 @@ def tokamax(places: Places, *, window: int | None, softcap: float):
 
 
 def _tokamax_rows(q, k, v, start, *, softcap: float):
-    """q [B, T, K, G, h], k and v [B, T, K, h], start [B, T] on one device."""
-    # The public function has no argument for the first key a query sees.
+    """tokamax's attention on one device: q [B, T, K, G, h], k, v [B, T, K, h], start [B, T]."""
+    # tokamax's public function has no argument for the first key that a query sees.
     from tokamax._src.ops.attention.base import (  # pyright: ignore[reportMissingImports]
         Mask,
     )

@@ -1,7 +1,9 @@
-"""Forward passes of collated batches: hidden states, scores, log-probabilities of what was written.
+"""Forward passes of collated batches: hidden states, scores and log-probabilities of completions.
 
-Dimensions: B rows, T tokens, D width, C completion slots, G completions of a prompt, S ends of
-packed examples.
+`data.collate` and `data.packing` make these batches and say which arrays each kind has.
+
+Dimensions: B rows, T tokens, D embedding, C completion slots, G completions of a prompt, S packed
+examples of a row.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ Batch = dict[str, jax.Array]
 def encode_batch(params: Params, config: ModelConfig, batch: Batch, *, remat: Remat) -> jax.Array:
     """Hidden states [B, T, D] of a collated batch, packed or not."""
     if "segments" in batch:
-        given = batch["tokens"], batch["positions"], batch["segments"]
-        return encode_packed(params, config, *given, remat=remat)
+        packed = batch["tokens"], batch["positions"], batch["segments"]
+        return encode_packed(params, config, *packed, remat=remat)
     return encode(params, config, batch["tokens"], batch["lengths"], remat=remat)
 
 
 def critique_scores(
     params: Params, config: ModelConfig, batch: Batch, *, remat: Remat
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(scores, labels, weights) of a collated batch: [B], or [B, S] of a packed one."""
-    hidden = encode_batch(params, config, batch, remat=remat)
+    """(scores, labels, weights) of a collated batch, each [B], or [B, S] for a packed batch.
+
+    The scores are those of the scalar head at the end of each example.
+    """
+    hidden = encode_batch(params, config, batch, remat=remat)  # [B, T, D]
     if "ends" in batch:
         return scalar(params, hidden, batch["ends"])[..., 0], batch["labels"], batch["weights"]
     scores = scalar(params, hidden, batch["lengths"][:, None] - 1)[:, 0, 0]
@@ -62,14 +67,16 @@ def completion_logprobs(
     """Log-probabilities [B, C] (and entropies) of the completion tokens of a collated batch, packed
     or not.
 
-    The prompt's tokens are dropped before the head: it sees C of T tokens.
+    The states of prompt tokens are dropped before the head, which then computes logits for C
+    instead of T tokens of a row. `chunk`, `temperature` and `with_entropy` are arguments of
+    `heads.token_logprobs`.
     """
-    hidden = encode_batch(params, config, batch, remat=remat)
+    hidden = encode_batch(params, config, batch, remat=remat)  # [B, T, D]
     if "slots" in batch:
-        hidden = jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
+        hidden = jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)  # [B, C, D]
     else:
         # Token t of the completion is predicted from the position before it.
-        hidden = take_rows(hidden, batch["starts"] - 1, batch["targets"].shape[1])
+        hidden = take_rows(hidden, batch["starts"] - 1, batch["targets"].shape[1])  # [B, C, D]
     return token_logprobs(
         params,
         config,
@@ -94,7 +101,7 @@ def group_logprobs(
     """`completion_logprobs` [B, G, C] of a `collate_groups` batch, each prompt computed once."""
     hidden = encode_completions(
         params, config, batch["prompts"], batch["lengths"], batch["targets"], remat=remat
-    )
+    )  # [B, G, C, D]
     return token_logprobs(
         params,
         config,

@@ -1,23 +1,23 @@
-"""Exact attention in memory linear in the length, forward and backward, on any device.
+"""Exact attention whose memory is linear in the length, forward and backward, on any device.
 
 Gemma-2's softcap bounds the scores, so exp() needs no running maximum: attention over a set of keys
 is a pair of plain sums,
 
     numerator_i = sum_j w_ij v_j,   total_i = sum_j w_ij,   w_ij = exp(cap tanh(q_i k_j / cap)),
 
-which are added up over blocks of keys, and over sets of keys (a shared prompt, a completion).
-Nothing of size [queries, keys] exists beyond one block: the backward pass computes the weights
-again, a block of queries after the other,
+which are added up over blocks of keys, and over sets of keys (a shared prompt, a completion). No
+array of size [queries, keys] is larger than one block: the backward pass computes the weights
+again, one block of queries after the other,
 
     dw_ij = dnumerator_i v_j + dtotal_i,   ds_ij = w_ij (1 - tanh^2) dw_ij.
 
-Where there is one set of keys the division is done here, too: both terms of dw are then made of the
-same rounded dnumerator, and cancel more exactly in bfloat16.
+Where there is one set of keys, `chunked_attention` also does the division: both terms of dw are
+then computed from the same rounded dnumerator, and cancel more exactly in bfloat16.
 
-Inside, heads come before slots, so that every product is of plain matrices, a batch of them.
+Inside this file heads come before slots, so that every product is a batch of plain matrix products.
 
-Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h head;
-t and s of a block.
+Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h size
+of a head; t queries and s keys of a block.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from jax.ad_checkpoint import checkpoint_name
 from grm_jax.model.attention import SAVED, Places, check_softcap, rounded
 from grm_jax.model.linear import apart
 
-Pair = tuple[jax.Array, jax.Array]
+Pair = tuple[jax.Array, jax.Array]  # (numerator, total)
 
 
 class Static(NamedTuple):
-    """What a program depends on.
+    """What a compiled program depends on besides its arrays.
 
     Attributes:
-      window: sliding window, or None for a global layer.
-      own: queries and keys are the same slots of a row, whose positions rise by one within a
-        segment: a query sees no later slot, and none that is `window` or more slots back. Blocks
-        without anything to see are skipped.
-      queries, keys: slots of a block.
+      window: the sliding window, or None for a global layer.
+      softcap: the softcap of the scores.
+      own: whether queries and keys are the same slots of a row whose positions rise by one within a
+        segment. A query then sees no later slot, and none that lies `window` or more slots back, so
+        blocks of keys without a visible slot are skipped.
+      queries, keys: how many queries, and how many keys, a block has.
     """
 
     window: int | None
@@ -55,7 +56,7 @@ class Static(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Positions [B, n] and segments [B, n] of slots; a key's segment is -1 where it is padding."""
+    """Positions [B, n] and segments [B, n] of n slots; padding among the keys has segment -1."""
 
     position: jax.Array
     segment: jax.Array
@@ -64,14 +65,14 @@ class Row(NamedTuple):
 def attention_sums(
     q: jax.Array, k: jax.Array, v: jax.Array, places: Places, static: Static
 ) -> Pair:
-    """(numerator [B, T, K, G, h], total [B, T, K, G]), float32; zeros for a query without keys.
+    """(numerator [B, T, K, G, h], total [B, T, K, G]) in float32; zeros for queries without keys.
 
     Args:
       q: [B, T, K, G, h], scaled and rotated.
       k, v: [B, S, K, h].
-      places: where queries and keys stand.
+      places: positions and segments of queries and keys.
 
-    Raises ValueError for a softcap that does not bound exp().
+    Raises UserError for a softcap that is too large to leave out the running maximum.
     """
     numerator, total = cast(Pair, _sums(*_whole_blocks(q, k, v, places, static)))
     slots = q.shape[1]
@@ -81,13 +82,16 @@ def attention_sums(
 def chunked_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, places: Places, static: Static
 ) -> jax.Array:
-    """numerator / total [B, T, K, G, h], in the dtype of q. Arguments of `attention_sums`."""
+    """numerator / total [B, T, K, G, h], in the dtype of q. Takes `attention_sums`'s arguments."""
     out = cast(jax.Array, _attention(*_whole_blocks(q, k, v, places, static)))
     return _slots_first(out)[:, : q.shape[1]]
 
 
 def normalise(sums: Pair, dtype: Any) -> jax.Array:
-    """numerator / total, in `dtype`, that of the products; zeros for queries that saw no key."""
+    """numerator [..., h] / total [...] in `dtype`, the dtype of the products with the values.
+
+    A query that saw no key (total 0) gets zeros.
+    """
     return cast(jax.Array, _normalise(jnp.dtype(dtype), *sums))
 
 
@@ -107,8 +111,10 @@ def _normalise_backward(dtype: Any, kept: Pair, dout: jax.Array) -> Pair:
 
 
 def _through_division(dout, out, inverse, dtype) -> Pair:
-    """Gradients of numerator and total, float32. The numerator's is rounded to what enters the
-    products before the total's is made of it, so that they still cancel.
+    """The gradients of numerator and total, in float32.
+
+    The numerator's gradient is rounded to the dtype in which it enters products before the total's
+    gradient is computed from it, so that the two still cancel.
     """
     dnumerator = (dout.astype(jnp.float32) * inverse[..., None]).astype(dtype).astype(jnp.float32)
     return dnumerator, -jnp.sum(dnumerator * out, axis=-1)
@@ -118,12 +124,13 @@ _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def _inverse(total: jax.Array) -> jax.Array:
+    """1 / total, and 1 where the total is 0."""
     return 1.0 / jnp.where(total > 0, total, 1.0)
 
 
 def _whole_blocks(q, k, v, places: Places, static: Static):
-    """The arguments of `_sums`: q [B, K, G, T, h], k and v [B, K, S, h], whose lengths are padded
-    to multiples of the blocks."""
+    """The arguments of `_sums`: `static` with blocks no longer than the rows; q [B, K, G, T, h], k
+    and v [B, K, S, h] and both `Row`s, with lengths padded to multiples of the blocks."""
     check_softcap(static.softcap)
     length, keys = q.shape[1], k.shape[1]
     static = static._replace(queries=min(static.queries, length), keys=min(static.keys, keys))
@@ -139,12 +146,15 @@ def _whole_blocks(q, k, v, places: Places, static: Static):
 
 
 def _slots_first(x: jax.Array) -> jax.Array:
+    """[B, K, G, T, h] -> [B, T, K, G, h]."""
     return jnp.einsum("bkgth->btkgh", x)
 
 
 def _rows(places: Places, batch: int) -> tuple[Row, Row]:
-    def segments(given: jax.Array | None, like: jax.Array) -> jax.Array:
-        return jnp.zeros_like(like) if given is None else given
+    """The rows of the queries [B, T] and of the keys [B, S]."""
+
+    def segments(ids: jax.Array | None, like: jax.Array) -> jax.Array:
+        return jnp.zeros_like(like) if ids is None else ids
 
     key = segments(places.key_segment, places.key_pos)
     if places.key_valid is not None:
@@ -156,12 +166,14 @@ def _rows(places: Places, batch: int) -> tuple[Row, Row]:
 
 
 def _pad(x: jax.Array, extra: int, value: int = 0) -> jax.Array:
+    """x [B, n, ...] with `extra` entries of `value` at the end of its second axis."""
     if not extra:
         return x
     return jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
 
 def _block(x: jax.Array, index: Any, size: int, axis: int) -> jax.Array:
+    """Block `index` of `size` entries along an axis."""
     if x.shape[axis] == size:
         return x
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
@@ -172,7 +184,7 @@ def _row_block(row: Row, index: Any, size: int) -> Row:
 
 
 def _each(function: Callable[[Any, Any], tuple[Any, Any]], start: Any, count: int):
-    """`lax.scan` over block numbers; without a loop where there is one block."""
+    """`lax.scan` over the block numbers 0..count-1; where there is one block, without a loop."""
     if count > 1:
         return jax.lax.scan(function, start, jnp.arange(count))
     end, out = function(start, 0)
@@ -180,7 +192,7 @@ def _each(function: Callable[[Any, Any], tuple[Any, Any]], start: Any, count: in
 
 
 def _over_keys(function: Callable[[Any, Any], Any], static: Static, i: Any, count: int, start: Any):
-    """`function` applied for every block of keys that block i of queries may see."""
+    """start, updated by function(j, state) for every block j of keys that query block i may see."""
     if count == 1:
         return function(0, start)
     low, high = 0, count
@@ -193,11 +205,11 @@ def _over_keys(function: Callable[[Any, Any], Any], static: Static, i: Any, coun
 
 
 def _weights(static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row) -> Pair:
-    """w and its derivative by the raw score, w (1 - tanh^2), of a block: [B, K, G, t, s]; 0 where
-    masked.
+    """The weights w of a block and their derivative by the raw score, w (1 - tanh^2).
 
-    w is in the dtype of the products it enters (k's), its derivative in float32. Totals take the
-    rounded w too: with the exact one, terms that should cancel would not.
+    Both are [B, K, G, t, s], and 0 where masked. w is in the dtype of k, which is that of the
+    products that it enters; the derivative is in float32. The totals are sums of the rounded w,
+    too: with exact weights, terms that should cancel would not.
     """
     raw = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     tanh = jnp.tanh(raw / static.softcap)
@@ -213,15 +225,14 @@ def _weights(static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row) -
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sums(static: Static, q: jax.Array, k: jax.Array, v: jax.Array, query: Row, key: Row) -> Pair:
-    """Numerator [B, K, G, T, h] and total [B, K, G, T] of lengths that are multiples of the
-    blocks."""
+    """Numerator [B, K, G, T, h] and total [B, K, G, T]; lengths are multiples of the blocks."""
     blocks = k.shape[2] // static.keys
 
-    def one(_, i: Any) -> tuple[None, Pair]:
+    def query_block(_, i: Any) -> tuple[None, Pair]:
         qi, query_i = _block(q, i, static.queries, 3), _row_block(query, i, static.queries)
 
         def add(j: Any, sums: Pair) -> Pair:
-            kj, vj = (_block(x, j, static.keys, 2) for x in (k, v))
+            kj, vj = (_block(x, j, static.keys, 2) for x in (k, v))  # [B, K, s, h]
             w, _ = _weights(static, qi, kj, query_i, _row_block(key, j, static.keys))
             out = jnp.einsum("bkgts,bksh->bkgth", w, vj, preferred_element_type=jnp.float32)
             return sums[0] + out, sums[1] + jnp.sum(w, axis=-1, dtype=jnp.float32)
@@ -229,7 +240,7 @@ def _sums(static: Static, q: jax.Array, k: jax.Array, v: jax.Array, query: Row, 
         zeros = jnp.zeros(qi.shape, jnp.float32), jnp.zeros(qi.shape[:-1], jnp.float32)
         return None, _over_keys(add, static, i, blocks, zeros)
 
-    _, (numerator, total) = _each(one, None, q.shape[3] // static.queries)
+    _, (numerator, total) = _each(query_block, None, q.shape[3] // static.queries)
     return _join(numerator), _join(total)
 
 
@@ -237,8 +248,8 @@ def _sums_forward(static: Static, q, k, v, query: Row, key: Row):
     return _sums(static, q, k, v, query, key), (q, k, v, query, key)
 
 
-def _sums_backward(static: Static, kept, given):
-    dnumerator, dtotal = given
+def _sums_backward(static: Static, kept, cotangents):
+    dnumerator, dtotal = cotangents
     return _gradients(static, kept, dnumerator.astype(kept[2].dtype), dtotal)
 
 
@@ -247,7 +258,8 @@ _sums.defvjp(_sums_forward, _sums_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(static: Static, q, k, v, query: Row, key: Row) -> jax.Array:
-    """`chunked_attention` [B, K, G, T, h] of lengths that are multiples of the blocks."""
+    """`chunked_attention` with heads before slots, [B, K, G, T, h]; lengths are multiples of the
+    blocks."""
     return _attention_forward(static, q, k, v, query, key)[0]
 
 
@@ -269,21 +281,21 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _gradients(static: Static, inputs, dnumerator, dtotal):
-    """Gradients of q, k, v (and None of the places)."""
+    """The gradients of q, k and v, and None for the two rows of positions and segments."""
     q, k, v, query, key = inputs
     blocks = k.shape[2] // static.keys
     f32 = {"preferred_element_type": jnp.float32}
 
-    def one(sums: Pair, i: Any):
-        qi, dn = (_block(x, i, static.queries, 3) for x in (q, dnumerator))
-        dt = _block(dtotal, i, static.queries, 3)[..., None]
+    def query_block(sums: Pair, i: Any):
+        qi, dn = (_block(x, i, static.queries, 3) for x in (q, dnumerator))  # [B, K, G, t, h]
+        dt = _block(dtotal, i, static.queries, 3)[..., None]  # [B, K, G, t, 1]
         query_i = _row_block(query, i, static.queries)
 
         def add(j: Any, carry):
             dq, dk, dv = carry
             kj, vj = (_block(x, j, static.keys, 2) for x in (k, v))
             w, slope = _weights(static, qi, kj, query_i, _row_block(key, j, static.keys))
-            dw = jnp.einsum("bkgth,bksh->bkgts", dn, vj, **f32) + dt
+            dw = jnp.einsum("bkgth,bksh->bkgts", dn, vj, **f32) + dt  # [B, K, G, t, s]
             ds = (slope * dw).astype(q.dtype)
             dq += jnp.einsum("bkgts,bksh->bkgth", ds, kj, **f32)
             dkj = jnp.einsum("bkgth,bkgts->bkhs", qi, ds, **f32)
@@ -296,12 +308,12 @@ def _gradients(static: Static, inputs, dnumerator, dtotal):
         return (dk, dv), dq.astype(q.dtype)
 
     zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    (dk, dv), dq = _each(one, zeros, q.shape[3] // static.queries)
+    (dk, dv), dq = _each(query_block, zeros, q.shape[3] // static.queries)
     return _join(dq), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 def _add(x: jax.Array, part: jax.Array, start: Any) -> jax.Array:
-    """x with `part` added to its slots from `start`."""
+    """x [B, K, S, h] with `part` [B, K, s, h] added to its slots from `start` on."""
     if x.shape == part.shape:
         return x + part
     old = jax.lax.dynamic_slice_in_dim(x, start, part.shape[2], axis=2)

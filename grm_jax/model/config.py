@@ -1,7 +1,7 @@
-"""Gemma-2 sizes as declarations.
+"""The shape of a Gemma-2 and the sizes that this package knows by name.
 
-Numbers are those of the published checkpoints' `config.json` (2b, 9b, 27b); `tiny` is the embedded
-default that a CPU trains in minutes and that goes through the same code.
+The numbers of 2b, 9b and 27b are those of the published checkpoints' `config.json`. `tiny` is the
+default: a CPU trains it in minutes, by the same code.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from grm_jax.model.attention_backends import Backend
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a Gemma-2 and the numeric constants of its forward pass. Hashable: jit-static.
+    """The shape of a Gemma-2 and the numeric constants of its forward pass.
 
-    Layers come in pairs: even layers attend within `sliding_window` positions (keys j with
-    i - window < j <= i), odd layers attend globally, so `num_layers` is even.
+    It is hashable, and a static argument of jitted functions. Layers come in pairs: even layers
+    attend within `sliding_window` positions (keys j with i - window < j <= i), odd layers attend
+    globally, so `num_layers` is even.
     """
 
     num_layers: int
@@ -36,8 +37,8 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     compute_dtype: str = "float32"
-    attention: Backend = "chunked"  # how it is computed; see model.attention_backends
-    scan_unroll: int = 1  # blocks per scan iteration; the whole depth unrolled is faster when tiny
+    attention: Backend = "chunked"  # how attention is computed; see model.attention_backends
+    scan_unroll: int = 1  # blocks per scan iteration; tiny models run faster fully unrolled
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -58,22 +59,22 @@ class ModelConfig:
 
     @property
     def num_blocks(self) -> int:
-        """Pairs of (local, global) layers: the length of the scan."""
+        """The number of pairs of a local and a global layer, which is the length of the scan."""
         return self.num_layers // 2
 
     @property
     def queries_per_kv(self) -> int:
-        """G: query heads that share one key/value head."""
+        """G: how many query heads share one key/value head."""
         return self.num_heads // self.num_kv_heads
 
     @property
     def query_scale(self) -> float:
-        """Factor of the queries: query_pre_attn_scalar ** -0.5 (not head_dim ** -0.5)."""
+        """The factor of the queries: query_pre_attn_scalar ** -0.5 (not head_dim ** -0.5)."""
         return 1.0 / math.sqrt(self.query_pre_attn_scalar)
 
     @property
     def shape(self) -> ModelConfig:
-        """The model itself, whatever it is computed with: for comparisons."""
+        """The config with fixed values for how it is computed, to compare models by their shape."""
         return self.replace(compute_dtype="", attention="reference", scan_unroll=1)
 
     def replace(self, **changes) -> ModelConfig:
@@ -81,8 +82,8 @@ class ModelConfig:
 
 
 SIZES: dict[str, ModelConfig] = {
-    # The embedded world's model: about 0.5 M parameters with its vocabulary of about 130 words. The
-    # window is shorter than its prompts, so local and global layers really differ.
+    # The model of the embedded world, of about 0.5 M parameters. Its window is shorter than the
+    # prompts, so that local and global layers differ.
     "tiny": ModelConfig(
         num_layers=4,
         embed_dim=128,
@@ -130,7 +131,7 @@ SIZES: dict[str, ModelConfig] = {
 
 
 def model_config(size: str) -> ModelConfig:
-    """The declaration of a size. Raises ValueError that lists the sizes for an unknown name."""
+    """The config of a size. Raises UserError that lists the sizes for an unknown name."""
     if size not in SIZES:
         raise UserError(f"unknown model size {size!r}; choose one of {', '.join(SIZES)}")
     return SIZES[size]

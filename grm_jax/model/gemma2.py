@@ -1,4 +1,5 @@
-"""Gemma-2's forward pass, once: trainer, reference model, sampler and scalar heads all call it.
+"""Gemma-2's forward pass, which the trainer, the reference policy, the sampler and the scalar heads
+all call.
 
     h = embed[tokens] * sqrt(D)
     for each block: local layer (sliding window), then global layer, each
@@ -6,13 +7,17 @@
         h += post_ffw_norm(mlp(pre_ffw_norm(h)))
     hidden = final_norm(h)
 
-How queries meet keys is the caller's: `attend` gets one layer's rotated, scaled queries, keys and
-values and returns the attention output. Training passes `self_attend` (keys are the row's own);
-the sampler passes functions that fill and read its cache. What `attend` reads per layer comes in
-as `layer_inputs`, one entry a block, and what it produces goes out likewise.
+The caller decides how queries meet keys: `attend` gets one layer's rotated and scaled queries, its
+rotated keys and its values, and returns the attention output. Training passes `self_attend`, in
+which a row attends to itself; the sampler passes functions that read its cache and emit the new
+keys and values. What `attend` reads in a layer comes in as `layer_inputs`, one entry a block; what
+it emits is returned in the same form.
 
-Dimensions: B batch, T tokens, D embed, H query heads = K * G, K key/value heads, h head, F hidden,
-N blocks.
+A profile names the parts of the model by `jax.named_scope`: embed, local and global (the layer of
+a block), and in each of these attention, mlp and norm.
+
+Dimensions: B batch, T tokens, D embedding, H query heads = K * G, K key/value heads, G query heads
+per key/value head, h size of a head, F feed-forward hidden, N blocks of two layers.
 """
 
 from __future__ import annotations
@@ -36,14 +41,14 @@ from grm_jax.parallel.mesh import constrain
 
 Kind = Literal["local", "global"]
 Remat = Literal["none", "block", "block_save_attention", "offload"]
-PRODUCT = "product"  # the results of a layer's matrix products, by name
+PRODUCT = "product"  # the checkpoint name of the results of a layer's matrix products
 
 
 class Attend(Protocol):
-    """One layer's attention: (queries, keys, values, kind, this layer's inputs) -> (out, outputs).
+    """One layer's attention: (queries, keys, values, kind, layer input) -> (out, emitted).
 
-    q [B, T, K, G, h]; k, v [B, T, K, h] of the new tokens; out [B, T, K, G, h]. `layer_input` is
-    this layer's entry of `forward`'s `layer_inputs` (None if there are none).
+    q is [B, T, K, G, h]; k and v are [B, T, K, h], of the new tokens; out is [B, T, K, G, h].
+    `layer_input` is this layer's entry of `forward`'s `layer_inputs`, or None if there are none.
     """
 
     def __call__(
@@ -51,8 +56,12 @@ class Attend(Protocol):
     ) -> tuple[jax.Array, Any]: ...
 
 
+@jax.named_scope("norm")
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * (1 + weight), computed in float32, returned in the dtype of x."""
+    """x / rms(x) * (1 + weight), computed in float32 and returned in the dtype of x.
+
+    The root mean square is over the last dimension: x is [..., D], weight [D].
+    """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
@@ -60,14 +69,17 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Sines and cosines [B, T, 1, h/2] of the rotary embedding for `positions` [B, T]."""
-    frequency = theta ** (-jnp.arange(0, head_dim // 2, dtype=jnp.float32) * 2 / head_dim)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
+    frequency = theta ** (-jnp.arange(0, head_dim // 2, dtype=jnp.float32) * 2 / head_dim)  # [h/2]
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency  # [B, T, 1, h/2]
     return jnp.sin(angle), jnp.cos(angle)
 
 
 def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
-    """Rotate the two halves of the head dimension (rotate_half) of x [B, T, heads, h]."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Apply the rotary embedding to x [B, T, heads, h]; sin and cos are those of `rotary`.
+
+    Entries i and i + h/2 of a head make a pair (the layout that transformers calls rotate_half).
+    """
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # each [B, T, heads, h/2]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
@@ -78,12 +90,12 @@ def self_attend(
     valid: jax.Array | None = None,
     segments: jax.Array | None = None,
 ) -> Attend:
-    """Attention of a row over itself: training, log-probabilities, scoring.
+    """Attention of each row to itself, for training, log-probabilities and scoring.
 
     Args:
-      positions: [B, T] positions within each (packed) sequence, which rise by one a slot.
+      positions: [B, T] positions within each sequence of a row; they rise by one from slot to slot.
       valid: [B, T], False for padding.
-      segments: [B, T] ids of packed sequences.
+      segments: [B, T] the packed sequence that each token belongs to.
     """
     places = Places(positions, positions, segments, segments, valid)
     compute = {
@@ -110,7 +122,7 @@ def _layer(
     rotation: tuple[jax.Array, jax.Array],
     attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
 ) -> tuple[jax.Array, Any]:
-    """One Gemma-2 layer on x [B, T, D]."""
+    """One Gemma-2 layer on x [B, T, D]: its output [B, T, D], and what `attend` emitted."""
     c, dtype = config, x.dtype
     batch, length, _ = x.shape
     w = {
@@ -122,22 +134,25 @@ def _layer(
     def product(x: jax.Array, name: str, axes: int = 1) -> jax.Array:
         return checkpoint_name(linear(x, w[name], axes), PRODUCT)
 
-    h = rms_norm(x, p["pre_attn_norm"], c.norm_eps)
-    q = rotate(product(h, "q"), *rotation) * jnp.asarray(c.query_scale, dtype)
-    k = rotate(product(h, "k"), *rotation)
-    v = product(h, "v")
-    # Query head n uses key/value head n // G.
-    q = q.reshape(batch, length, c.num_kv_heads, c.queries_per_kv, c.head_dim)
-    # Rows are whole here: with a `sequence` axis, heads are split over it instead of tokens.
-    q, k, v = (constrain(x, ("batch", None, "attention_heads")) for x in (q, k, v))
-    out, emitted = attend(q, k, v)
-    out = out.reshape(batch, length, c.num_heads, c.head_dim)
-    out = product(out, "o", 2)
-    x = x + rms_norm(out, p["post_attn_norm"], c.norm_eps)
-    h = rms_norm(x, p["pre_ffw_norm"], c.norm_eps)
-    gate = jax.nn.gelu(product(h, "gate"), approximate=True)
-    out = product(gate * product(h, "up"), "down")
-    return x + rms_norm(out, p["post_ffw_norm"], c.norm_eps), emitted
+    with jax.named_scope("attention"):
+        h = rms_norm(x, p["pre_attn_norm"], c.norm_eps)  # [B, T, D]
+        q = rotate(product(h, "q"), *rotation) * jnp.asarray(c.query_scale, dtype)  # [B, T, H, h]
+        k = rotate(product(h, "k"), *rotation)  # [B, T, K, h]
+        v = product(h, "v")  # [B, T, K, h]
+        # Query head n uses key/value head n // G.
+        q = q.reshape(batch, length, c.num_kv_heads, c.queries_per_kv, c.head_dim)
+        # A device has whole rows here: a `sequence` mesh axis splits heads instead of tokens.
+        q, k, v = (constrain(x, ("batch", None, "attention_heads")) for x in (q, k, v))
+        out, emitted = attend(q, k, v)  # [B, T, K, G, h]
+        out = out.reshape(batch, length, c.num_heads, c.head_dim)  # [B, T, H, h]
+        out = product(out, "o", 2)  # [B, T, D]
+        x = x + rms_norm(out, p["post_attn_norm"], c.norm_eps)
+    with jax.named_scope("mlp"):
+        h = rms_norm(x, p["pre_ffw_norm"], c.norm_eps)  # [B, T, D]
+        gate = jax.nn.gelu(product(h, "gate"), approximate=True)  # [B, T, F]
+        out = product(gate * product(h, "up"), "down")  # [B, T, D]
+        x = x + rms_norm(out, p["post_ffw_norm"], c.norm_eps)
+    return x, emitted
 
 
 def forward(
@@ -150,48 +165,53 @@ def forward(
     *,
     remat: Remat = "none",
 ) -> tuple[jax.Array, Any]:
-    """Final hidden states, after the last norm.
+    """The final hidden states, after the last norm.
 
     Args:
-      params: the tree of `model.params`; float32 masters or already in the compute dtype. With
-        `layer_inputs`, "blocks" may also be a sequence of one tree a block.
-      config: static.
+      params: the tree of `model.params`, as float32 masters or already in the compute dtype. With
+        `layer_inputs`, "blocks" may also be a sequence that holds one tree a block.
+      config: the model's shape; static.
       tokens: [B, T] token ids.
       positions: [B, T] positions, for the rotary embedding.
       attend: see `Attend`.
-      layer_inputs: None, and the blocks run as a scan; or one {"local": ..., "global": ...} a
-        block, and they run unrolled: the sampler's caches are separate arrays per layer,
-        because slicing them out of a stack would copy the whole cache every step.
-      remat: what the backward pass computes again: "none", no product with a weight, only what
-        lies between them; "block", each pair of layers from its input; "block_save_attention", all
-        of it but attention; "offload", as block, with the inputs kept in host memory.
+      layer_inputs: without them the blocks run as a scan. With them, one {"local": ..., "global":
+        ...} a block, the blocks run unrolled: the sampler's caches are separate arrays per layer,
+        because slicing them out of a stack would copy the whole cache at every step.
+      remat: what the backward pass computes again. "none": only what lies between products with
+        weights and attention, neither of which is computed twice. "block": each block of two
+        layers, from its input. "block_save_attention": each block except for its attention.
+        "offload": as "block", and the inputs of blocks are kept in host memory.
 
     Returns:
       hidden [B, T, D] in the compute dtype, and what `attend` emitted: {"local": ..., "global":
       ...} with leaves [N, ...] from a scan, or a list of such trees, one a block.
+
+    Raises ValueError where `layer_inputs` are not one a block, UserError for an unknown `remat`.
     """
     dtype = jnp.dtype(config.compute_dtype)
-    # Gemma rounds the scale to the activation dtype first: 48.0, 59.75, 68.0 in bfloat16.
-    scale = jnp.asarray(math.sqrt(config.embed_dim), dtype)
-    x = params["embed"][tokens]
-    if layer_inputs is None:
-        # Every device looks up its part of the words' dimensions, then devices trade parts: the
-        # compiler, left alone, would give all tokens to all devices.
-        x = constrain(x, ("replicas", None, "embed"))
-    x = constrain(x.astype(dtype) * scale, ("batch", "seq", None))
+    with jax.named_scope("embed"):
+        # Gemma rounds the scale to the activation dtype first: 48.0, 59.75, 68.0 in bfloat16.
+        scale = jnp.asarray(math.sqrt(config.embed_dim), dtype)
+        x = params["embed"][tokens]  # [B, T, D]
+        if layer_inputs is None:
+            # Every device looks up its part of D for all tokens, then the devices exchange parts.
+            # Without this constraint the compiler would send all tokens to all devices.
+            x = constrain(x, ("replicas", None, "embed"))
+        x = constrain(x.astype(dtype) * scale, ("batch", "seq", None))
     rotation = rotary(positions, config.head_dim, config.rope_theta)
 
     def block(x, block_params, inputs=None):
         emitted = {}
         for kind in LAYER_KINDS:
-            given = None if inputs is None else inputs[kind]
-            x, emitted[kind] = _layer(
-                x,
-                block_params[kind],
-                config,
-                rotation,
-                lambda q, k, v, kind=kind, given=given: attend(q, k, v, kind, given),
-            )
+            layer_input = None if inputs is None else inputs[kind]
+            with jax.named_scope(kind):
+                x, emitted[kind] = _layer(
+                    x,
+                    block_params[kind],
+                    config,
+                    rotation,
+                    lambda q, k, v, kind=kind, entry=layer_input: attend(q, k, v, kind, entry),
+                )
         return constrain(x, ("batch", "seq", None)), emitted
 
     block = _rematerialised(block, config, remat)
@@ -202,8 +222,8 @@ def forward(
             raise ValueError(f"{len(layer_inputs)} layer inputs for {config.num_blocks} blocks")
         emitted = []
         for index, inputs in enumerate(layer_inputs):
-            # What a scan carries is rounded to its dtype. Without a border between blocks, XLA may
-            # keep excess precision here.
+            # A scan rounds what it carries to its dtype. Without a barrier between unrolled blocks,
+            # XLA could keep excess precision from one block to the next.
             x = jax.lax.optimization_barrier(x)
             block_params = (
                 params["blocks"][index]
@@ -219,17 +239,18 @@ def forward(
 def _rematerialised(
     block: Callable[..., Any], config: ModelConfig, remat: Remat
 ) -> Callable[..., Any]:
-    """The block with what `remat` says about its backward pass."""
+    """`block`, whose backward pass recomputes what `remat` says (see `forward`)."""
     policies = jax.checkpoint_policies
     if remat == "none":
         names = policies.save_only_these_names(PRODUCT, SAVED)
         return jax.checkpoint(block, policy=names, prevent_cse=False)
-    # A scan's forward and backward pass are separate programs: nothing else keeps them apart.
-    again = functools.partial(jax.checkpoint, block, prevent_cse=config.scan_unroll > 1)
+    # In a scan of single blocks the forward and the backward pass are separate loops, so that XLA
+    # can not merge the recomputation into the forward pass. In an unrolled scan it could.
+    recomputed = functools.partial(jax.checkpoint, block, prevent_cse=config.scan_unroll > 1)
     if remat == "block":
-        return again()
+        return recomputed()
     if remat == "block_save_attention":
-        return again(policy=policies.save_only_these_names(SAVED))
+        return recomputed(policy=policies.save_only_these_names(SAVED))
     if remat == "offload":
         policy = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
@@ -238,10 +259,10 @@ def _rematerialised(
             offload_dst="pinned_host",
         )
 
-        def named(x, *rest):
+        def with_named_input(x, *rest):
             return block(checkpoint_name(x, "block_input"), *rest)
 
-        return jax.checkpoint(named, policy=policy)
+        return jax.checkpoint(with_named_input, policy=policy)
     raise UserError(f"remat={remat!r} is not known; choose one of {', '.join(get_args(Remat))}")
 
 
@@ -254,9 +275,9 @@ def encode(
     remat: Remat = "none",
 ) -> jax.Array:
     """Hidden states of right-padded rows: tokens [B, T], lengths [B] -> [B, T, D]."""
-    index = jnp.arange(tokens.shape[1])
-    positions = jnp.broadcast_to(index, tokens.shape)
-    valid = index[None, :] < lengths[:, None]
+    index = jnp.arange(tokens.shape[1])  # [T]
+    positions = jnp.broadcast_to(index, tokens.shape)  # [B, T]
+    valid = index[None, :] < lengths[:, None]  # [B, T]
     attend = self_attend(config, positions, valid=valid)
     return forward(params, config, tokens, positions, attend, remat=remat)[0]
 
@@ -270,11 +291,11 @@ def encode_packed(
     *,
     remat: Remat = "none",
 ) -> jax.Array:
-    """Hidden states of rows that hold several sequences: all [B, T] -> [B, T, D].
+    """Hidden states [B, T, D] of rows that hold several sequences; every argument is [B, T].
 
     Args:
-      positions: from 0 in each sequence.
-      segments: which sequence of its row a token belongs to; padding has one of its own.
+      positions: counted from 0 in each sequence.
+      segments: which sequence of its row a token belongs to; padding has a segment of its own.
     """
     attend = self_attend(config, positions, segments=segments)
     return forward(params, config, tokens, positions, attend, remat=remat)[0]

@@ -1,9 +1,9 @@
-"""The small files of a Hugging Face directory: `config.json`, special token ids, the tokenizer's.
+"""The small files of a Hugging Face directory: `config.json`, special token ids and the tokenizer.
 
-Read: transformers 4 (`rope_theta`, `torch_dtype`, `hidden_act`) and transformers 5 layouts
-(`rope_parameters`, `dtype`, `hidden_activation`). Written: both at once, so either version and the
-inference servers built on them read it. A value that `model/gemma2.py` does not implement is an
-error here, never a different model in silence.
+The layouts of transformers 4 (`rope_theta`, `torch_dtype`, `hidden_act`) and of transformers 5
+(`rope_parameters`, `dtype`, `hidden_activation`) are both read. What is written has both, so that
+either version, and the inference servers built on them, can read it. A value that
+`model/gemma2.py` does not implement is an error here; it is never ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.tokenizer.files import ID_NAMES, MORE_TEMPLATES, folder_ids, named_tokens, read_folder
 from grm_jax.tokenizer.vocabulary import load_sentencepiece, read_vocabulary
 
-# Copied beside the weights. generation_config.json rides along: it holds the ids that end a text.
+# The files that are copied beside the weights; generation_config.json has the ids that end a text.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -39,8 +39,9 @@ INDEX = "model.safetensors.index.json"
 # Type names in a safetensors header.
 DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 
-# What transformers' Gemma2Config assumes for a key that is absent. These say how large the weights
-# are, so a file without one of them is refused: which value is meant is for its owner to say.
+# What transformers' Gemma2Config assumes for absent keys that set the sizes of the weights. A file
+# without one of them is refused, since only its owner can say which value is meant; the error names
+# the value that transformers assumes.
 _REQUIRED = {
     "num_hidden_layers": 26,
     "hidden_size": 2304,
@@ -50,7 +51,7 @@ _REQUIRED = {
     "intermediate_size": 9216,
     "vocab_size": 256000,
 }
-# (ModelConfig field, config.json key, type, what is assumed if it is absent).
+# (ModelConfig field, config.json key, type, the value of an absent key or _REQUIRED).
 _FIELDS: tuple[tuple[str, str, type, Any], ...] = (
     ("num_layers", "num_hidden_layers", int, _REQUIRED),
     ("embed_dim", "hidden_size", int, _REQUIRED),
@@ -66,7 +67,7 @@ _FIELDS: tuple[tuple[str, str, type, Any], ...] = (
     ("final_softcap", "final_logit_softcapping", float, 30.0),
     ("norm_eps", "rms_norm_eps", float, 1e-6),
 )
-# What the forward pass does not do: key -> the values that mean "not used". Absent is not used.
+# What the forward pass does not implement: key -> the values that it allows. The key may be absent.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "attention_dropout": (0, None),
@@ -85,15 +86,16 @@ class CheckpointError(UserError):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError naming the file and what is wrong."""
+    """The JSON object in a file. Raises CheckpointError that names the file and what is wrong."""
     return files.read_json(path, CheckpointError)
 
 
 def read_config(directory: str | Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face Gemma-2 directory.
 
-    `compute_dtype` follows the file's `dtype`: bfloat16 stays bfloat16; float32, float16 and none
-    become float32 (float16 overflows in Gemma-2). Change it with `config.replace(compute_dtype=)`.
+    `compute_dtype` follows the file's `dtype`: bfloat16 stays bfloat16; float32, float16 and a
+    missing dtype become float32, because float16 overflows in Gemma-2. Change it with
+    `config.replace(compute_dtype=)`.
 
     Raises CheckpointError for another model type, a missing or ill-typed field, and any value that
     the forward pass does not implement.
@@ -124,7 +126,7 @@ def read_config(directory: str | Path) -> ModelConfig:
 
 
 def read_num_labels(directory: str | Path) -> int:
-    """Width of the scalar head that `config.json` declares; 0 for a language model.
+    """The width of the scalar head that `config.json` declares; 0 for a language model.
 
     As in transformers, an absent `id2label` and `num_labels` means 2 for a classifier.
     Raises CheckpointError for an architecture that is neither.
@@ -149,26 +151,26 @@ def read_num_labels(directory: str | Path) -> int:
 
 
 def is_tied(directory: str | Path) -> bool:
-    """Whether `config.json` says that the head is the embedding; transformers assumes so."""
+    """Whether the head is the embedding: as in transformers, unless `config.json` denies it."""
     return read_json(Path(directory) / "config.json").get("tie_word_embeddings") is not False
 
 
 def config_json(
     config: ModelConfig, *, num_labels: int, dtype: str, ids: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `config.json` says of a model, readable by transformers 4 and 5.
+    """The content of `config.json` for a model, readable by transformers 4 and 5.
 
     Args:
-      num_labels: 0 for a language model, else the width of the scalar head.
-      dtype: of the stored tensors: float32, bfloat16 or float16.
-      ids: bos_token_id, eos_token_id, pad_token_id.
+      num_labels: the width of the scalar head; 0 for a language model.
+      dtype: the dtype of the stored tensors: float32, bfloat16 or float16.
+      ids: bos_token_id, eos_token_id and pad_token_id.
     """
     scalar = config.query_pre_attn_scalar
     written = {
         "architectures": [CLASSIFIER if num_labels else LANGUAGE_MODEL],
         "model_type": "gemma2",
         **{key: getattr(config, name) for name, key, _, _ in _FIELDS},
-        # transformers declares it an integer, and 5 refuses 256.0.
+        # transformers declares it as an integer, and version 5 refuses 256.0.
         "query_pre_attn_scalar": int(scalar) if float(scalar).is_integer() else scalar,
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_activation": "gelu_pytorch_tanh",
@@ -191,11 +193,11 @@ def config_json(
 
 
 def special_ids(directory: str | Path | None) -> dict[str, Any]:
-    """bos, eos and pad token ids, as `config.json` wants them (eos: an id or a list of them).
+    """The bos, eos and pad token ids in the form of `config.json` (eos is an id or a list of ids).
 
-    Each comes from the first of these that has it: `generation_config.json`, `config.json`, then
-    the names in `tokenizer_config.json` looked up in `tokenizer.json` or `tokenizer.model`. Without
-    a directory they are Gemma-2's own: 2, 1, 0.
+    Each id comes from the first of these that has it: `generation_config.json`, `config.json`, and
+    the token's name in `tokenizer_config.json`, looked up in `tokenizer.json` or `tokenizer.model`.
+    Without a directory the ids are those of Gemma-2: 2, 1 and 0.
 
     Raises CheckpointError when a directory names no token that ends a text.
     """
@@ -215,15 +217,16 @@ def special_ids(directory: str | Path | None) -> dict[str, Any]:
             "tokenizer_config.json or `eos_token_id` in generation_config.json"
         )
     if isinstance(ids["eos_token_id"], list) and len(ids["eos_token_id"]) == 1:
-        ids["eos_token_id"] = ids["eos_token_id"][0]  # some servers want a number where one will do
+        ids["eos_token_id"] = ids["eos_token_id"][0]  # some servers accept no list of one id
     return ids
 
 
 def copy_tokenizer(source: str | Path, target: str | Path) -> list[str]:
-    """Copy the tokenizer's files (`TOKENIZER_FILES`, more chat templates) of `source`; their names.
+    """Copy the tokenizer's files of `source`, and return their names.
 
-    Raises CheckpointError when `source` is no directory, or one of them is a link that leads
-    nowhere or a Git LFS pointer; nothing is copied then.
+    They are `TOKENIZER_FILES` and the folder of additional chat templates, as far as they exist.
+    Raises CheckpointError when `source` is no directory, or one of the files is a broken link or a
+    Git LFS pointer; nothing is copied then.
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
@@ -262,6 +265,7 @@ def _refuse_unimplemented(path: Path, raw: dict[str, Any]) -> None:
 
 
 def _number(path: Path, raw: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+    """The positive number of a key, as `kind`; `default` where it is absent."""
     if key not in raw:
         if default is _REQUIRED:
             assumed = _REQUIRED[key]
@@ -299,9 +303,9 @@ def _rope_theta(path: Path, raw: dict[str, Any]) -> float:
 
 
 def token_ids(root: Path) -> dict[str, int]:
-    """Literal -> id of the vocabulary in a folder; {} where the folder has none.
+    """The id of every token, by its text, in a folder's vocabulary; {} where the folder has none.
 
-    Raises CheckpointError or TokenizerError naming a file that can not be read.
+    Raises CheckpointError or TokenizerError that names a file which can not be read.
     """
     if files.there(file := root / "tokenizer.json"):
         ids, added = read_vocabulary(read_json(file), file)

@@ -1,7 +1,7 @@
 """Writing a Gemma-2 as a Hugging Face checkpoint; public through `model/huggingface.py`.
 
-One tensor is gathered, laid out, cast and appended to its file at a time. The header, which comes
-first, is known from the parameter table, so no file is ever whole in memory.
+One tensor at a time is gathered, transposed, cast and appended to its file. The header, which comes
+first in a file, follows from the parameter table, so that no file is ever whole in memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Tensor:
 
     name: str
     spec: ParamSpec
-    index: int | None  # into the stacked dimension
+    index: int | None  # its index into the stacked dimension
     dtype: np.dtype
 
     @property
@@ -62,22 +62,25 @@ def save(
 ) -> None:
     """Write a directory that transformers and the servers built on it load.
 
-    Call it in every process: all take part in gathering, the first writes. `config.json` comes
-    last, so an interrupted export is not taken for a checkpoint.
+    Every process must call this: all take part in gathering, and the first one writes.
+    `config.json` is written last, so that an interrupted export is not mistaken for a checkpoint.
 
     Args:
-      directory: made if need be; may hold tokenizer files, but no weights or config yet.
-      params: the tree of `model.params`; with "score" a `Gemma2ForSequenceClassification` is
-        written, without a `Gemma2ForCausalLM` (its head is the embedding and is not stored twice).
-      dtype: of the stored tensors (float32, bfloat16, float16); None keeps each parameter's.
-      max_shard_bytes: more than this is split over several files with an index. A tensor is never
-        split, so a file may be as large as the largest tensor.
-      tokenizer_dir: its tokenizer files are copied, and say the bos, eos and pad ids.
+      directory: created if it does not exist; may hold tokenizer files, but no weights or config.
+      params: the tree of `model.params`. With a "score", a `Gemma2ForSequenceClassification` is
+        written; without one, a `Gemma2ForCausalLM`, whose head is the embedding and is not stored
+        twice.
+      dtype: the dtype of the stored tensors (float32, bfloat16 or float16); None keeps each
+        parameter's dtype.
+      max_shard_bytes: weights of more bytes are split over several files with an index. A tensor is
+        never split, so a file may be as large as the largest tensor.
+      tokenizer_dir: a directory whose tokenizer files are copied, and from which the bos, eos and
+        pad ids are taken.
 
     Raises:
       UserError: `directory` already holds a model.
-      CheckpointError: the parameters do not fit the config, hold a type safetensors weights do not
-        have here, or do not fit into float16.
+      CheckpointError: the parameters do not fit the config, have a dtype other than those three, or
+        have values too large for float16.
     """
     root = Path(directory)
     if max_shard_bytes <= 0:
@@ -93,7 +96,7 @@ def save(
     ids = special_ids(tokenizer_dir)
     files = _plan_files(_tensors(table, params, dtype), max_shard_bytes)
 
-    # Nobody may find files that another process has just begun to write, or leave before the last.
+    # Every process must have checked the directory before the first one writes into it.
     barrier("save: checked")
     writing = first()
     if writing:
@@ -160,8 +163,8 @@ def _check_params(table: tuple[ParamSpec, ...], params: Params) -> None:
 
 
 def _tensors(table: tuple[ParamSpec, ...], params: Params, dtype: Any) -> list[_Tensor]:
-    """All tensors, layer by layer, so that a shard holds whole layers."""
-    found: list[tuple[float, _Tensor]] = []
+    """All tensors in the order of layers, so that those of a layer lie together in the files."""
+    by_layer: list[tuple[float, _Tensor]] = []
     for spec in table:
         stored = np.dtype(jnp.dtype(get_leaf(params, spec.path).dtype if dtype is None else dtype))
         if stored not in _DTYPE_NAMES:
@@ -170,14 +173,15 @@ def _tensors(table: tuple[ParamSpec, ...], params: Params, dtype: Any) -> list[_
                 "or float16"
             )
         for index, name in spec.hf_names():
-            ends = -1.0 if spec.path == ("embed",) else math.inf
-            layer = ends if index is None else float(name.split(".")[2])
-            found.append((layer, _Tensor(name, spec, index, stored)))
-    return [tensor for _, tensor in sorted(found, key=lambda pair: pair[0])]
+            # The embedding comes before the layers, the final norm and the scalar head after them.
+            outside = -1.0 if spec.path == ("embed",) else math.inf
+            layer = outside if index is None else float(name.split(".")[2])
+            by_layer.append((layer, _Tensor(name, spec, index, stored)))
+    return [tensor for _, tensor in sorted(by_layer, key=lambda pair: pair[0])]
 
 
 def _plan_files(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[_Tensor]]:
-    """File name -> its tensors, split and named as transformers does."""
+    """The tensors of each file, by its name; split and named as transformers does it."""
     named = {tensor.name: tensor for tensor in tensors}
     split = split_state_dict_into_shards_factory(
         named,
@@ -191,7 +195,7 @@ def _plan_files(tensors: list[_Tensor], max_shard_bytes: int) -> dict[str, list[
 
 
 def _fetch(tensor: _Tensor, leaf: jax.Array | np.ndarray) -> np.ndarray:
-    """One tensor on the host, in Hugging Face's layout and the wanted type."""
+    """One tensor on the host, in Hugging Face's layout and the dtype to be stored."""
     spec = tensor.spec
     if tensor.index is not None or spec.hf_transposed or leaf.dtype != tensor.dtype:
         index = np.int32(tensor.index or 0)
@@ -214,6 +218,7 @@ def _to_hf(
     shape: tuple[int, ...],
     dtype: np.dtype,
 ) -> jax.Array:
+    """One layer of a parameter in Hugging Face's layout and `dtype`."""
     layer = jnp.asarray(leaf)
     if stacked:
         layer = jax.lax.dynamic_index_in_dim(layer, index, 0, keepdims=False)
@@ -221,8 +226,8 @@ def _to_hf(
 
 
 def _write_file(path: Path, tensors: list[_Tensor], arrays: Iterable[np.ndarray]) -> None:
-    """A safetensors file: 8 bytes header length, JSON header, then the tensors' bytes in order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    """Write a safetensors file: the header's length in 8 bytes, a JSON header, then the tensors."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     end = 0
     for tensor in tensors:
         start, end = end, end + tensor.nbytes
@@ -232,7 +237,7 @@ def _write_file(path: Path, tensors: list[_Tensor], arrays: Iterable[np.ndarray]
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts aligned
+    text += b" " * (-len(text) % 8)  # so that the data starts at a multiple of 8 bytes
     with path.open("wb") as out:
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)

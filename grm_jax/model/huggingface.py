@@ -1,18 +1,21 @@
-"""Gemma-2 checkpoints in Hugging Face's format, in and out, through the parameter table. No torch.
+"""Gemma-2 checkpoints in Hugging Face's format, in and out, through the parameter table.
 
 A directory holds `config.json`, one `model.safetensors` or shards with
-`model.safetensors.index.json`, and the tokenizer's files. Language models (`Gemma2ForCausalLM`,
-tied head) and scalar heads (`Gemma2ForSequenceClassification`, `score.weight`: the meta RM).
+`model.safetensors.index.json`, and the tokenizer's files. The model is a language model
+(`Gemma2ForCausalLM`, with a tied head) or has a scalar head (`Gemma2ForSequenceClassification`,
+whose `score.weight` a meta RM has). Neither reading nor writing needs torch.
 
-Memory. Reading: every process reads only the parts that its devices hold, one tensor (one layer of
-one parameter) at a time, casts on the device and writes it into the stacked device array in place.
-So the host holds at most two copies (as read, transposed) of the local part of one tensor, the
-largest being the embedding: 2.4 GB for 27b in bfloat16. The device holds the parameters and, for
-a moment, one more tensor; on the CPU backend the device is the host. Writing: one tensor is
-gathered, transposed, cast and appended to its file at a time; the file's header is known before,
-so no shard is ever whole in memory.
+Memory for reading: every process reads only the parts that its devices hold, one tensor (one layer
+of one parameter) at a time, casts it on the device and writes it into the stacked device array in
+place. So the host holds at most two copies (as read, and transposed) of the local part of one
+tensor, the largest being the embedding: 2.4 GB for 27b in bfloat16. The device holds the parameters
+and, for a moment, one more tensor; on the CPU backend the device is the host.
 
-Dimensions: N blocks (stacked), I summed-over (input) dimensions, O output dimensions.
+Memory for writing: one tensor at a time is gathered, transposed, cast and appended to its file. The
+file's header is known before, so that no shard is ever whole in memory.
+
+Dimensions: N blocks (stacked), D embedding, H query heads, h size of a head, I the input dimensions
+of a weight, flattened, O its output dimensions, flattened.
 """
 
 from __future__ import annotations
@@ -50,11 +53,11 @@ from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_
 __all__ = ["CheckpointError", "is_checkpoint_dir", "load", "read_config", "save"]
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_COMPARE_ROWS = 4096  # of the embedding and a separate head, at once
+_COMPARE_ROWS = 4096  # how many rows of the embedding and of a separate head are compared at once
 
 
 def is_checkpoint_dir(path: str | Path) -> bool:
-    """Whether `path` has a `config.json` and safetensors weights (of whatever model)."""
+    """Whether `path` has a `config.json` and safetensors weights, of any model."""
     root = Path(path)
     return (root / "config.json").is_file() and any(
         (root / name).is_file() for name in (SINGLE, INDEX)
@@ -71,8 +74,8 @@ def load(
     """Read a checkpoint into the parameter tree of `model.params`.
 
     Args:
-      directory: with `config.json` and safetensors files.
-      dtype: of the parameters in memory; None keeps what each tensor is stored in.
+      directory: a folder with `config.json` and safetensors files.
+      dtype: the parameters' dtype in memory; None keeps the dtype in which each is stored.
       shardings: a tree like the parameters; None leaves all on the default device.
       num_labels: 0 for a language model, 1 for a meta RM (`score.weight`); None takes what
         `config.json` declares.
@@ -81,10 +84,11 @@ def load(
       the config, and the parameters.
 
     Raises:
-      CheckpointError: not a Gemma-2 checkpoint, unimplemented values, pickled weights, or missing,
-        surplus or misshapen tensors (all are listed). `lm_head.weight` may be there if it equals
-        the embedding. An embedding with more rows than `vocab_size` is an error, not cut: the rows
-        may be padding (256128 from Google's tables) or tokens that someone added.
+      CheckpointError: for a directory that holds no Gemma-2 checkpoint, unimplemented values,
+        pickled weights, and missing, surplus or misshapen tensors (which are listed). A
+        `lm_head.weight` is allowed if it equals the embedding. An embedding with more rows than
+        `vocab_size` is an error, and is not cut: the rows may be padding (Google's tables have
+        256128) or tokens that someone added.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -104,15 +108,15 @@ def load(
         wanted = {spec.path: _wanted_dtype(spec, tensors, dtype) for spec in table}
 
         def leaf(spec: ParamSpec) -> jax.Array:
-            where = None if shardings is None else get_leaf(shardings, spec.path)
-            return _read_parameter(spec, tensors, wanted[spec.path], where)
+            sharding = None if shardings is None else get_leaf(shardings, spec.path)
+            return _read_parameter(spec, tensors, wanted[spec.path], sharding)
 
         return config, build_tree(table, leaf)
 
 
 @contextlib.contextmanager
 def _open(root: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name -> a lazy safetensors slice, over all files of the checkpoint."""
+    """A lazy safetensors slice for each tensor name, over all files of the checkpoint."""
     tensors: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         for path in _weight_files(root):
@@ -131,6 +135,7 @@ def _open(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _weight_files(root: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises CheckpointError where there are none."""
     single, index = root / SINGLE, root / INDEX
     if files.there(single) and files.there(index):
         raise CheckpointError(
@@ -170,6 +175,7 @@ def _weight_files(root: Path) -> list[Path]:
 def _check_names_and_shapes(
     root: Path, config: ModelConfig, table: tuple[ParamSpec, ...], tensors: dict[str, Any]
 ) -> None:
+    """Raise CheckpointError unless the tensors are those of the table and the head is tied."""
     expected = {name: spec.hf_shape for spec in table for _, name in spec.hf_names()}
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     shapes = {name: tuple(part.get_shape()) for name, part in tensors.items()}
@@ -251,7 +257,7 @@ def _wanted_dtype(spec: ParamSpec, tensors: dict[str, Any], dtype: Any) -> np.dt
 def _read_parameter(
     spec: ParamSpec, tensors: dict[str, Any], dtype: np.dtype, sharding: Sharding | None
 ) -> jax.Array:
-    """One parameter on its devices: a whole tensor, or N layers written into place."""
+    """One parameter on its devices: one tensor, or those of N layers in one stacked array."""
     names = list(spec.hf_names())
     if not spec.stacked:
         (_, name), *_ = names
@@ -262,16 +268,16 @@ def _read_parameter(
     for index, name in names:
         read = functools.partial(_part, spec, tensors[name])
         layer = _place(spec.layer_shape, _layer_sharding(sharding), read)
-        # Waiting bounds memory: otherwise the host would read ahead of the transfers.
+        # Waiting bounds the memory: without it the host would read faster than it transfers.
         stack = jax.block_until_ready(put(stack, layer, np.int32(index or 0)))
     return stack
 
 
 def _part(spec: ParamSpec, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
-    """`index` of one layer's parameter, in our layout, in the stored dtype.
+    """The part at `index` of one layer's parameter, in the layout of `params` and the stored dtype.
 
-    Hugging Face holds a linear layer as [O, I], both flattened: `q` [D, H, h] is stored as
-    [H*h, D]. Only the rows and columns that cover `index` are read.
+    Hugging Face stores a linear layer as [O, I]; `q` [D, H, h], for example, as [H * h, D]. Only
+    the rows and columns that cover `index` are read.
     """
     if not spec.hf_transposed:
         return tensor[index]
@@ -285,9 +291,14 @@ def _part(spec: ParamSpec, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Cover:
-    """A run of a flattened group of dimensions that covers an index into the group.
+    """A contiguous part of a flattened group of dimensions that covers an index into the group.
 
-    Example: heads 2:4 of [8, 256] are the run 512:1024, of shape [2, 256], of which all is wanted.
+    Attributes:
+      flat: the part of the flattened group.
+      shape: the part's shape with its dimensions apart.
+      rest: what of that shape the index selects.
+
+    Example: heads 2:4 of [8, 256] are the part 512:1024, of shape [2, 256], of which all is wanted.
     """
 
     flat: slice
@@ -308,7 +319,7 @@ def _place(
     sharding: Sharding | None,
     read: Callable[[tuple[slice, ...]], np.ndarray],
 ) -> jax.Array:
-    """A device array whose parts are read one by one; replicas share one read."""
+    """A device array whose parts are read one by one; devices with equal parts share one read."""
     if sharding is None:
         return jnp.asarray(read((slice(None),) * len(shape)))
     seen: dict[Any, np.ndarray] = {}
@@ -331,7 +342,8 @@ def _layer_sharding(sharding: Sharding | None) -> Sharding | None:
 
 @functools.lru_cache(maxsize=64)
 def _stacking(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
-    """(make zeros, write one layer in place) for a stacked parameter."""
+    """Two jitted functions for a stacked parameter: one that makes zeros, one that writes a layer
+    into them in place."""
     zeros = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
     def put(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:

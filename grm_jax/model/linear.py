@@ -1,7 +1,11 @@
 """A linear map whose weight may be stored in more than one way.
 
-The forward pass multiplies through `linear` and looks words up through `lookup`; a weight is an
-array, or one of the forms below that decoding uses (`sampler.weights` makes them).
+The forward pass multiplies through `linear`. A weight is an array or one of three other forms:
+`LowRank`, which LoRA trains and decodes with, and `OutMajor` and `Int8`, which only decoding uses
+(`sampler.weights` makes them).
+
+Dimensions: "in" and "out" are the flattened input and output dimensions of a weight, r the rank of
+an adapter, rows the flattened leading dimensions of x.
 """
 
 from __future__ import annotations
@@ -14,15 +18,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Up to this many rows a CPU multiplies faster with the matrix on the left; beyond, slower.
+# Up to this many rows a CPU multiplies faster with the matrix on the left; with more, slower.
 FEW = 128
 
 
 def apart(x: jax.Array) -> jax.Array:
-    """x; on a CPU, what follows does not change how it is computed.
+    """x, behind an optimization barrier on a CPU, so that its uses do not change its computation.
 
-    XLA's CPU compiler would turn a transposed product into a product of transposed matrices, which
-    costs more than to transpose the result.
+    Without the barrier, XLA's CPU compiler turns the transpose of a product into a product of
+    transposed matrices, which costs more than transposing the result.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
@@ -31,43 +35,43 @@ def apart(x: jax.Array) -> jax.Array:
 class OutMajor:
     """A matrix stored [out, in] that is multiplied from the left, [out, in] x [in, rows].
 
-    XLA's CPU matrix product of few rows is faster in this form. The barrier keeps the compiler from
-    turning it back.
+    On a CPU, XLA's product of few rows is faster in this form. An optimization barrier keeps the
+    compiler from changing it back into the usual one.
 
     Attributes:
       matrix: [out, in].
-      shape: the output's trailing dimensions, with product `out`.
+      shape: the trailing dimensions of the output, whose product is `out`.
     """
 
     matrix: jax.Array
     shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
     def apply(self, x: jax.Array, axes: int) -> jax.Array:
-        """The float32 product."""
+        """The float32 product of the weight and the last `axes` dimensions of x."""
         lead = x.shape[: x.ndim - axes]
-        rows = x.reshape(math.prod(lead), -1)
-        if rows.shape[0] > FEW:  # a prompt's tokens
+        rows = x.reshape(math.prod(lead), -1)  # [rows, in]
+        if rows.shape[0] > FEW:  # prefill: the tokens of prompts
             out = jnp.einsum("ri,oi->ro", rows, self.matrix, preferred_element_type=jnp.float32)
         else:
             out = jnp.einsum("oi,ri->or", self.matrix, rows, preferred_element_type=jnp.float32)
-            out = jax.lax.optimization_barrier(out).T
+            out = jax.lax.optimization_barrier(out).T  # [rows, out]
         return out.reshape(*lead, *self.shape)
 
 
 @flax.struct.dataclass
 class Int8:
-    """A weight of 8-bit integers with one float32 scale an output: w = values * scale.
+    """A weight of 8-bit integers with one float32 scale for each output: w = values * scale.
 
     Attributes:
-      values: int8, in the weight's own shape.
-      scale: float32, the weight's shape with 1 for its input dimensions.
+      values: int8, in the shape of the weight.
+      scale: float32, in the shape of the weight with 1 for each input dimension.
     """
 
     values: jax.Array
     scale: jax.Array
 
     def apply(self, x: jax.Array, axes: int) -> jax.Array:
-        """The float32 product."""
+        """The float32 product of the weight and the last `axes` dimensions of x."""
         values = self.values.astype(x.dtype)
         out = jnp.tensordot(x, values, axes, preferred_element_type=jnp.float32)
         return out * self.scale.reshape(self.scale.shape[axes:])
@@ -77,13 +81,15 @@ class Int8:
 class LowRank:
     """A frozen weight and a trained change of low rank: w + scale a b (see `model.lora`).
 
-    The two are never added up: in bfloat16 that would lose changes of less than 0.2% of a weight.
+    The change is not added to the weight, since in bfloat16 that would lose changes of less than
+    0.2% of a weight.
 
     Attributes:
       w: the frozen weight, in any form; no gradient reaches it.
       a: [inputs of w..., r].
       b: [r, outputs of w...].
-    All three may have a leading axis of layers, which a scan takes off.
+      scale: the factor of the change.
+    The three arrays may have a leading axis of layers, over which a scan runs.
     """
 
     w: jax.Array | OutMajor | Int8
@@ -92,7 +98,11 @@ class LowRank:
     scale: float = flax.struct.field(pytree_node=False)
 
     def apply(self, x: jax.Array, axes: int) -> jax.Array:
-        """The product, without ever forming a b; both parts are added before they are rounded."""
+        """The product of x with w + scale a b, without ever forming a b.
+
+        Both parts are added in float32. The result is float32 where w is `OutMajor` or `Int8`, else
+        it is rounded to the dtype of x.
+        """
         if isinstance(self.w, OutMajor | Int8):
             low = jnp.tensordot(x, self.a.astype(x.dtype), axes)
             change = jnp.tensordot(
@@ -107,7 +117,8 @@ class LowRank:
 def _adapted(
     axes: int, scale: float, x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array
 ) -> jax.Array:
-    low = jnp.tensordot(x, a.astype(x.dtype), axes)
+    """x (w + scale a b), in the dtype of x; both parts are added before they are rounded."""
+    low = jnp.tensordot(x, a.astype(x.dtype), axes)  # [..., r]
     out = jnp.tensordot(x, w, axes, preferred_element_type=jnp.float32)
     change = jnp.tensordot(low, b.astype(x.dtype), 1, preferred_element_type=jnp.float32)
     return (out + scale * change).astype(x.dtype)
@@ -118,7 +129,7 @@ def _adapted_forward(axes: int, scale: float, x, w, a, b):
 
 
 def _adapted_backward(axes: int, scale: float, kept, dy: jax.Array):
-    """Gradients of x, a and b, by products in the dtype of x."""
+    """The gradients of x, a and b, computed by products in the dtype of x."""
     x, w, a, b = kept
 
     def product(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -135,17 +146,20 @@ _adapted.defvjp(_adapted_forward, _adapted_backward)
 def dense(weight: LowRank, key: jax.Array) -> jax.Array:
     """A layer's weight as one array: w + scale a b, computed in float32, in the dtype of w.
 
-    bfloat16 is rounded randomly: to nearest, small changes would all be lost, since w itself is a
-    number of bfloat16.
+    The result is rounded stochastically where w is bfloat16. Rounding to nearest would lose every
+    small change, since w itself is a bfloat16 number.
     """
     w = cast(jax.Array, weight.w)
     a, b = (x.astype(jnp.float32) for x in (weight.a, weight.b))
-    whole = w.astype(jnp.float32) + weight.scale * jnp.tensordot(a, b, 1)
-    return round_randomly(whole, key) if w.dtype == jnp.bfloat16 else whole.astype(w.dtype)
+    merged = w.astype(jnp.float32) + weight.scale * jnp.tensordot(a, b, 1)
+    return round_randomly(merged, key) if w.dtype == jnp.bfloat16 else merged.astype(w.dtype)
 
 
 def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 to one of the two nearest bfloat16, the nearer the likelier: right on average."""
+    """float32 x, stochastically rounded to one of the two nearest bfloat16 numbers.
+
+    The probability of each is proportional to its nearness, so that the expected value is x.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     cut = (bits + noise) & jnp.uint32(0xFFFF0000)
@@ -154,7 +168,12 @@ def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:
-    """Contract the last `axes` dimensions of x with the first ones of w."""
+    """Contract the last `axes` dimensions of x with the first `axes` of w; in the dtype of x.
+
+    Args:
+      x: [..., inputs of w...].
+      w: an array [inputs..., outputs...], or a weight in one of the forms above.
+    """
     if isinstance(w, OutMajor | Int8 | LowRank):
         return w.apply(x, axes).astype(x.dtype)
     return cast(jax.Array, _product(x, w, axes))
@@ -170,7 +189,11 @@ def _product_forward(x: jax.Array, w: jax.Array, axes: int):
 
 
 def _product_backward(axes: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array):
-    """Gradients of x and of w. A CPU transposes one of x and dy for that of w: the narrower."""
+    """The gradients of x and of w.
+
+    For the gradient of w a CPU transposes one of x and dy; the order of the product is chosen so
+    that it is the narrower of the two.
+    """
     x, w = kept
     rows = list(range(x.ndim - axes))
     inputs, outputs = list(range(len(rows), x.ndim)), list(range(len(rows), dy.ndim))
@@ -187,7 +210,7 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def int8(w: jax.Array, axes: int) -> Int8:
-    """The nearest `Int8` of a weight whose first `axes` dimensions are inputs."""
+    """A weight, whose first `axes` dimensions are inputs, rounded to the nearest `Int8`."""
     over = tuple(range(axes))
     scale = jnp.maximum(jnp.max(jnp.abs(w.astype(jnp.float32)), over, keepdims=True), 1e-12) / 127
     values = jnp.clip(jnp.round(w.astype(jnp.float32) / scale), -127, 127)

@@ -1,12 +1,14 @@
-"""Low-rank adapters: train a b beside a frozen w, and use w + scale a b (arXiv:2106.09685).
+"""LoRA: train low-rank adapters a, b beside a frozen w, and use w + scale a b (arXiv:2106.09685).
 
-The adapters' table is derived from the model's: trained, sharded, saved and counted like any
-parameters. `attach` puts them beside the frozen weights for the forward pass and for decoding,
-`merge` adds them up for the model that is written at the end.
+The table of the adapters is derived from the model's, so adapters are initialised, sharded, saved
+and counted as parameters are. `attach` puts them beside the frozen weights for the forward pass and
+for decoding; `merge` adds them to the weights, for the model that is written at the end.
 
     {"blocks": {"local": {"q": {"a": [N, D, r], "b": [N, r, H, h]}, ...}, ...}, "score": [D, C]}
 
-Dimensions: as in `params`, and r rank. A scalar head is small and trained whole.
+A scalar head is small; it has no adapter and is trained itself.
+
+Dimensions: as in `params`, and r rank.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Adapters instead of full training."""
+    """Training of low-rank adapters instead of all parameters."""
 
     rank: int = 0
-    """r; 0 trains all parameters."""
+    """The rank r of the adapters; 0 trains all parameters."""
     alpha: float = 16.0
-    """The change is scaled by alpha / rank."""
+    """The change a b is scaled by alpha / rank."""
     targets: tuple[str, ...] = TARGETS
-    """Matrices of a layer that get adapters: q, k, v, o, gate, up, down."""
+    """The matrices of a layer that get adapters, among q, k, v, o, gate, up and down."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.targets) - set(TARGETS))
@@ -44,11 +46,12 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
+        """The factor of the change a b: alpha / rank."""
         return self.alpha / max(self.rank, 1)
 
 
 def adapter_table(table: tuple[ParamSpec, ...], config: LoRAConfig) -> tuple[ParamSpec, ...]:
-    """The trained parameters: two factors a target, and the scalar head if there is one."""
+    """The trained parameters: a and b for each target, and the scalar head if there is one."""
     rows = []
     for spec in table:
         if spec.path == ("score",):
@@ -59,7 +62,7 @@ def adapter_table(table: tuple[ParamSpec, ...], config: LoRAConfig) -> tuple[Par
 
 
 def _factors(spec: ParamSpec, rank: int) -> list[ParamSpec]:
-    """a, random, of the weight's inputs; b, zero, of its outputs (both stacked over layers)."""
+    """The rows of a (random, [N, inputs..., r]) and b (zero, [N, r, outputs...]) of one weight."""
     first, split = 1, 1 + len(spec.inputs)
     a = dataclasses.replace(
         spec,
@@ -84,27 +87,29 @@ def attach(base: Params, adapters: Params, table: tuple[ParamSpec, ...], scale: 
     """The forward pass's parameters: `LowRank` where there is an adapter, else the frozen weight.
 
     Args:
-      base: frozen parameters: differentiate by the adapters alone.
+      base: the frozen parameters; differentiate with respect to the adapters alone.
       adapters: a tree as in `adapter_table`.
-      table: the model's, with its scalar head if the adapters hold one.
+      table: the model's table, with its scalar head if the adapters hold one.
+      scale: see `LoRAConfig.scale`.
     """
 
     def leaf(spec: ParamSpec) -> Any:
-        found = _find(adapters, spec.path)
-        if found is None:
+        trained = _find(adapters, spec.path)
+        if trained is None:
             return get_leaf(base, spec.path)
-        if not isinstance(found, dict):
-            return found
-        return LowRank(get_leaf(base, spec.path), found["a"], found["b"], scale)
+        if not isinstance(trained, dict):  # the scalar head
+            return trained
+        return LowRank(get_leaf(base, spec.path), trained["a"], trained["b"], scale)
 
     return build_tree(table, leaf)
 
 
 def merge(params: Params, key: jax.Array) -> Params:
-    """Plain arrays: every `LowRank` as w + scale a b, in the dtype of w (see `linear.dense`).
+    """Parameters as plain arrays: every `LowRank` becomes w + scale a b, in the dtype of w.
 
     Args:
-      key: for the rounding into bfloat16.
+      params: a tree that `attach` has made.
+      key: the randomness of rounding to bfloat16 (see `linear.dense`).
     """
     leaves, tree = jax.tree.flatten(params, is_leaf=lambda w: isinstance(w, LowRank))
     return jax.tree.unflatten(
@@ -119,6 +124,7 @@ def merge(params: Params, key: jax.Array) -> Params:
 
 
 def _find(tree: Params, path: tuple[str, ...]) -> Any:
+    """The node of the tree at `path`, or None if there is none."""
     node: Any = tree
     for key in path:
         if not isinstance(node, dict) or key not in node:

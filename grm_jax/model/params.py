@@ -1,10 +1,10 @@
-"""The table of parameters: each is declared once, everything else is derived.
+"""The table of parameters: each parameter is declared once, and everything else is derived from it.
 
-A row says a parameter's path in the tree, shape, logical axes, initialiser, and its name and layout
-in a Hugging Face checkpoint. From the table come the abstract tree, the shardings, random
-initialisation, import, export and memory plans.
+A row gives a parameter's path in the tree, its shape, logical axes and initialiser, and its name
+and layout in a Hugging Face checkpoint. The abstract tree, the shardings, random initialisation,
+import, export and memory plans are all derived from the table.
 
-The tree (N = number of (local, global) layer pairs; each pair's leaves are stacked over N):
+The tree (N blocks, each a local and a global layer; the parameters of blocks are stacked over N):
 
     {"embed": [V, D],
      "blocks": {"local":  {"pre_attn_norm": [N, D], "q": [N, D, H, h], ..., "down": [N, F, D]},
@@ -12,8 +12,8 @@ The tree (N = number of (local, global) layer pairs; each pair's leaves are stac
      "final_norm": [D],
      "score": [D, C]}                      # only with a scalar head
 
-Dimensions: V vocabulary, D embed, H query heads, K key/value heads, h head, F feed-forward hidden,
-N blocks, C labels of the scalar head (1).
+Dimensions: V vocabulary, D embedding, H query heads, K key/value heads, h size of a head, F
+feed-forward hidden, N blocks, C labels of the scalar head (1).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class ParamSpec:
     """One parameter.
 
     Attributes:
-      path: keys from the root of the tree.
-      shape: as stored here; a leading N for stacked block parameters.
+      path: the keys from the root of the tree.
+      shape: the shape in the tree, with a leading N for the stacked parameters of blocks.
       axes: a logical axis name (or None) per dimension; `parallel.mesh` maps them to mesh axes.
-      inputs: dimensions summed over in use (the fan-in); () for norms and embeddings.
-      init_std: standard deviation of the normal initialiser; 0 means zeros.
-      hf_name: Hugging Face tensor name; holds `{layer}` for block parameters.
-      hf_transposed: a linear layer: HF stores [outputs, inputs], flattened; ours is its transpose,
-        reshaped. False: the same layout.
+      inputs: the dimensions that a product sums over (the fan-in); () for norms and embeddings.
+      init_std: the standard deviation of the normal initialiser; 0 means zeros.
+      hf_name: the name of the Hugging Face tensor, with `{layer}` in it for parameters of blocks.
+      hf_transposed: True for linear layers, which Hugging Face stores flattened, as [outputs,
+        inputs], and this tree as the transpose, reshaped; False where both layouts are the same.
     """
 
     path: tuple[str, ...]
@@ -67,7 +67,7 @@ class ParamSpec:
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
-        """Shape of the tensor in a Hugging Face file (of one layer)."""
+        """The shape of the tensor of one layer in a Hugging Face file."""
         if not self.hf_transposed:
             return self.layer_shape
         offset = int(self.stacked)
@@ -75,7 +75,10 @@ class ParamSpec:
         return (math.prod(self.shape[offset:]) // fan_in, fan_in)
 
     def hf_names(self) -> Iterator[tuple[int | None, str]]:
-        """(index into the stacked dimension or None, Hugging Face name) of each tensor."""
+        """(index into the stacked dimension, Hugging Face name) of each tensor of the parameter.
+
+        The index is None where the parameter is not stacked.
+        """
         if not self.stacked:
             yield None, self.hf_name
             return
@@ -88,8 +91,8 @@ def param_table(config: ModelConfig, *, num_labels: int = 0) -> tuple[ParamSpec,
     """All parameters of a Gemma-2, in a fixed order.
 
     Args:
-      config: the size.
-      num_labels: width C of the scalar head (`Gemma2ForSequenceClassification`); 0 for none.
+      config: the model's shape.
+      num_labels: the width C of the scalar head (`Gemma2ForSequenceClassification`); 0 for none.
     """
     c = config
     n, d, h, k, e, f = (
@@ -107,8 +110,8 @@ def param_table(config: ModelConfig, *, num_labels: int = 0) -> tuple[ParamSpec,
             (c.vocab_size, d),
             ("vocab", "embed"),
             (),
-            # The input is scaled by sqrt(D) and the output is tied: this gives unit-variance
-            # activations on the way in and unit-variance logits on the way out.
+            # The input is scaled by sqrt(D), and the output head is tied to the embedding. With
+            # this deviation both the first activations and the logits have unit variance.
             d**-0.5,
             "model.embed_tokens.weight",
         )
@@ -149,7 +152,7 @@ def param_table(config: ModelConfig, *, num_labels: int = 0) -> tuple[ParamSpec,
                 (d, num_labels),
                 ("embed", None),
                 (0,),
-                0.0,  # zero: every critique starts at probability one half
+                0.0,  # with zeros, every critique starts at probability one half
                 "score.weight",
                 True,
             )
@@ -158,7 +161,7 @@ def param_table(config: ModelConfig, *, num_labels: int = 0) -> tuple[ParamSpec,
 
 
 def build_tree(table: tuple[ParamSpec, ...], leaf: Callable[[ParamSpec], Any]) -> Params:
-    """The nested dict whose leaf at each row's path is `leaf(row)`."""
+    """A nested dict with `leaf(row)` at the path of each row."""
     tree: Params = {}
     for spec in table:
         node = tree
@@ -169,7 +172,7 @@ def build_tree(table: tuple[ParamSpec, ...], leaf: Callable[[ParamSpec], Any]) -
 
 
 def get_leaf(tree: Params, path: tuple[str, ...]) -> Any:
-    """The leaf at `path`. Raises KeyError naming the path."""
+    """The leaf at `path`. Raises KeyError that names the missing part of the path."""
     node = tree
     for depth, key in enumerate(path):
         if key not in node:
@@ -179,7 +182,7 @@ def get_leaf(tree: Params, path: tuple[str, ...]) -> Any:
 
 
 def abstract_params(table: tuple[ParamSpec, ...], dtype=jnp.float32, shardings=None) -> Params:
-    """ShapeDtypeStructs, with `shardings` (a tree like the parameters) if given."""
+    """The tree of ShapeDtypeStructs, with `shardings` (a tree like the parameters) if given."""
     tree = build_tree(table, lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype))
     if shardings is None:
         return tree
@@ -189,7 +192,11 @@ def abstract_params(table: tuple[ParamSpec, ...], dtype=jnp.float32, shardings=N
 
 
 def init_params(table: tuple[ParamSpec, ...], key: jax.Array, dtype=jnp.float32) -> Params:
-    """Random parameters. Jit it with `out_shardings` to create them where they will live."""
+    """Random parameters. Jit it with `out_shardings` to create them on the devices that hold them.
+
+    Weights are normal, truncated at three standard deviations; rows with an `init_std` of 0 (norms,
+    the scalar head) are zeros.
+    """
     keys = dict(zip((s.path for s in table), jax.random.split(key, len(table)), strict=True))
 
     def leaf(spec: ParamSpec) -> jax.Array:
@@ -202,5 +209,5 @@ def init_params(table: tuple[ParamSpec, ...], key: jax.Array, dtype=jnp.float32)
 
 
 def count_params(table: tuple[ParamSpec, ...]) -> int:
-    """Number of parameters; the tied embedding counts once."""
+    """The number of parameters; the tied embedding counts once."""
     return sum(math.prod(spec.shape) for spec in table)

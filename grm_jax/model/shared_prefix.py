@@ -1,17 +1,17 @@
-"""Training on G completions of one prompt that computes the prompt once.
+"""Forward passes over G completions of a prompt that compute the prompt once.
 
-A row holds a prompt and all its completions; positions, not slots, say what follows what:
+A row holds a prompt and all its completions; order is given by positions, not by slots:
 
     slots      p0 p1 p2 p3  .   a4 a5 a6  .   b4 b5  .  .       prompt of 4 (P = 5), G = 2, C = 4
     positions  0  1  2  3       4  5  6       4  5
 
-A completion's token sees the prompt and its own completion. Attention runs in these parts (prompt
-over itself; completions over the prompt, as one product of G * C queries; each completion over
-itself), so nothing is computed between completions. The result is that of G separate rows, at
-P + G * C tokens instead of G * (P + C).
+A token of a completion sees the prompt and its own completion. Attention is computed in three
+parts, and nothing is computed between two completions: the prompt to itself; all completions to
+the prompt, as one product of G * C queries; and each completion to itself. The result is that of
+G separate rows, for P + G * C tokens instead of G * (P + C).
 
-Dimensions: B prompts, P prompt slots, G completions a prompt, C completion slots, D embed,
-K key/value heads, Q query heads per key/value head, h head.
+Dimensions: B prompts, P prompt slots, G completions of a prompt, C completion slots, D embedding,
+K key/value heads, Q query heads per key/value head, h size of a head.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from grm_jax.model.params import LAYER_KINDS, Params
 def group_attend(
     config: ModelConfig, lengths: jax.Array, *, prompt: int, group: int, completion: int
 ) -> Attend:
-    """Attention of rows of `prompt + group * completion` tokens laid out as above.
+    """Attention of rows of `prompt + group * completion` tokens, laid out as drawn above.
 
     Args:
       lengths: [B] prompt lengths.
       prompt, group, completion: P, G and C.
     """
     batch = lengths.shape[0]
-    prompt_pos, positions = _positions(lengths, prompt, completion)
-    in_prompt = prompt_pos < lengths[:, None]
-    beside = jnp.tile(positions, (1, group))  # [B, G * C]
-    alone = jnp.repeat(positions, group, axis=0)  # [B * G, C]
+    prompt_pos, positions = _positions(lengths, prompt, completion)  # [B, P], [B, C]
+    in_prompt = prompt_pos < lengths[:, None]  # [B, P]
+    side_by_side = jnp.tile(positions, (1, group))  # [B, G * C]
+    separate = jnp.repeat(positions, group, axis=0)  # [B * G, C]
     parts = {}
     for kind in LAYER_KINDS:
         settings: dict[str, Any] = {
@@ -50,22 +50,23 @@ def group_attend(
             "softcap": config.attn_softcap,
             "backend": config.attention,
         }
-        own = Places(prompt_pos, prompt_pos, key_valid=in_prompt)
         parts[kind] = (
-            self_attention(own, **settings),
-            cross_sums(Places(beside, prompt_pos, key_valid=in_prompt), **settings),
-            cross_sums(Places(alone, alone), **settings),
+            self_attention(Places(prompt_pos, prompt_pos, key_valid=in_prompt), **settings),
+            cross_sums(Places(side_by_side, prompt_pos, key_valid=in_prompt), **settings),
+            cross_sums(Places(separate, separate), **settings),
         )
 
     def attend(q, k, v, kind, layer_input):
         del layer_input
-        own_prompt, to_prompt, to_self = parts[kind]
-        qp, kp, vp = (x[:, :prompt] for x in (q, k, v))
-        rest = [x[:, prompt:] for x in (q, k, v)]
-        n1, t1 = to_prompt(rest[0], kp, vp)
-        n2, t2 = to_self(*(x.reshape(batch * group, completion, *x.shape[2:]) for x in rest))
+        prompt_to_prompt, to_prompt, to_completion = parts[kind]
+        qp, kp, vp = (x[:, :prompt] for x in (q, k, v))  # [B, P, K, (Q,) h]
+        rest = [x[:, prompt:] for x in (q, k, v)]  # [B, G * C, K, (Q,) h]
+        n1, t1 = to_prompt(rest[0], kp, vp)  # [B, G * C, K, Q, h], [B, G * C, K, Q]
+        # [B * G, C, K, Q, h], [B * G, C, K, Q]
+        n2, t2 = to_completion(*(x.reshape(batch * group, completion, *x.shape[2:]) for x in rest))
         sums = n1 + n2.reshape(n1.shape), t1 + t2.reshape(t1.shape)
-        return jnp.concatenate([own_prompt(qp, kp, vp), normalise(sums, q.dtype)], axis=1), None
+        out = [prompt_to_prompt(qp, kp, vp), normalise(sums, q.dtype)]
+        return jnp.concatenate(out, axis=1), None  # [B, P + G * C, K, Q, h]
 
     return attend
 
@@ -87,18 +88,19 @@ def encode_completions(
       completions: [B, G, C] right-padded token ids.
 
     Returns:
-      [B, G, C, D]: entry c is the state before completion token c; entry 0 is the prompt's last.
+      [B, G, C, D]: entry c is the state from which completion token c is predicted; entry 0 is that
+      of the prompt's last token.
     """
     batch, group, completion = completions.shape
     prompt = prompts.shape[1]
-    tokens = jnp.concatenate([prompts, completions.reshape(batch, -1)], axis=1)
-    prompt_pos, positions = _positions(lengths, prompt, completion)
+    tokens = jnp.concatenate([prompts, completions.reshape(batch, -1)], axis=1)  # [B, P + G * C]
+    prompt_pos, completion_pos = _positions(lengths, prompt, completion)
     attend = group_attend(config, lengths, prompt=prompt, group=group, completion=completion)
-    where = jnp.concatenate([prompt_pos, jnp.tile(positions, (1, group))], axis=1)
-    hidden, _ = forward(params, config, tokens, where, attend, remat=remat)
+    positions = jnp.concatenate([prompt_pos, jnp.tile(completion_pos, (1, group))], axis=1)
+    hidden, _ = forward(params, config, tokens, positions, attend, remat=remat)
     last = jnp.take_along_axis(hidden[:, :prompt], (lengths - 1)[:, None, None], axis=1)
-    first = jnp.broadcast_to(last[:, None], (batch, group, 1, hidden.shape[-1]))
-    rest = hidden[:, prompt:].reshape(batch, group, completion, -1)[:, :, :-1]
+    first = jnp.broadcast_to(last[:, None], (batch, group, 1, hidden.shape[-1]))  # [B, G, 1, D]
+    rest = hidden[:, prompt:].reshape(batch, group, completion, -1)[:, :, :-1]  # [B, G, C - 1, D]
     return jnp.concatenate([first, rest], axis=2)
 
 

@@ -1,10 +1,10 @@
-"""Model folders: written by this package, or in Hugging Face's form.
+"""Model directories: this package's own, which it reads and writes, and Hugging Face's.
 
 A model directory of this package:
 
-    model.json        what the model is: format, config, width of the scalar head; written last
-    params/           the parameters, an orbax checkpoint, each in the dtype it had
-    grm.json          templates, how the judge is sampled (of trained models): judge/about.py
+    model.json        the format, the config and the width of the scalar head; written last
+    params/           the parameters as an orbax checkpoint, each in the dtype it had
+    grm.json          of a trained judge: its templates and how it is sampled (judge/about.py)
     tokenizer.json …  the tokenizer's files, as in a Hugging Face directory
 """
 
@@ -32,13 +32,14 @@ from grm_jax.parallel.multihost import barrier, first
 from grm_jax.room import require_room, state_bytes, system_words
 
 MODEL_FILE = "model.json"
-ABOUT_FILE = "grm.json"  # what a judge needs besides: templates, shapes, how it is sampled
+ABOUT_FILE = "grm.json"  # what a judge needs besides the model: templates, how it is sampled
 PARAMS_DIR = "params"
 MODEL_FORMAT = "grm_jax-model-1"
-# How a model is computed belongs to the machine that loads it: not stored, not read where it is.
+# The config's fields that say how a model is computed. They depend on the machine that loads the
+# model, so they are not stored, and are ignored in files that have them.
 HOW = ("attention", "compute_dtype", "scan_unroll")
 
-# What is said of a scalar model where a language model is needed.
+# The end of the error message where a language model is needed and a scalar model is given.
 SCALAR = (
     "a scalar model (a meta RM or a baseline), which can not write critiques; give a language model"
 )
@@ -51,10 +52,12 @@ def is_model_dir(path: str | Path) -> bool:
 
 
 def model_folder(path: str | Path, stage: str = "rl") -> Path:
-    """The model directory that `path` means: itself, a stage's, or the given stage's of a run.
+    """The model directory that `path` stands for.
 
-    Any other folder is returned as it is (Hugging Face's, or a mistake that the reader will name);
-    `path` may be all that `hub.resolve` takes. Raises CheckpointError when it is nothing.
+    `path` may be a model directory, the folder of a stage, or the folder of a run, for which the
+    model of `stage` is returned. Any other folder is returned unchanged: it is Hugging Face's, or a
+    mistake that its reader reports. `hub.resolve` says which other forms `path` may have; it raises
+    CheckpointError where nothing is found.
     """
     root = hub.resolve(path, CheckpointError)
     for candidate in (root, root / "model", root / stage / "model"):
@@ -69,10 +72,13 @@ def save_model(
     params: Params,
     tokenizer_dir: str | Path | None = None,
 ) -> None:
-    """Write a model directory. Call it in every process; the parameters keep their dtypes.
+    """Write a model directory; the parameters keep their dtypes. Every process must call this.
 
-    Raises UserError when `directory` already holds a model, when there is no room for it or it
-    can not be written, and CheckpointError when the parameters do not have the config's shapes.
+    Args:
+      tokenizer_dir: a directory whose tokenizer files are copied.
+
+    Raises UserError when `directory` already holds a model, when there is no room for the model or
+    it can not be written, and CheckpointError when the parameters do not have the config's shapes.
     """
     root = Path(directory).absolute()
     if (root / MODEL_FILE).exists() or (root / PARAMS_DIR).exists():
@@ -100,7 +106,7 @@ def save_model(
         }
         with written_whole(root / MODEL_FILE) as partial:
             partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    # No process may go on to read what the first has not written yet.
+    # No process may continue, and read the files, before the first process has written them.
     barrier("save_model: written")
 
 
@@ -110,7 +116,7 @@ def load_model(
     """Read a model directory.
 
     Args:
-      dtype: of the parameters in memory; None keeps what each is stored in.
+      dtype: the parameters' dtype in memory; None keeps the dtype in which each is stored.
       shardings: a tree like the parameters; None puts all on the default device.
 
     Raises CheckpointError when `directory` holds no model, or one of another format or shape.
@@ -121,12 +127,12 @@ def load_model(
     stored = checkpoint.stored_arrays(root / PARAMS_DIR)
     if wrong := _misfits(stored, table):
         raise CheckpointError(f"{root / PARAMS_DIR}: does not fit {MODEL_FILE}: {wrong}")
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(spec) -> jax.ShapeDtypeStruct:
         kept = get_leaf(stored, spec.path).dtype if dtype is None else jnp.dtype(dtype)
-        where = one if shardings is None else get_leaf(shardings, spec.path)
-        return jax.ShapeDtypeStruct(spec.shape, kept, sharding=where)
+        placed = default if shardings is None else get_leaf(shardings, spec.path)
+        return jax.ShapeDtypeStruct(spec.shape, kept, sharding=placed)
 
     return config, checkpoint.load_arrays(root / PARAMS_DIR, build_tree(table, abstract))
 
@@ -134,7 +140,8 @@ def load_model(
 def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
     """(config, num_labels) of a model directory, without its parameters.
 
-    How the model is computed (`HOW`) has the config's defaults: who loads it chooses.
+    The fields that say how the model is computed (`HOW`) have their defaults; the caller sets them.
+    Raises CheckpointError where the file is missing or does not have this format.
     """
     path = Path(directory) / MODEL_FILE
     if not path.is_file():
@@ -155,7 +162,10 @@ def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
 
 
 def _misfits(tree: Params, table: tuple[ParamSpec, ...]) -> str:
-    """What of `tree` (arrays or their metadata) is not as in the table; empty if nothing."""
+    """The parameters of `tree` (arrays or their metadata) that do not fit the table, as a text.
+
+    The text names those that are missing, surplus or of another shape; it is empty if all fit.
+    """
     have = {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -176,20 +186,23 @@ def param_shardings(table: tuple[ParamSpec, ...], mesh: Mesh) -> Params:
 
 
 def read_model_config(path: str | Path) -> ModelConfig:
-    """The shape of a checkpoint folder, Hugging Face's or converted. Compute dtype bfloat16 on
-    accelerators, whatever machine has written the folder."""
+    """The config of a model directory, Hugging Face's or this package's.
+
+    The compute dtype is float32 on a CPU and bfloat16 on an accelerator, whichever machine wrote
+    the directory.
+    """
     path = hub.resolve(path, CheckpointError)
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if is_model_dir(path):
-        found = read_model_file(path)[0]
-        unroll = found.num_blocks if found.num_blocks <= 2 and found.embed_dim <= 128 else 1
-        return found.replace(compute_dtype=dtype, scan_unroll=unroll)
+        config = read_model_file(path)[0]
+        unroll = config.num_blocks if config.num_blocks <= 2 and config.embed_dim <= 128 else 1
+        return config.replace(compute_dtype=dtype, scan_unroll=unroll)
     return huggingface.read_config(path).replace(compute_dtype=dtype)
 
 
 def require_kind(path: str | Path, *, scalar: bool) -> None:
-    """Raise CheckpointError when a checkpoint folder holds a language model where one with a scalar
-    head is needed, or the other way round. Reads no weights."""
+    """Raise CheckpointError when a model directory holds a language model and a scalar head is
+    needed, or the other way round. No weights are read."""
     path = hub.resolve(path, CheckpointError)
     labels = read_model_file(path)[1] if is_model_dir(path) else read_num_labels(path)
     if labels and not scalar:
@@ -205,9 +218,15 @@ def require_kind(path: str | Path, *, scalar: bool) -> None:
 def load_params(
     path: str | Path, *, shardings: Params, dtype: Any = jnp.float32
 ) -> tuple[ModelConfig, Params]:
-    """Parameters of a checkpoint folder; with its scalar head, if it has one, only where
-    `shardings` names one. Raises CheckpointError for a scalar model where a language model is
-    needed.
+    """The config and the parameters of a model directory, Hugging Face's or this package's.
+
+    Args:
+      shardings: a tree like the parameters. If it has a "score", a scalar head is read where the
+        model has one (see `require_kind`); if it has none, the model must be a language model.
+      dtype: the parameters' dtype in memory; None keeps the dtype in which each is stored.
+
+    Raises CheckpointError for a scalar model where a language model is needed, and for a model that
+    can not be read.
     """
     scalar = "score" in shardings
     path = hub.resolve(path, CheckpointError)
@@ -220,6 +239,6 @@ def load_params(
 
 
 def on_devices(model: ModelConfig, mesh: Mesh) -> ModelConfig:
-    """The model with the attention of the devices that it is loaded on."""
+    """The config with the attention backend that suits the devices of the mesh."""
     device = mesh.devices.flat[0]
     return model.replace(attention=choose("auto", device.platform, device.device_kind))
