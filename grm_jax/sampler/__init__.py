@@ -1,17 +1,21 @@
-"""Prompts in, k samples of each out; a prompt computed and stored once for all its samples.
+"""Prompts in, k samples of each out; a prompt is computed and stored once for all its samples.
 
-    engine.py    the host's loop: begin what waits, a chunk of steps, hand out what has ended
+    engine.py    the loop on the host: begin waiting samples, run a chunk of steps, return the ended
     schedule.py  which sample runs in which lane and reads which pages; plain Python
-    plan.py      settings, and how much runs at once within a budget of bytes
-    memory.py    bytes that caches may take
-    board.py     the host's arrays that tell the device who reads what
-    decode.py    the jitted part: pages of prompts, a chunk of decode steps
-    cache.py     keys and values: shared pages of prompts; of each lane, a short ring and a stash
-    attend.py    attention over them
-    draw.py      temperature, filters and the draw itself
-    weights.py   parameters in the layout that decoding wants
+    plan.py      settings, and how many samples run at once within a budget of bytes
+    memory.py    how many bytes of a device the caches may take
+    board.py     the host's arrays that tell the device which lane reads which page
+    decode.py    the jitted part: the prefill of pages, and chunks of decode steps
+    cache.py     keys and values: shared pages of prompts, and a ring and a stash of own tokens
+    attend.py    attention to these caches
+    draw.py      temperature, filters and the draw of a token
+    weights.py   parameters in the layout that is fast to decode with
     programs.py  compiled programs, counted and timed
 
+The words: a *lane* is a slot of the decoding batch, which runs one sample at a time; a *page* is a
+piece of a prompt with its keys and values; a *rank* is one of the places that a page has for lanes
+that read it; a *block* holds the older tokens of one lane in the stash.
+
 Data flow: `Request(prompt ids, sample indices) -> pages -> lanes -> chunks of steps -> Sample(ids,
-log-probabilities, finish reason)`, as each sample ends.
+log-probabilities, finish reason)`, each sample as it ends.
 """

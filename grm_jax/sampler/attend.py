@@ -1,15 +1,27 @@
-"""Attention while sampling: of pages being computed, and of one new token a lane.
+"""Attention while sampling: in prefill of pages, and in decoding of one new token of each lane.
 
-A query attends to its prompt's pages, to its stash, to its ring and to itself (`cache` says what
-lies where). The queries of all lanes that read a page meet its keys in one matrix product: they are
-gathered into the grid [P, R] of ranks, and the results gathered back, a sum over a lane's pages.
-The softcap bounds the scores, so weights need no running maximum and the parts add up to one exact
-softmax (`attention.soft_weights`). Weights and totals are rounded, added up and divided as in
-`chunked_attention`: in bfloat16, too, a rollout's attention is the trainer's.
+A query attends to the pages of its prompt, to its lane's stash and ring, and to itself (`cache`
+draws what these hold). The queries of all lanes that read a page are multiplied with its keys in
+one matrix product: they are gathered into a grid [P, R] of pages and ranks, and the results are
+gathered back and summed over the pages of each lane. The softcap bounds the scores, so the weights
+need no running maximum, and the parts add up to one exact softmax (`attention.soft_weights`).
+Weights and totals are rounded, added up and divided as in `chunked_attention`: in bfloat16, too,
+the attention of a rollout is that of the trainer.
 
-What a query may see is decided by positions: a page says where it starts and how many tokens it
-holds, the token written a steps ago lies a + 1 positions back (`visible` while a < count). So
-padding, the sliding window, the ring's size and who shares what can not disturb each other.
+Positions decide what a query may see. A page has the position of its first token and the number of
+its tokens; so has a block of the stash. The token that was written to the ring `age` steps before
+the last one lies age + 1 positions before the new token. The example of `cache`, after a2 a3 were
+moved to block 1: the new token of lane 0 is a6, at position 12, and the window is 8. 1 is visible:
+
+               page 0        page 1        block 0  block 1  ring          itself
+    token      p0 p1 p2 p3   p4 p5 .  .    a0 a1    a2 a3    a4 a5 a2 a3   a6
+    position    0  1  2  3    4  5 .  .     6  7     8  9    10 11 .  .    12
+    age                                                       1  0  3  2
+    global      1  1  1  1    1  1  0  0    1  1     1  1     1  1  0  0    1
+    local       0  0  0  0    0  1  0  0    1  1     1  1     1  1  0  0    1
+
+Of the ring, lane 0 sees the 2 newest tokens, since 4 of its 6 are in the stash; the copies of a2 a3
+in slots 2 and 3 are old.
 
 Dimensions: as in `cache`.
 """
@@ -33,17 +45,17 @@ from grm_jax.sampler.cache import Pages, Ring, Stash, rows_of
 
 @flax.struct.dataclass
 class Layout:
-    """Who reads what, made by the host for each chunk.
+    """Which lane reads which pages and blocks; the host makes it for each chunk.
 
     Attributes:
-      start, fill: [D, P] first position of a page, tokens in it.
-      reader: [D, P * R] the lane at each rank of each page; any lane where there is none.
-      cell: [D, N, M] page * R + rank of each of a lane's pages.
-      used: [D, N, M] False where a lane has fewer pages.
-      length: [D, N] prompt tokens of a lane. stashed: [D, N] those of its own tokens that are in
-        the stash.
-      owner: [D, B] whose tokens a block of the stash holds; of a free one, nobody's: -1.
-      offset: [D, B] which of its owner's tokens is the block's first.
+      start, fill: [D, P] the position of each page's first token, and the number of its tokens.
+      reader: [D, P * R] the lane at each rank of each page; any lane where the rank is free.
+      cell: [D, N, M] page * R + rank for each page of each lane's prompt.
+      used: [D, N, M] False where a lane's prompt has fewer pages.
+      length: [D, N] the number of prompt tokens of each lane.
+      stashed: [D, N] how many of each lane's drawn tokens are in the stash.
+      owner: [D, B] the lane whose tokens each block of the stash holds; -1 for a free block.
+      offset: [D, B] the index, among its owner's drawn tokens, of each block's first token.
     """
 
     start: jax.Array
@@ -58,7 +70,7 @@ class Layout:
 
 
 def scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """x [lead, ..., slots] times scale [lead, slots]; x itself without one."""
+    """x [lead, ..., slots] times scale [lead, slots]; x itself where the scale is None."""
     if scale is None:
         return x
     between = (1,) * (x.ndim - scale.ndim)
@@ -68,68 +80,70 @@ def scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
 def page_attend(
     config: ModelConfig, start: jax.Array, fill: jax.Array, earlier: jax.Array | None, size: int
 ) -> Attend:
-    """Attention of pages being computed over themselves and the prompt's earlier pages.
+    """Attention in prefill: pages being computed attend to themselves and to earlier pages.
 
-    The forward pass runs on [D * A, S].
+    The forward pass runs on A pages of each shard, as rows [D * A, S].
 
     Args:
-      start, fill: [D, A] first position and tokens of each page.
-      earlier: [D, A, M] the M pages of the prompt that stand before each, the nearest last, or
-        any page where the prompt has fewer; None if nothing is to be read but the page itself.
-      size: S.
+      start, fill: [D, A] the position of each page's first token, and the number of its tokens.
+      earlier: [D, A, M] the M pages of the same prompt that stand before each page, the nearest
+        last, or any page where the prompt has fewer; None where no page has an earlier one.
+      size: S, the slots of a page.
     """
     shards, count = start.shape
     offsets = jnp.arange(size)
-    positions = (start[..., None] + offsets).reshape(-1, size)
-    valid = (offsets < fill[..., None]).reshape(-1, size)
+    positions = (start[..., None] + offsets).reshape(-1, size)  # [D * A, S]
+    valid = (offsets < fill[..., None]).reshape(-1, size)  # [D * A, S]
     masks: dict[str, Any] = {}
-    reached: dict[str, jax.Array] = {}
+    within_reach: dict[str, jax.Array] = {}
     for kind in LAYER_KINDS:
         window = config.sliding_window if kind == "local" else None
-        own = visible(positions, positions, window=window, key_valid=valid)[:, None, None]
-        before = None
+        # [D * A, 1, 1, S, S], to broadcast over heads
+        page_mask = visible(positions, positions, window=window, key_valid=valid)[:, None, None]
+        earlier_mask = None
         if earlier is not None:
-            # A window reaches over window - 1 tokens: farther pages are not even read.
-            most = earlier.shape[2] if window is None else -(-(window - 1) // size)
-            reached[kind] = earlier[:, :, max(0, earlier.shape[2] - most) :]
-            slots = jnp.arange(-reached[kind].shape[2] * size, 0)
-            places = start.reshape(-1, 1) + slots
-            before = visible(positions, places, window=window, key_valid=places >= 0)
-            before = before[:, None, None]
-        masks[kind] = own, before
+            # A window reaches back by window - 1 tokens: pages farther back are not even read.
+            reach = earlier.shape[2] if window is None else -(-(window - 1) // size)
+            within_reach[kind] = earlier[:, :, max(0, earlier.shape[2] - reach) :]
+            slots = jnp.arange(-within_reach[kind].shape[2] * size, 0)
+            key_pos = start.reshape(-1, 1) + slots  # [D * A, M * S]
+            earlier_mask = visible(positions, key_pos, window=window, key_valid=key_pos >= 0)
+            earlier_mask = earlier_mask[:, None, None]  # [D * A, 1, 1, S, M * S]
+        masks[kind] = page_mask, earlier_mask
     dtype = jnp.dtype(config.compute_dtype)
     weigh = functools.partial(soft_weights, softcap=config.attn_softcap, dtype=dtype)
 
     def attend(q, k, v, kind, layer_input):
-        own, before = masks[kind]
+        # With b = D * A rows of t = S tokens: q [b, t, K, G, h]; k, v [b, t, K, h].
+        page_mask, earlier_mask = masks[kind]
         f32 = jnp.float32
-        e = weigh(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=f32), own)
-        total = jnp.sum(e, axis=-1, dtype=f32)
+        e = weigh(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=f32), page_mask)
+        total = jnp.sum(e, axis=-1, dtype=f32)  # [b, K, G, t]
         out = jnp.einsum("bkgts,bskh->btkgh", e, v, preferred_element_type=f32)
         if earlier is not None:
-            kv, read = layer_input["pages"], reached[kind]
-            found = {
-                name: rows_of(array, read).reshape(-1, *read.shape[2:], *array.shape[2:])
+            kv, index = layer_input["pages"], within_reach[kind]
+            gathered = {
+                name: rows_of(array, index).reshape(-1, *index.shape[2:], *array.shape[2:])
                 for name, array in kv.items()
-            }
-            # Pages one after the other: keys [B, K, h, M * S], values [B, K, M * S, h].
-            keys = jnp.moveaxis(found.pop("k"), 1, 3).astype(q.dtype)
+            }  # [b, M, K, ...]
+            # Join the M pages: keys [b, K, h, M * S], values [b, K, M * S, h], scales without h.
+            keys = jnp.moveaxis(gathered.pop("k"), 1, 3).astype(q.dtype)
             keys = keys.reshape(*keys.shape[:3], -1)
-            values = jnp.moveaxis(found.pop("v"), 1, 2).astype(v.dtype)
+            values = jnp.moveaxis(gathered.pop("v"), 1, 2).astype(v.dtype)
             values = values.reshape(*values.shape[:2], -1, values.shape[-1])
             scales = {
                 name: jnp.moveaxis(array, 1, 2).reshape(*keys.shape[:2], -1)
-                for name, array in found.items()
+                for name, array in gathered.items()
             }
             raw = jnp.einsum("btkgh,bkhs->bkgts", q, keys, preferred_element_type=f32)
-            e = weigh(scaled(raw, scales.get("k_scale")), before)
+            e = weigh(scaled(raw, scales.get("k_scale")), earlier_mask)  # [b, K, G, t, M * S]
             total += jnp.sum(e, axis=-1, dtype=f32)
             e = scaled(e, scales.get("v_scale")).astype(v.dtype)
             out += jnp.einsum("bkgts,bksh->btkgh", e, values, preferred_element_type=f32)
-        out = normalise((out, jnp.moveaxis(total, 3, 1)), q.dtype)
+        out = normalise((out, jnp.moveaxis(total, 3, 1)), q.dtype)  # [b, t, K, G, h]
         rows = (shards, count)
         emitted = {"k": k.reshape(*rows, *k.shape[1:]), "v": v.reshape(*rows, *v.shape[1:])}
-        return out, emitted
+        return out, emitted  # emitted k, v: [D, A, S, K, h]
 
     return attend
 
@@ -142,32 +156,36 @@ def lane_attend(
     stash: Stash,
     ring: Ring,
 ) -> Attend:
-    """Attention of one new token a lane over pages, stash, ring and itself; runs on [D, N].
+    """Attention in decoding: one new token of each lane attends to pages, stash, ring and itself.
+
+    The forward pass runs on [D, N].
 
     Args:
-      counts: [D, N] tokens of each lane that are in stash and ring (the new one is not).
+      counts: [D, N] how many tokens of each lane are in stash and ring (the new one is not).
     """
-    shards, count = layout.start.shape
-    ranks, size = layout.reader.shape[1] // count, pages.size
+    shards, count = layout.start.shape  # D, P
+    ranks, size = layout.reader.shape[1] // count, pages.size  # R, S
     position = layout.length + counts  # [D, N]
-    reading = rows_of(position, layout.reader).reshape(shards * count, ranks)
-    slots = layout.start.reshape(-1, 1) + jnp.arange(size)
-    filled = jnp.arange(size) < layout.fill.reshape(-1, 1)
+    reader_pos = rows_of(position, layout.reader).reshape(shards * count, ranks)  # [D * P, R]
+    page_pos = layout.start.reshape(-1, 1) + jnp.arange(size)  # [D * P, S]
+    filled = jnp.arange(size) < layout.fill.reshape(-1, 1)  # [D * P, S]
     # The token in a slot was written `age` steps before the last one.
-    age = (ring.slot - 1 - jnp.arange(ring.capacity)) % ring.capacity
-    held = counts - layout.stashed
-    owner = jnp.maximum(layout.owner, 0)
-    asking = rows_of(position, owner).reshape(-1, 1)
-    drawn = (rows_of(layout.length, owner) + layout.offset).reshape(-1, 1)
-    drawn = drawn + jnp.arange(stash.size)
-    owned = jnp.broadcast_to(layout.owner.reshape(-1, 1) >= 0, drawn.shape)
-    mine = (layout.owner[:, None] == jnp.arange(counts.shape[1])[:, None]).astype(jnp.float32)
+    age = (ring.slot - 1 - jnp.arange(ring.capacity)) % ring.capacity  # [T]
+    held = counts - layout.stashed  # [D, N]
+    owner = jnp.maximum(layout.owner, 0)  # [D, B]
+    owner_pos = rows_of(position, owner).reshape(-1, 1)  # [D * B, 1]
+    block_pos = (rows_of(layout.length, owner) + layout.offset).reshape(-1, 1)
+    block_pos = block_pos + jnp.arange(stash.size)  # [D * B, C]
+    in_use = jnp.broadcast_to(layout.owner.reshape(-1, 1) >= 0, block_pos.shape)
+    lanes = jnp.arange(counts.shape[1])
+    # [D, N, B]: 1 where the lane owns the block
+    ownership = (layout.owner[:, None] == lanes[:, None]).astype(jnp.float32)
     masks = {}
     for kind in LAYER_KINDS:
         window = config.sliding_window if kind == "local" else None
-        in_page = visible(reading, slots, window=window, key_valid=filled)
-        in_stash = visible(asking, drawn, window=window, key_valid=owned)
-        in_ring = age < held[..., None]
+        in_page = visible(reader_pos, page_pos, window=window, key_valid=filled)  # [D * P, R, S]
+        in_stash = visible(owner_pos, block_pos, window=window, key_valid=in_use)  # [D * B, 1, C]
+        in_ring = age < held[..., None]  # [D, N, T]
         if window is not None:
             in_ring &= age + 1 < window
         masks[kind] = (
@@ -175,53 +193,73 @@ def lane_attend(
             in_stash.reshape(*layout.owner.shape, 1, 1, stash.size),
             in_ring[:, :, None, None, :],
         )
-    dtype = jnp.dtype(config.compute_dtype)
+    dtype, f32 = jnp.dtype(config.compute_dtype), jnp.float32
     weigh = functools.partial(soft_weights, softcap=config.attn_softcap, dtype=dtype)
-    single = layout.cell.shape[2] == 1
+    single = layout.cell.shape[2] == 1  # every prompt has one page
 
     def add_up(part: jax.Array) -> jax.Array:
-        """Sums over each lane's blocks of the stash: [D, B, ...] -> [D, N, ...]."""
-        return jnp.einsum("dnb,db...->dn...", mine, part, precision=jax.lax.Precision.HIGHEST)
+        """Sums over the blocks of the stash that each lane owns: [D, B, ...] -> [D, N, ...]."""
+        return jnp.einsum("dnb,db...->dn...", ownership, part, precision=jax.lax.Precision.HIGHEST)
 
-    def attend(q, k, v, kind, layer_input):
-        prompt, own_ring = layer_input["pages"], layer_input["ring"]
-        page_mask, stash_mask, ring_mask = masks[kind]
-        f32 = jnp.float32
-        asked = rows_of(q, layout.reader).reshape(shards, count, ranks, *q.shape[2:])
-        keys, values = prompt["k"].astype(q.dtype), prompt["v"].astype(v.dtype)
-        raw = jnp.einsum("dprkgh,dpkhs->dpkrgs", asked, keys, preferred_element_type=f32)
-        e = weigh(scaled(raw, prompt.get("k_scale")), page_mask)
+    @jax.named_scope("pages")
+    def over_pages(q, kv, v_dtype, mask):
+        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the pages of each lane's prompt."""
+        queries = rows_of(q, layout.reader).reshape(shards, count, ranks, *q.shape[2:])
+        keys, values = kv["k"].astype(q.dtype), kv["v"].astype(v_dtype)
+        raw = jnp.einsum("dprkgh,dpkhs->dpkrgs", queries, keys, preferred_element_type=f32)
+        e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, P, K, R, G, S]
         weight = jnp.sum(e, axis=-1, dtype=f32).swapaxes(2, 3)  # [D, P, R, K, G]
-        e = scaled(e, prompt.get("v_scale")).astype(v.dtype)
+        e = scaled(e, kv.get("v_scale")).astype(v_dtype)
         part = jnp.einsum("dpkrgs,dpksh->dpkrgh", e, values, preferred_element_type=f32)
-        part = part.swapaxes(2, 3)
+        part = part.swapaxes(2, 3)  # [D, P, R, K, G, h]
+        # From the grid of pages and ranks back to lanes: [D, N, M, K, G, h], [D, N, M, K, G]
         part = rows_of(part.reshape(shards, count * ranks, *q.shape[2:]), layout.cell)
         weight = rows_of(weight.reshape(shards, count * ranks, *q.shape[2:4]), layout.cell)
         if single:
-            out, total = part[:, :, 0], weight[:, :, 0]
-        else:
-            used = layout.used[..., None, None]
-            out = jnp.sum(jnp.where(used[..., None], part, 0.0), axis=2)
-            total = jnp.sum(jnp.where(used, weight, 0.0), axis=2)
-        if stash.count:
-            older = layer_input["stash"]
-            keys, values = older["k"].astype(q.dtype), older["v"].astype(v.dtype)
-            asked = rows_of(q, owner)
-            raw = jnp.einsum("dbkgh,dbkhc->dbkgc", asked, keys, preferred_element_type=f32)
-            e = weigh(scaled(raw, older.get("k_scale")), stash_mask)
-            total += add_up(jnp.sum(e, axis=-1, dtype=f32))
-            e = scaled(e, older.get("v_scale")).astype(v.dtype)
-            part = jnp.einsum("dbkgc,dbkch->dbkgh", e, values, preferred_element_type=f32)
-            out += add_up(part)
-        keys, values = own_ring["k"].astype(q.dtype), own_ring["v"].astype(v.dtype)
+            return part[:, :, 0], weight[:, :, 0]
+        used = layout.used[..., None, None]  # [D, N, M, 1, 1]
+        out = jnp.sum(jnp.where(used[..., None], part, 0.0), axis=2)
+        return out, jnp.sum(jnp.where(used, weight, 0.0), axis=2)
+
+    @jax.named_scope("stash")
+    def over_stash(q, kv, v_dtype, mask):
+        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the stash blocks of each lane."""
+        queries = rows_of(q, owner)  # [D, B, K, G, h]
+        keys, values = kv["k"].astype(q.dtype), kv["v"].astype(v_dtype)
+        raw = jnp.einsum("dbkgh,dbkhc->dbkgc", queries, keys, preferred_element_type=f32)
+        e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, B, K, G, C]
+        total = add_up(jnp.sum(e, axis=-1, dtype=f32))
+        e = scaled(e, kv.get("v_scale")).astype(v_dtype)
+        part = jnp.einsum("dbkgc,dbkch->dbkgh", e, values, preferred_element_type=f32)
+        return add_up(part), total
+
+    @jax.named_scope("ring")
+    def over_ring(q, kv, v_dtype, mask):
+        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the ring of each lane."""
+        keys, values = kv["k"].astype(q.dtype), kv["v"].astype(v_dtype)
         raw = jnp.einsum("dnkgh,dnkht->dnkgt", q, keys, preferred_element_type=f32)
-        e = weigh(scaled(raw, own_ring.get("k_scale")), ring_mask)
-        total += jnp.sum(e, axis=-1, dtype=f32)
-        e = scaled(e, own_ring.get("v_scale")).astype(v.dtype)
-        out += jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32)
+        e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, N, K, G, T]
+        total = jnp.sum(e, axis=-1, dtype=f32)
+        e = scaled(e, kv.get("v_scale")).astype(v_dtype)
+        return jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32), total
+
+    @jax.named_scope("itself")
+    def over_itself(q, k, v):
+        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the new token itself."""
         e = weigh(jnp.einsum("dnkgh,dnkh->dnkg", q, k, preferred_element_type=f32), None)
-        total += e
-        out += e[..., None].astype(f32) * v[:, :, :, None, :]
+        return e[..., None].astype(f32) * v[:, :, :, None, :], e
+
+    def attend(q, k, v, kind, layer_input):
+        # q [D, N, K, G, h]; k, v [D, N, K, h]: one token of each lane.
+        page_mask, stash_mask, ring_mask = masks[kind]
+        parts = [over_pages(q, layer_input["pages"], v.dtype, page_mask)]
+        if stash.count:
+            parts.append(over_stash(q, layer_input["stash"], v.dtype, stash_mask))
+        parts.append(over_ring(q, layer_input["ring"], v.dtype, ring_mask))
+        parts.append(over_itself(q, k, v))
+        out, total = parts[0]
+        for numerator, weight in parts[1:]:
+            out, total = out + numerator, total + weight
         return normalise((out, total), q.dtype), {"k": k, "v": v}
 
     return attend
@@ -230,10 +268,10 @@ def lane_attend(
 def layer_inputs(
     pages: Pages, stash: Stash | None = None, ring: Ring | None = None
 ) -> list[dict[Kind, Any]]:
-    """What the attends above read, one entry a block."""
-    nothing = [{}] * len(pages.blocks)
-    stashes = stash.blocks if stash is not None else nothing
-    rings = ring.blocks if ring is not None else nothing
+    """What the functions above read in each layer, one entry a block (see `gemma2.forward`)."""
+    no_blocks = [{}] * len(pages.blocks)
+    stashes = stash.blocks if stash is not None else no_blocks
+    rings = ring.blocks if ring is not None else no_blocks
     return [
         {
             kind: {"pages": p[kind], "stash": s.get(kind), "ring": r.get(kind)}

@@ -1,9 +1,10 @@
-"""The host's view of the lanes: small arrays that say, for each chunk, who reads what.
+"""The host's view of the lanes: small arrays that say, for each chunk, which lane reads what.
 
-Kept in NumPy and sent with every chunk; the device keeps only caches and hidden states.
+They are NumPy arrays and are sent with every chunk; only caches and hidden states stay on the
+device.
 
-Dimensions: D shards, N lanes, P pages, R ranks, M pages of a prompt, C steps of a chunk, B blocks
-of the stash.
+Dimensions: D shards, N lanes, P pages, R ranks of a page, M pages of a prompt, C steps of a chunk
+and tokens of a block of the stash, B blocks of the stash.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from grm_jax.sampler.schedule import Admission, Page
 
 @dataclasses.dataclass(eq=False)
 class Running:
-    """A sample under way: what was drawn of it so far, a piece a chunk."""
+    """A sample that is being decoded, with the tokens and log-probabilities of each chunk."""
 
     admission: Admission
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -28,7 +29,12 @@ class Running:
 
 
 class Board:
-    """Arrays of `decode.Work`, changed as samples begin and end."""
+    """The arrays of `decode.Work`, which are updated as samples begin and end.
+
+    Attributes:
+      running: the sample in each lane that runs one, by (shard, lane).
+    The arrays are described in `attend.Layout` and `decode.Work`.
+    """
 
     def __init__(self, plan: Plan, shards: int):
         shape = plan.shape
@@ -50,12 +56,12 @@ class Board:
         self.running: dict[tuple[int, int], Running] = {}
 
     def place(self, page: Page) -> None:
-        """A page has been computed."""
+        """Record a page that is computed before the next chunk."""
         self.start[page.shard, page.index] = page.start
         self.fill[page.shard, page.index] = len(page.tokens)
 
     def admit(self, admission: Admission) -> None:
-        """A sample begins in its lane."""
+        """Record a sample that begins in its lane with the next chunk."""
         at = admission.shard, admission.lane
         pages, request = admission.prompt.pages, admission.prompt.request
         cells = [
@@ -74,70 +80,77 @@ class Board:
         self.running[at] = Running(admission)
 
     def crowded(self) -> np.ndarray:
-        """Lanes [D, N] whose ring has no room for a chunk more: their oldest C tokens must go."""
+        """Lanes [D, N] whose ring has no room for another chunk, so that their oldest C tokens must
+        be moved to the stash."""
         ahead = np.minimum(self.plan.chunk, self.plan.limit - self.counts)
         return self.alive & (self.counts - self.stashed + ahead > self.plan.ring)
 
     def blocks_needed(self, crowded: np.ndarray) -> int:
-        """Blocks of the stash that a shard needs, the fullest."""
+        """The blocks of the stash that the fullest shard needs once crowded lanes got one more."""
         return int(np.max(np.sum(self.owner >= 0, axis=1) + np.sum(crowded, axis=1)))
 
     def grow_stash(self, count: int) -> None:
-        """The stash has `count` blocks now."""
+        """Record that each shard's stash has `count` blocks now."""
         more = ((0, 0), (0, count - self.owner.shape[1]))
         self.owner = np.pad(self.owner, more, constant_values=-1)
         self.offset = np.pad(self.offset, more)
 
     def stash(self, crowded: np.ndarray) -> np.ndarray:
-        """Give each crowded lane a free block; returns which [D, N], for others out of range."""
+        """Assign a free block of the stash to each crowded lane.
+
+        Returns the block of each lane [D, N], and an index out of range for the other lanes.
+        """
         targets = np.full(crowded.shape, self.owner.shape[1], np.int32)
-        for shard, lanes in enumerate(crowded):
-            (which,) = np.nonzero(lanes)
-            blocks = np.nonzero(self.owner[shard] < 0)[0][: len(which)]
-            targets[shard, which] = blocks
-            self.owner[shard, blocks] = which
-            self.offset[shard, blocks] = self.stashed[shard, which]
-            self.stashed[shard, which] += self.plan.chunk
+        for shard, in_shard in enumerate(crowded):
+            (lanes,) = np.nonzero(in_shard)
+            blocks = np.nonzero(self.owner[shard] < 0)[0][: len(lanes)]
+            targets[shard, lanes] = blocks
+            self.owner[shard, blocks] = lanes
+            self.offset[shard, blocks] = self.stashed[shard, lanes]
+            self.stashed[shard, lanes] += self.plan.chunk
         return targets
 
     def compact(self, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Put the samples under way into the first `lanes` lanes of each shard.
+        """Move the running samples into the first `lanes` lanes of each shard.
 
-        Returns which lane each of these was [D, lanes], and which block of the stash each of those
-        that are left was [D, B'].
+        Returns the old index of each remaining lane [D, lanes], and the old index of each remaining
+        block of the stash [D, B'].
         """
         shards = range(len(self.alive))
         index = np.zeros((len(shards), lanes), np.int32)
-        place: dict[tuple[int, int], int] = {}
+        new_lane: dict[tuple[int, int], int] = {}  # by (shard, old lane)
         for shard in shards:
             for new, old in enumerate(sorted(n for s, n in self.running if s == shard)):
                 index[shard, new] = old
-                place[shard, old] = new
+                new_lane[shard, old] = new
         for name in ("cell", "used", "length", "page", "names", "counts", "alive", "stashed"):
             old = getattr(self, name)
             setattr(self, name, np.stack([old[shard][index[shard]] for shard in shards]))
-        filled = np.bincount([shard for shard, _ in place], minlength=len(shards))
+        filled = np.bincount([shard for shard, _ in new_lane], minlength=len(shards))
         self.alive &= np.arange(lanes) < filled[:, None]
-        self.running = {(s, place[s, n]): running for (s, n), running in self.running.items()}
+        self.running = {(s, new_lane[s, n]): running for (s, n), running in self.running.items()}
         for (shard, lane), running in self.running.items():
             cells = self.cell[shard, lane][: len(running.admission.ranks)]
             self.reader[shard, cells] = lane
-        self.reader %= lanes  # of ranks that nobody has: any lane
-        return index, self._compact_stash(lanes, place)
+        self.reader %= lanes  # a free rank may name any lane, but one that exists
+        return index, self._compact_stash(lanes, new_lane)
 
-    def _compact_stash(self, lanes: int, place: dict[tuple[int, int], int]) -> np.ndarray:
-        """The blocks in use first, no more than `lanes` can need."""
+    def _compact_stash(self, lanes: int, new_lane: dict[tuple[int, int], int]) -> np.ndarray:
+        """Move the blocks in use to the front, and keep as many blocks as `lanes` lanes can need.
+
+        Returns the old index of each remaining block [D, B'].
+        """
         blocks = min(self.owner.shape[1], self.plan.stash_sizes(lanes)[-1])
-        taken = np.argsort(self.owner < 0, axis=1, kind="stable")[:, :blocks].astype(np.int32)
-        self.offset = np.take_along_axis(self.offset, taken, axis=1)
-        owner = np.take_along_axis(self.owner, taken, axis=1)
+        kept = np.argsort(self.owner < 0, axis=1, kind="stable")[:, :blocks].astype(np.int32)
+        self.offset = np.take_along_axis(self.offset, kept, axis=1)
+        owner = np.take_along_axis(self.owner, kept, axis=1)
         for at in zip(*np.nonzero(owner >= 0), strict=True):
-            owner[at] = place[int(at[0]), int(owner[at])]
+            owner[at] = new_lane[int(at[0]), int(owner[at])]
         self.owner = owner
-        return taken
+        return kept
 
     def work(self) -> decode.Work:
-        """What the next chunk is given."""
+        """The arguments of the next chunk."""
         layout = attend.Layout(
             start=self.start,  # pyright: ignore[reportArgumentType]
             fill=self.fill,  # pyright: ignore[reportArgumentType]
@@ -152,7 +165,10 @@ class Board:
         return decode.Work(layout, self.page, self.names, self.counts, self.alive)  # pyright: ignore[reportArgumentType]
 
     def collect(self, drawn: decode.Drawn) -> list[tuple[Running, bool]]:
-        """Take in what a chunk drew; returns the samples that have ended, with: by a stop id?"""
+        """Record what a chunk has drawn.
+
+        Returns the samples that have ended, each with whether a stop id ended it.
+        """
         counts, alive = np.asarray(drawn.counts), np.asarray(drawn.alive)
         tokens, logprobs = np.asarray(drawn.tokens), np.asarray(drawn.logprobs)
         stopped = np.asarray(drawn.stopped)
@@ -173,6 +189,6 @@ class Board:
 
 
 def hash_id(example_id: str) -> tuple[int, int]:
-    """64 bits that name an example, as two uint32."""
+    """A hash of an example's id: 64 bits, as two 32-bit numbers."""
     digest = hashlib.blake2b(example_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")

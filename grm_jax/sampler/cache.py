@@ -1,23 +1,39 @@
-"""Keys and values while sampling: prompts in pages stored once, samples' own tokens by lane.
+"""Keys and values while sampling: prompts in pages that are stored once, new tokens by lane.
 
-One layer's memory (pages of S = 4 tokens, rings of T = 4, the stash in blocks of C = 2):
+An example: two prompts, p of 6 tokens and q of 7, which begin with the same 4. Samples a and b are
+drawn from p, sample c from q. Pages have S = 4 slots, rings T = 4; a chunk is C = 2 steps, and so
+is a block of the stash. After 6 steps, one layer of one shard holds:
 
-    pages   v[D, P, K, S, h]     page 0: p0 p1 p2 p3     read by every lane whose prompt has it
-                                 page 1: p4 .  .  .
-    stash   v[D, B, K, C, h]     block 0: a0 a1          a lane's older tokens; it has as many
-                                 block 1: a2 a3          blocks as it needs
-    ring    v[D, N, K, T, h]     lane 0: a7 a4 a5 a6     each lane's newest tokens: all lanes write
-                                 lane 1: b1 .  .  b0     the same slot each step
+    pages [P, K, S, h]                   read by
+      page 0    p0  p1  p2  p3           lanes 0, 1 and 2: both prompts begin with these tokens
+      page 1    p4  p5  .   .            lanes 0 and 1
+      page 2    q4  q5  q6  .            lane 2
 
-All lanes' rings are read at every step, so they are short, two chunks of decoding; between chunks
-what lies further back is moved into the stash (`stash_oldest`). A short critique does not pay for
-the longest one.
+    ring [N, K, T, h]
+      slot      0   1   2   3
+      lane 0    a4  a5  a2  a3           sample a, which began at step 0
+      lane 1    b0  b1  .   .            sample b, which began at step 4
+      lane 2    c2  c3  c0  c1           sample c, which began at step 2
+                        ^ all lanes write this slot at the next step
+
+    stash [B, K, C, h]
+      block 0   a0  a1                   owned by lane 0: moved here before slots 0 and 1 were
+      block 1   .   .                    written again, at steps 4 and 5
+      block 2   .   .
+
+The next chunk writes slots 2 and 3. So a2 a3 are moved to block 1 before it, and c0 c1 to block 2
+(`stash_oldest`); b loses nothing. `attend` draws what the next token of sample a sees.
+
+Every step reads the whole ring of every lane, which is therefore short, two chunks; older tokens
+lie in the stash, where a lane has only as many blocks as it needs. So the memory and time that a
+short critique takes do not depend on the longest one.
 
 Keys are stored transposed ([h, slots]), the layout in which scores are computed.
 
-Dimensions: D data-parallel shards, P pages, S page slots, R ranks, N lanes, M pages of a prompt,
-T ring slots, B stash blocks, C tokens of a stash block, K key/value heads, G query heads per
-key/value head, h head, E embed.
+Dimensions: D data-parallel shards, P pages, S slots of a page, R ranks of a page (places for lanes
+that read it), N lanes, M pages of a prompt, A pages computed at once, T slots of a ring, B blocks
+of the stash, C tokens of a block, K key/value heads, G query heads per key/value head, h size of a
+head, E embedding.
 """
 
 from __future__ import annotations
@@ -32,29 +48,37 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Kind
 from grm_jax.model.params import LAYER_KINDS
 
-# One layer's {"k": ..., "v": ...}; a block's {"local": KeyValue, "global": KeyValue}. As 8-bit
-# integers, with float32 scales, one a vector: {"k_scale": [..., slots], "v_scale": [..., slots]}.
+# A layer has {"k": ..., "v": ...}. Where these are 8-bit integers, it also has a float32 scale for
+# each vector: {"k_scale": [..., slots], "v_scale": [..., slots]}. A block of the model has
+# {"local": KeyValue, "global": KeyValue}.
 KeyValue = dict[str, jax.Array]
 Block = dict[Kind, KeyValue]
 
 
 @flax.struct.dataclass
 class Pages:
-    """Keys [D, P, K, h, S] and values [D, P, K, S, h] of prompts for each block; `last` [D, P, E]
-    is the final hidden state of the last token in each page."""
+    """The pages of prompts.
+
+    Attributes:
+      blocks: for each block of the model, keys [D, P, K, h, S] and values [D, P, K, S, h].
+      last: [D, P, E] the final hidden state of the last token in each page.
+    """
 
     blocks: tuple[Block, ...]
     last: jax.Array
 
     @property
     def size(self) -> int:
+        """S, the slots of a page."""
         return self.blocks[0]["local"]["v"].shape[3]
 
 
 class Ring(flax.struct.PyTreeNode):
-    """Keys [D, N, K, h, T] and values [D, N, K, T, h] of the tokens drawn last for each block.
+    """The newest tokens of each lane.
 
-    `slot` is the scalar index that is written next.
+    Attributes:
+      blocks: for each block of the model, keys [D, N, K, h, T] and values [D, N, K, T, h].
+      slot: a scalar, the slot that all lanes write next.
     """
 
     blocks: tuple[Block, ...]
@@ -62,26 +86,34 @@ class Ring(flax.struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
+        """T, the slots of a ring."""
         return self.blocks[0]["local"]["v"].shape[3]
 
 
 class Stash(flax.struct.PyTreeNode):
-    """Keys [D, B, K, h, C] and values [D, B, K, C, h] of tokens drawn earlier for each block."""
+    """The older tokens of lanes, in blocks of the stash, each of which belongs to one lane.
+
+    Attributes:
+      blocks: for each block of the model, keys [D, B, K, h, C] and values [D, B, K, C, h].
+    """
 
     blocks: tuple[Block, ...]
 
     @property
     def count(self) -> int:
+        """B, the blocks of the stash in a shard."""
         return self.blocks[0]["local"]["v"].shape[1]
 
     @property
     def size(self) -> int:
+        """C, the tokens of a block of the stash."""
         return self.blocks[0]["local"]["v"].shape[3]
 
 
 def empty_pages(
     config: ModelConfig, shards: int, pages: int, size: int, *, int8: bool = False
 ) -> Pages:
+    """Pages of `size` slots, `pages` of them in each shard."""
     blocks = _empty(config, (shards, pages, config.num_kv_heads), size, int8)
     dtype = jnp.dtype(config.compute_dtype)
     return Pages(blocks, jnp.zeros((shards, pages, config.embed_dim), dtype))
@@ -90,6 +122,7 @@ def empty_pages(
 def empty_ring(
     config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
 ) -> Ring:
+    """Rings of `capacity` slots for the lanes of each shard."""
     blocks = _empty(config, (shards, lanes, config.num_kv_heads), capacity, int8)
     return Ring(blocks, jnp.zeros((), jnp.int32))
 
@@ -97,26 +130,28 @@ def empty_ring(
 def empty_stash(
     config: ModelConfig, shards: int, count: int, size: int, *, int8: bool = False
 ) -> Stash:
+    """A stash of `count` blocks of `size` tokens in each shard."""
     return Stash(_empty(config, (shards, count, config.num_kv_heads), size, int8))
 
 
 def _empty(config: ModelConfig, rows: tuple[int, ...], slots: int, int8: bool) -> tuple[Block, ...]:
+    """Zeros for all layers; `rows` are the dimensions before the slots, [D, rows, K]."""
     dtype = jnp.int8 if int8 else jnp.dtype(config.compute_dtype)
 
     def layer() -> KeyValue:
-        made = {
+        zeros = {
             "k": jnp.zeros((*rows, config.head_dim, slots), dtype),
             "v": jnp.zeros((*rows, slots, config.head_dim), dtype),
         }
         if int8:
-            made |= {name: jnp.zeros((*rows, slots)) for name in ("k_scale", "v_scale")}
-        return made
+            zeros |= {name: jnp.zeros((*rows, slots)) for name in ("k_scale", "v_scale")}
+        return zeros
 
     return tuple({kind: layer() for kind in LAYER_KINDS} for _ in range(config.num_blocks))
 
 
 def map_layers(update: Callable[..., KeyValue], *blocks: Sequence[Block]) -> tuple[Block, ...]:
-    """update(layer of each argument) for every layer."""
+    """The blocks whose every layer is `update` of that layer in each of the arguments."""
     return tuple(
         {kind: update(*(block[kind] for block in zipped)) for kind in LAYER_KINDS}
         for zipped in zip(*blocks, strict=True)
@@ -124,20 +159,23 @@ def map_layers(update: Callable[..., KeyValue], *blocks: Sequence[Block]) -> tup
 
 
 def stored(new: KeyValue, like: KeyValue) -> KeyValue:
-    """New keys and values [..., h] as `like` stores them: 8-bit integers get scales [...]."""
+    """New keys and values [..., h] in the form of the layer `like`.
+
+    If that has 8-bit integers, they are rounded to these, with a scale [...] for each vector.
+    """
     if "k_scale" not in like:
         return new
-    made = {}
+    quantised = {}
     for name in ("k", "v"):
-        x = new[name].astype(jnp.float32)
-        scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-12) / 127
-        made[name] = jnp.round(x / scale[..., None]).astype(jnp.int8)
-        made[f"{name}_scale"] = scale
-    return made
+        x = new[name].astype(jnp.float32)  # [..., h]
+        scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1), 1e-12) / 127  # [...]
+        quantised[name] = jnp.round(x / scale[..., None]).astype(jnp.int8)
+        quantised[f"{name}_scale"] = scale
+    return quantised
 
 
 def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
-    """Store the keys and values [D, N, K, h] that the forward pass emitted, and move on."""
+    """Store the keys and values [D, N, K, h] that the forward pass emitted; advance the slot."""
 
     def write(layer: KeyValue, one: KeyValue) -> KeyValue:
         return {
@@ -149,7 +187,7 @@ def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
 
 
 def _slots(name: str) -> int:
-    """The axis of slots."""
+    """The axis that runs over slots: of keys the last, of values and scales the fourth."""
     return 4 if name == "k" else 3
 
 
@@ -157,25 +195,26 @@ def stash_oldest(stash: Stash, ring: Ring, held: jax.Array, targets: jax.Array) 
     """Copy the oldest C tokens of each lane's ring into the stash.
 
     Args:
-      held: [D, N] tokens a lane has in the ring.
-      targets: [D, N] the block they go to; out of range for lanes that keep theirs.
+      held: [D, N] how many tokens each lane has in the ring.
+      targets: [D, N] the block to which each lane's tokens are copied, or an index out of range for
+        lanes whose tokens are not copied.
     """
     index = (ring.slot - held[..., None] + jnp.arange(stash.size)) % ring.capacity  # [D, N, C]
 
     def move(layer: KeyValue, source: KeyValue) -> KeyValue:
-        made = {}
+        updated = {}
         for name, array in source.items():
             shape = [1] * array.ndim
             shape[:2], shape[_slots(name)] = index.shape[:2], stash.size
             oldest = jnp.take_along_axis(array, index.reshape(shape), axis=_slots(name))
-            made[name] = _put(layer[name], targets, oldest)
-        return made
+            updated[name] = _put(layer[name], targets, oldest)
+        return updated
 
     return Stash(map_layers(move, stash.blocks, ring.blocks))
 
 
 def grow_stash(stash: Stash, count: int) -> Stash:
-    """The same blocks and free ones behind, `count` in all."""
+    """The stash with zeros appended to it, so that it has `count` blocks."""
 
     def grow(layer: KeyValue) -> KeyValue:
         more = (0, count - stash.count)
@@ -188,7 +227,7 @@ def grow_stash(stash: Stash, count: int) -> Stash:
 
 
 def take_rows(blocks: Sequence[Block], index: jax.Array) -> tuple[Block, ...]:
-    """Of each shard the lanes, or blocks of the stash, [D, rows]."""
+    """The lanes, or the blocks of the stash, whose indices in each shard are [D, rows]."""
 
     def take(layer: KeyValue) -> KeyValue:
         return {name: rows_of(array, index) for name, array in layer.items()}
@@ -199,23 +238,30 @@ def take_rows(blocks: Sequence[Block], index: jax.Array) -> tuple[Block, ...]:
 def write_pages(pages: Pages, new: Sequence[Block], last: jax.Array, targets: jax.Array) -> Pages:
     """Store computed pages: new k, v [D, A, S, K, h] and last [D, A, E] in pages `targets` [D, A].
 
-    Targets out of range are dropped.
+    Pages whose target is out of range are dropped.
     """
 
     def write(layer: KeyValue, one: KeyValue) -> KeyValue:
-        made = {name: jnp.moveaxis(value, 2, 3) for name, value in stored(one, layer).items()}
-        made["k"] = made["k"].swapaxes(3, 4)
-        return {name: _put(layer[name], targets, value) for name, value in made.items()}
+        # [D, A, S, K, (h)] -> [D, A, K, S, (h)]
+        moved = {name: jnp.moveaxis(value, 2, 3) for name, value in stored(one, layer).items()}
+        moved["k"] = moved["k"].swapaxes(3, 4)  # [D, A, K, h, S]
+        return {name: _put(layer[name], targets, value) for name, value in moved.items()}
 
     return Pages(map_layers(write, pages.blocks, new), _put(pages.last, targets, last))
 
 
 def _put(array: jax.Array, targets: jax.Array, value: jax.Array) -> jax.Array:
-    """array[d, targets[d]] = value[d] for each shard; targets out of range are dropped."""
+    """The array with array[d, targets[d]] = value[d] for each shard d.
+
+    Values whose target is out of range are dropped.
+    """
     shard = jnp.arange(targets.shape[0])[:, None]
     return array.at[shard, targets].set(value.astype(array.dtype), mode="drop")
 
 
 def rows_of(array: jax.Array, index: jax.Array) -> jax.Array:
-    """array[d, index[d]] for each shard: [D, X, ...], [D, ...] -> [D, ..., ...]."""
+    """array[d, index[d]] for each shard d: [D, X, ...] and [D, I...] -> [D, I..., ...].
+
+    Every index must be in range.
+    """
     return jax.vmap(lambda a, i: a.at[i].get(mode="promise_in_bounds"))(array, index)

@@ -1,13 +1,17 @@
-"""The jitted part of sampling: computing pages of prompts, and a chunk of decode steps.
+"""The jitted part of sampling: the prefill of pages, and a chunk of decode steps.
 
-Everything these functions read is an argument or a hashable static, so a program never runs with
-another call's stop ids or seed.
+Everything that these functions read is an argument or a hashable static argument, so a compiled
+program never runs with another call's stop ids or seed.
 
 Randomness belongs to a sample, not to a lane: token t of a sample is drawn with
-`fold_in(sample_key, t)`, whatever runs beside it.
+`fold_in(sample_key, t)`, whatever is decoded beside it.
 
-Dimensions: D data-parallel shards, N lanes, P pages, S page slots, A pages computed at once, M
-pages of a prompt, C steps of a chunk, V vocabulary, E embed.
+A profile names the parts of a step by `jax.named_scope`: draw, masks, the model's own scopes (in
+its attention: pages, stash, ring, itself), and store.
+
+Dimensions: D data-parallel shards, N lanes, P pages, S slots of a page, A pages computed at once, M
+pages of a prompt, B blocks of the stash, C steps of a chunk, X stop ids, K key/value heads, h size
+of a head, V vocabulary, E embedding.
 """
 
 from __future__ import annotations
@@ -29,11 +33,11 @@ from grm_jax.sampler.draw import Filters, draw
 
 
 class Lanes(flax.struct.PyTreeNode):
-    """What stays on the device between chunks.
+    """The state of the lanes, which stays on the device between chunks.
 
     Attributes:
-      ring: keys and values of the newest tokens.
-      hidden: [D, N, E] final state from which a lane's next token is drawn.
+      ring: the keys and values of each lane's newest tokens.
+      hidden: [D, N, E] the final hidden state from which each lane's next token is drawn.
     """
 
     ring: cache.Ring
@@ -42,13 +46,16 @@ class Lanes(flax.struct.PyTreeNode):
 
 @flax.struct.dataclass
 class Work:
-    """What a chunk has to do, made by the host.
+    """What a chunk has to do; the host makes it.
 
     Attributes:
-      layout: who reads which page.
-      page: [D, N] the page that a lane which begins takes its first state from, -1 for the others.
-      names: [D, N, 3] uint32, example id and sample index: what a sample's key is made of.
-      counts: [D, N] tokens drawn. alive: [D, N] lanes with a sample.
+      layout: which lane reads which pages and blocks.
+      page: [D, N] for lanes whose sample begins, the last page of its prompt, whose final state the
+        first token is drawn from; -1 for other lanes.
+      names: [D, N, 3] uint32, a hash of the example id (two numbers) and the sample index, from
+        which each sample's key is made.
+      counts: [D, N] how many tokens each lane's sample has.
+      alive: [D, N] whether a lane runs a sample.
     """
 
     layout: Layout
@@ -60,10 +67,14 @@ class Work:
 
 @flax.struct.dataclass
 class Drawn:
-    """What a chunk drew: tokens, logprobs [D, N, C]; counts [D, N]; alive, stopped [D, N].
+    """What a chunk has drawn.
 
-    `steps` is the number of steps made. A lane that is no longer alive has ended, by a stop id if
-    `stopped`.
+    Attributes:
+      tokens, logprobs: [D, N, C] the chunk's tokens and their log-probabilities.
+      counts: [D, N] how many tokens each lane's sample has, those of earlier chunks included.
+      alive: [D, N] False for lanes without a sample, and for those whose sample has ended.
+      stopped: [D, N] whether the sample has ended by a stop id.
+      steps: a scalar, how many steps were made.
     """
 
     tokens: jax.Array
@@ -77,6 +88,7 @@ class Drawn:
 def empty_lanes(
     config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
 ) -> Lanes:
+    """The state of `lanes` lanes in each shard, with rings of `capacity` slots."""
     ring = cache.empty_ring(config, shards, lanes, capacity, int8=int8)
     shape = (shards, lanes, config.embed_dim)
     return Lanes(ring, jnp.zeros(shape, jnp.dtype(config.compute_dtype)))
@@ -85,10 +97,11 @@ def empty_lanes(
 def take_lanes(
     lanes: Lanes, stash: cache.Stash, index: jax.Array, blocks: jax.Array
 ) -> tuple[Lanes, cache.Stash]:
-    """The lanes [D, N'] and the blocks of the stash [D, B'] of each shard."""
+    """The lanes whose indices in each shard are `index` [D, N'], and the blocks of the stash whose
+    indices are `blocks` [D, B']."""
     ring = lanes.ring.replace(blocks=cache.take_rows(lanes.ring.blocks, index))
-    taken = Lanes(ring, cache.rows_of(lanes.hidden, index))
-    return taken, cache.Stash(cache.take_rows(stash.blocks, blocks))
+    fewer = Lanes(ring, cache.rows_of(lanes.hidden, index))
+    return fewer, cache.Stash(cache.take_rows(stash.blocks, blocks))
 
 
 def compute_pages(
@@ -101,12 +114,14 @@ def compute_pages(
     earlier: jax.Array | None,
     targets: jax.Array,
 ) -> cache.Pages:
-    """Run pages of prompts through the model and store their keys and values.
+    """Prefill: run pages of prompts through the model and store their keys and values.
 
     Args:
-      tokens: [D, A, S] right-padded; start, fill [D, A].
+      tokens: [D, A, S] the tokens of the pages, right-padded.
+      start, fill: [D, A] the position of each page's first token, and the number of its tokens.
       earlier: [D, A, M] the pages before each, the nearest last; see `attend.page_attend`.
-      targets: [D, A] where they are stored; out of range for rows that are none.
+      targets: [D, A] the index under which each page is stored; out of range for rows that hold
+        no page.
     """
     shards, count, size = tokens.shape
     attend = page_attend(config, start, fill, earlier, size)
@@ -119,10 +134,11 @@ def compute_pages(
         attend,
         layer_inputs(pages),
     )
-    hidden = hidden.reshape(shards, count, size, -1)
+    hidden = hidden.reshape(shards, count, size, -1)  # [D, A, S, E]
     final = jnp.maximum(fill - 1, 0)[..., None, None]
-    last = jnp.take_along_axis(hidden, final, axis=2)[:, :, 0]
-    return cache.write_pages(pages, _after(hidden, new), last, targets)
+    last = jnp.take_along_axis(hidden, final, axis=2)[:, :, 0]  # [D, A, E]
+    with jax.named_scope("store"):
+        return cache.write_pages(pages, _after(hidden, new), last, targets)
 
 
 def decode_chunk(
@@ -141,18 +157,23 @@ def decode_chunk(
     filters: Filters,
     chunk: int,
 ) -> tuple[Lanes, Drawn]:
-    """Up to `chunk` steps: draw a token a lane, run it through the model, store its keys.
+    """Up to `chunk` decode steps: draw a token for each lane, run it through the model and store
+    its keys and values.
 
     Args:
-      key: of the run, stage and step; sample keys are folded from it.
-      stop_ids: [X].
-      limit: most tokens a sample may have.
-      leave: end early once so many samples have ended (or all have).
+      params: the tree of `weights.decode_weights`.
+      pages, stash, lanes: the caches; only `lanes` are changed.
+      work: what the lanes have to do.
+      key: the key of run, stage and step, from which the samples' keys are folded.
+      stop_ids: [X] the token ids that end a sample.
+      temperature: a scalar; see `draw.draw`.
+      limit: the most tokens that a sample may have.
+      leave: the chunk ends early once this many samples have ended, or all of them.
       filters, chunk: static.
     """
-    fresh = work.page >= 0
-    first = cache.rows_of(pages.last, jnp.maximum(work.page, 0))
-    keys = sample_keys(key, work.names)
+    fresh = work.page >= 0  # [D, N]
+    first = cache.rows_of(pages.last, jnp.maximum(work.page, 0))  # [D, N, E]
+    keys = sample_keys(key, work.names)  # [D, N]
     shape = (*work.counts.shape, chunk)
     drawn = Drawn(
         tokens=jnp.zeros(shape, jnp.int32),
@@ -172,10 +193,13 @@ def decode_chunk(
 
     def step(carry: tuple[Lanes, Drawn]) -> tuple[Lanes, Drawn]:
         lanes, drawn = carry
-        uniform = jax.vmap(jax.vmap(_uniform))(keys, drawn.counts)
-        token, logprob = draw(logits(params, config, lanes.hidden), uniform, temperature, filters)
-        token = jnp.where(drawn.alive, token, 0)
-        attend = lane_attend(config, work.layout, drawn.counts, pages, stash, lanes.ring)
+        z = logits(params, config, lanes.hidden)  # [D, N, V]
+        with jax.named_scope("draw"):
+            uniform = jax.vmap(jax.vmap(_uniform))(keys, drawn.counts)  # [D, N, 2]
+            token, logprob = draw(z, uniform, temperature, filters)  # [D, N] each
+            token = jnp.where(drawn.alive, token, 0)
+        with jax.named_scope("masks"):
+            attend = lane_attend(config, work.layout, drawn.counts, pages, stash, lanes.ring)
         hidden, new = forward(
             params,
             config,
@@ -184,29 +208,30 @@ def decode_chunk(
             attend,
             layer_inputs(pages, stash, lanes.ring),
         )
-        lanes = Lanes(cache.write_ring(lanes.ring, _after(hidden, new)), hidden)
-        return lanes, _record(drawn, token, logprob, stop_ids, limit)
+        with jax.named_scope("store"):
+            lanes = Lanes(cache.write_ring(lanes.ring, _after(hidden, new)), hidden)
+            return lanes, _record(drawn, token, logprob, stop_ids, limit)
 
     return jax.lax.while_loop(unfinished, step, (lanes, drawn))
 
 
 def _after(hidden: jax.Array, new: Sequence[cache.Block]) -> Sequence[cache.Block]:
-    """New keys and values [..., K, h], that come after the final states [..., E].
+    """New keys and values [..., K, h], made to depend on the final states [..., E].
 
-    Nothing else is added to them. XLA sees that all caches have been read by then, and writes in
-    place instead of in a copy of them. (An `optimization_barrier` is gone before it decides on
-    copies.)
+    Zero is added to them. XLA then sees that all caches have been read before these values are
+    written, and writes them in place instead of into a copy of the caches. (XLA removes an
+    `optimization_barrier` before it decides on copies.)
     """
-    nothing = 0 * hidden[..., :1, None]
-    return jax.tree.map(lambda x: x + nothing.astype(x.dtype), new)
+    zero = 0 * hidden[..., :1, None]
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype), new)
 
 
 def _record(
     drawn: Drawn, token: jax.Array, logprob: jax.Array, stop_ids: jax.Array, limit: jax.Array
 ) -> Drawn:
-    """Append a token to every live sample."""
+    """`drawn` with a token [D, N] appended to every sample that has not ended."""
     alive = drawn.alive
-    # A stop id counts as a token of the sample: the policy has to learn to stop.
+    # A stop id counts as a token of the sample, since the policy has to learn to stop.
     hit = alive & jnp.any(token[..., None] == stop_ids, axis=-1)
     counts = drawn.counts + alive
 
@@ -224,14 +249,14 @@ def _record(
 
 
 def _uniform(key: jax.Array, count: jax.Array) -> jax.Array:
-    """What token `count` of the sample with this key is drawn with: [2]; see `draw.pick`."""
+    """The two random numbers [2] by which token `count` of a sample is drawn (see `draw.pick`)."""
     return jax.random.uniform(jax.random.fold_in(key, count), (2,))
 
 
 def sample_keys(key: jax.Array, names: jax.Array) -> jax.Array:
-    """fold_in(key, id, id, sample index) for names [D, N, 3] -> keys [D, N]."""
+    """Keys [D, N] of samples: `key`, into which the three numbers of names [D, N, 3] are folded."""
 
-    def one(name: jax.Array) -> jax.Array:
+    def sample_key(name: jax.Array) -> jax.Array:
         return functools.reduce(jax.random.fold_in, name, key)
 
-    return jax.vmap(jax.vmap(one))(names)
+    return jax.vmap(jax.vmap(sample_key))(names)

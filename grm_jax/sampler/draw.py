@@ -1,15 +1,17 @@
-"""Drawing the next token: settings, filters, two random numbers a sample.
+"""Drawing the next token: settings, filters, and the draw by two random numbers a token.
 
-The vocabulary is cut into blocks of about sqrt(V) words. One number finds the block by its place in
-the cumulative sums of blocks, another the word in it, so the vocabulary is passed over once. There
-is no noise per word, and no sort: filters find their thresholds by bisection over float32's bits.
+The vocabulary is cut into blocks of about sqrt(V) tokens. One random number selects a block by the
+cumulative sums of the blocks' weights, another a token in it, so that the vocabulary is read once.
+No noise is drawn per token, and nothing is sorted: filters find their thresholds by bisection over
+the bits of float32.
 
-A uniform of float32 has 23 bits, which is 33 places for each of 256,000 words on average: with one
-alone, words between two places are never drawn (of logits with a standard deviation of 2.5, 79,000
-words with 0.18% of the probability). With two, a block has its probability to within 2^-23, and so
-has a word within its block; what is never drawn is 7e-8 of the probability.
+A uniform float32 number has 23 bits, or 2^23 values, which is 33 for each of 256,000 tokens on
+average. With one such number, tokens whose interval contains none of these values are never drawn:
+for logits with a standard deviation of 2.5, 79,000 tokens with 0.18% of the probability. With two
+numbers, a block has its probability to within 2^-23, and so has a token within its block; the
+tokens that are never drawn have 7e-8 of the probability.
 
-Dimensions: any leading shape, V vocabulary.
+Dimensions: V vocabulary, n entries or blocks of it, after any leading dimensions [...].
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ class SamplingConfig:
     temperature: float = 1.0
     """0 is greedy. Log-probabilities are those of softmax(logits / temperature)."""
     top_k: int = 0
-    """Draw from the k most likely tokens only; 0 for all. For use, not for RL rollouts: the
-    reported log-probability stays that of the unfiltered distribution."""
+    """Draw from the k most likely tokens only; 0 for all. Filters are for inference and not for RL
+    rollouts: the reported log-probability stays that of the unfiltered distribution."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens with at least this probability; 1 for all."""
     min_p: float = 0.0
     """Draw from tokens with at least this share of the most likely one's probability; 0 for all."""
     max_new_tokens: int = 1024
-    """Tokens a sample may have; one that has not stopped by then is marked `length`."""
+    """The most tokens of a sample; one that has not stopped by then is marked `length`."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -62,6 +64,7 @@ class SamplingConfig:
 
     @property
     def filters(self) -> Filters:
+        """The static part of these settings."""
         return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
 
     @property
@@ -77,14 +80,15 @@ def draw(
 
     Args:
       z: [..., V] float32 softcapped logits.
-      uniform: [..., 2] in [0, 1), two a sample; see `pick`.
-      temperature: scalar; not read when greedy, whose log-probabilities are at temperature 1.
+      uniform: [..., 2] in [0, 1), two numbers for each token; see `pick`.
+      temperature: a scalar. It is not read in greedy decoding, whose log-probabilities are those at
+        temperature 1.
     """
     if not filters.greedy:
         z = z / temperature
-    top = jnp.max(z, axis=-1, keepdims=True)
-    weights = jnp.exp(z - top)
-    norm = jnp.sum(weights, axis=-1)
+    top = jnp.max(z, axis=-1, keepdims=True)  # [..., 1]
+    weights = jnp.exp(z - top)  # [..., V]
+    norm = jnp.sum(weights, axis=-1)  # [...]
     if filters.greedy:
         chosen = jnp.argmax(z, axis=-1).astype(jnp.int32)
     else:
@@ -94,38 +98,40 @@ def draw(
 
 
 def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """A token [...] int32 with probability proportional to its weight.
+    """A token [...] int32, with a probability proportional to its weight.
 
     Args:
       weights: [..., V] float32 >= 0, not all 0.
-      uniform: [..., 2] in [0, 1): the first picks a block of words, the second a word in it.
+      uniform: [..., 2] in [0, 1): the first selects a block of tokens, the second a token in it.
     """
     size = weights.shape[-1]
     block = 1 << math.ceil(math.log2(max(2.0, math.sqrt(size))))
     pad = [(0, 0)] * (weights.ndim - 1) + [(0, -size % block)]
-    blocks = jnp.pad(weights, pad).reshape(*weights.shape[:-1], -1, block)
-    index = _inverse(jnp.sum(blocks, axis=-1), uniform[..., 0])
+    blocks = jnp.pad(weights, pad).reshape(*weights.shape[:-1], -1, block)  # [..., n, block]
+    index = _inverse(jnp.sum(blocks, axis=-1), uniform[..., 0])  # [...]
     inside = jnp.take_along_axis(blocks, index[..., None, None], axis=-2)[..., 0, :]
     return (index * block + _inverse(inside, uniform[..., 1])).astype(jnp.int32)
 
 
 def _inverse(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The entry [...] in whose stretch of the cumulated weights [..., n] `uniform` of the sum lies.
+    """The first entry [...] at which the running sum of weights [..., n] exceeds `uniform` [...]
+    times their sum: inverse transform sampling.
 
-    Running sums are rounded, and a parallel scan rounds each in its own way. So an entry of weight
-    0 is never taken, whatever its stretch seems to be; past the end lies the last of the others.
+    Running sums are rounded, and a parallel scan does not round them all in the same way, so that
+    they may rise where a weight is 0, or exceed the last one. So entries of weight 0 are excluded,
+    and where no entry qualifies, the last one with a positive weight is taken.
     """
-    running = jnp.cumsum(weights, axis=-1)
+    running = jnp.cumsum(weights, axis=-1)  # [..., n]
     positive = weights > 0
     passed = positive & (running > uniform[..., None] * running[..., -1:])
-    last = weights.shape[-1] - 1 - jnp.argmax(positive[..., ::-1], axis=-1)
+    last = weights.shape[-1] - 1 - jnp.argmax(positive[..., ::-1], axis=-1)  # [...]
     return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
 
 
 def keep_top(weights: jax.Array, filters: Filters) -> jax.Array:
-    """Weights exp(z - max) [..., V] with those of the words that are filtered out at 0.
+    """Weights exp(z - max) [..., V], set to 0 for the tokens that are filtered out.
 
-    The filters apply in the order top_k, top_p, min_p. Words that tie with the last one kept are
+    The filters apply in the order top_k, top_p, min_p. Tokens that tie with the last one kept are
     kept too.
     """
     if filters.top_k and filters.top_k < weights.shape[-1]:
@@ -143,17 +149,20 @@ def keep_top(weights: jax.Array, filters: Filters) -> jax.Array:
 def _above(weights: jax.Array, enough: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """The largest threshold [..., 1] such that the weights at or above it are still enough.
 
-    Non-negative floats are ordered as their bits are, so 31 halvings find it exactly.
+    Non-negative floats are ordered as their bits are, so 31 bisections find it exactly.
+
+    Args:
+      enough: whether the weights [..., V] at or above the threshold [..., 1] are enough: [...].
     """
-    low = jnp.zeros(weights.shape[:-1], jnp.int32)  # always enough
-    high = jnp.full(weights.shape[:-1], 0x7F800000, jnp.int32)  # infinity: never
+    low = jnp.zeros(weights.shape[:-1], jnp.int32)  # the threshold 0 is always enough
+    high = jnp.full(weights.shape[:-1], 0x7F800000, jnp.int32)  # infinity never is
 
     def halve(_, bounds):
         low, high = bounds
         middle = low + (high - low) // 2
         threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)[..., None]
-        good = enough(weights, threshold)
-        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+        satisfied = enough(weights, threshold)
+        return jnp.where(satisfied, middle, low), jnp.where(satisfied, high, middle)
 
     low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
     return jax.lax.bitcast_convert_type(low, jnp.float32)[..., None]

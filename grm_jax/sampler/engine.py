@@ -1,10 +1,13 @@
-"""The host part of sampling: requests in, samples out as they end.
+"""The host's part of sampling: requests in, samples out as they end.
 
-    requests -> plan (lanes, pages) -> loop: begin what waits -> compute its pages -> a chunk of
-    decode steps -> hand out what has ended, its lanes are free
+    requests -> plan (lanes, pages) -> loop: begin waiting samples -> prefill their pages -> a chunk
+    of decode steps -> yield the samples that have ended, and free their lanes
 
-Lanes that fall free are given to waiting samples between chunks (continuous batching), so a long
-critique holds up nobody; what lies where is `schedule`'s, what is drawn `decode`'s.
+Between chunks, free lanes are given to waiting samples (continuous batching), so that no sample
+waits for a longer one to end. `schedule` decides which sample runs where, `decode` computes.
+
+Dimensions: D data-parallel shards, N lanes, A pages computed at once, S slots of a page, M earlier
+pages of a prompt, K key/value heads.
 """
 
 from __future__ import annotations
@@ -44,9 +47,10 @@ class Sample:
     """One completion.
 
     Attributes:
-      tokens: int32 ids, the stop id included when `finish_reason` is "stop".
-      logprobs: float32, of each token under softmax(logits / temperature).
-      finish_reason: "stop", or "length" when `max_new_tokens` ran out (a truncated critique).
+      example_id, index: the request's example, and which of its samples this is.
+      tokens: int32 ids, with the stop id at the end if `finish_reason` is "stop".
+      logprobs: float32, the log-probability of each token under softmax(logits / temperature).
+      finish_reason: "stop", or "length" for a sample that was cut after `max_new_tokens` tokens.
     """
 
     example_id: str
@@ -58,13 +62,17 @@ class Sample:
 
 @dataclasses.dataclass
 class SamplerStats:
-    """What sampling cost since the engine was made.
+    """The cost of sampling since the sampler was made.
 
     Attributes:
-      prefill_tokens: prompt tokens computed; shared_tokens: those that were there already.
-      decode_tokens: tokens drawn. lane_steps: steps made times lanes, live or not.
-      prefill_seconds, decode_seconds: on the device, as the host saw it; compiling is apart.
-      cache_bytes: largest plan, a shard.
+      prefill_tokens: the prompt tokens that were computed.
+      shared_tokens: the prompt tokens that were in another prompt's pages already.
+      decode_tokens: the tokens of samples that have ended.
+      lane_steps: decode steps times lanes, whether a lane ran a sample or not.
+      samples: the samples that have ended.
+      dropped: the samples that were dropped before they began.
+      prefill_seconds, decode_seconds: wall time on the host, without the time of compiling.
+      cache_bytes: the largest plan's bytes of caches on a device.
     """
 
     prefill_tokens: int = 0
@@ -79,20 +87,21 @@ class SamplerStats:
 
     @property
     def occupancy(self) -> float:
-        """Share of lane steps that drew a token."""
+        """The share of lane steps that drew a token of a sample."""
         return self.decode_tokens / max(1, self.lane_steps)
 
     @property
     def seconds(self) -> float:
+        """The seconds of prefill and decoding."""
         return self.prefill_seconds + self.decode_seconds
 
     @property
     def tokens_per_second(self) -> float:
-        """Of samples that have ended."""
+        """The tokens of ended samples for each second of prefill and decoding."""
         return self.decode_tokens / max(self.seconds, 1e-9)
 
     def line(self) -> dict[str, float]:
-        """For a progress line: tokens/s and how many of a hundred lanes are busy."""
+        """Values for a progress line: tokens per second, and the percentage of busy lanes."""
         return {"tokens/s": self.tokens_per_second, "lanes%": 100 * self.occupancy}
 
 
@@ -101,12 +110,14 @@ class Sampler:
 
     Args:
       model: the model's shape.
-      stop_ids: token ids that end a sample.
-      engine: sizes.
-      mesh: where the parameters live; prompts are split over its data axes.
+      stop_ids: the token ids that end a sample.
+      engine: how the machine is used.
+      mesh: the mesh on which the parameters are; prompts are split over its data axes.
 
     Attributes:
-      budget: what its caches may take.
+      stats: the cost of sampling so far.
+      programs: the compiled programs.
+      budget: the memory that the caches may take.
     """
 
     def __init__(
@@ -121,7 +132,7 @@ class Sampler:
         self.budget = CacheBudget(model, engine, mesh)
 
     def summary(self) -> str:
-        """One line: what was drawn so far, how fast, and what it took."""
+        """One line about what was sampled so far, at which speed and cost."""
         stats, compiled = self.stats, self.programs.compilations
         return (
             f"{stats.samples:,} samples, {stats.decode_tokens:,} tokens, "
@@ -151,13 +162,18 @@ class Sampler:
         """Yield every sample of every request as it ends, in no particular order.
 
         Args:
-          params: as in training, or what `take` made of them.
-          key: of the run, stage and step; folded with each example's id and sample index.
-          wanted: asked before a sample begins; False drops it, and frees its place for others.
-          together: most samples of an example that run at once; None: no limit.
+          params: the tree of `model.params`, with or without LoRA adapters, or what `take`
+            returned.
+          requests: the prompts, and the samples to be drawn from each.
+          sampling: how tokens are drawn, and the most tokens of a sample.
+          key: the key of run, stage and step, into which each example's id and sample index are
+            folded.
+          wanted: called when samples of a request could begin; where it returns False, those that
+            wait are dropped.
+          together: the most samples of an example that run at once; None for no limit.
 
-        Raises ValueError for an empty prompt, or one that leaves no room within the model's
-        positions or the cache.
+        Raises UserError for an empty prompt, and for one that leaves no room within the model's
+        positions or the cache; ValueError for a `together` below 1.
         """
         requests = [request for request in requests if request.samples]
         for request in requests:
@@ -188,7 +204,7 @@ class Sampler:
     def _batches(
         self, requests: Sequence[Request], plan: Plan, shards: int
     ) -> Iterator[Sequence[Request]]:
-        """All requests at once with refill; without, as many as fit the lanes."""
+        """All requests at once; without `refill`, one batch after the other that fits the plan."""
         if self.engine.refill:
             yield requests
             return
@@ -204,6 +220,7 @@ class Sampler:
         yield batch
 
     def _check(self, request: Request, sampling: SamplingConfig) -> None:
+        """Raise UserError for a prompt that is empty or too long for the model's positions."""
         length = len(request.prompt)
         if not length:
             raise UserError(f"example {request.example_id}: the prompt has no tokens")
@@ -265,6 +282,7 @@ class Rollout:
         )
 
     def reset_lanes(self) -> None:
+        """Make empty lanes and an empty stash, on the device and on the host's board."""
         plan, int8 = self.plan, self.engine.int8_cache
         sizes = self.model, self.shards, plan.shape.lanes
         self.lanes = self._make(
@@ -288,7 +306,7 @@ class Rollout:
         wanted: Callable[[Request], bool],
         together: int | None,
     ) -> Iterator[Sample]:
-        """Sample the requests to their end."""
+        """Yield every sample of the requests as it ends."""
         self.reset_lanes()
         scheduler = Scheduler(
             requests,
@@ -309,7 +327,7 @@ class Rollout:
             self.stats.prefill_seconds += self._clock() - started
             if not self.board.running:
                 assert not scheduler.waiting, "samples wait, and none can begin"
-                break  # what was left is not wanted any more
+                break  # the samples that waited were dropped
             started = self._clock()
             ended = self._decode(scheduler.waiting)
             self.stats.decode_seconds += self._clock() - started
@@ -320,10 +338,11 @@ class Rollout:
         self.stats.shared_tokens += scheduler.shared_tokens
 
     def _clock(self) -> float:
-        """Seconds, standing still while programs are compiled."""
+        """The time in seconds, by a clock that does not count the compilation of programs."""
         return time.perf_counter() - sum(c.seconds for c in self.programs.compilations)
 
     def _finish(self, running: Running, stopped: bool) -> Sample:
+        """The sample that has ended, counted in `stats`."""
         request, index = running.admission.prompt.request, running.admission.sample
         tokens = np.concatenate(running.tokens)
         self.stats.samples += 1
@@ -332,7 +351,11 @@ class Rollout:
         return Sample(request.example_id, index, tokens, logprobs, "stop" if stopped else "length")
 
     def _compute(self, pages: Sequence[tuple[Prompt, int]]) -> None:
-        """Compute pages, those that begin their prompts first, as many at once as is allowed."""
+        """Prefill pages, given as (prompt, index into its pages), as many at once as is allowed.
+
+        They are computed in the order of their indices, since a page reads its prompt's earlier
+        ones.
+        """
         size = self.plan.shape.page
         most = max(1, self.engine.prefill_tokens // (size * self.shards))
         for place in sorted({place for _, place in pages}):
@@ -347,12 +370,13 @@ class Rollout:
                 self._compute_batch(batch, place, rows)
 
     def _compute_batch(self, batch: list[list[Prompt]], place: int, rows: int) -> None:
-        """Page `place` of up to `rows` prompts of each shard."""
+        """Prefill page `place` of up to `rows` prompts of each shard."""
         shape = self.plan.shape
         tokens = np.zeros((self.shards, rows, shape.page), np.int32)
         start = np.full((self.shards, rows), place * shape.page, np.int32)
         fill = np.zeros((self.shards, rows), np.int32)
-        # Few sizes, but not the deepest prompt's for all: most pages have few before them.
+        # The number of earlier pages is rounded to a few sizes, to compile few programs. It is not
+        # that of the longest prompt for all, since most pages have few pages before them.
         before = power_of_two(place) if place else 0
         earlier = np.zeros((self.shards, rows, before), np.int32)
         targets = np.full((self.shards, rows), shape.pages, np.int32)
@@ -368,24 +392,25 @@ class Rollout:
         self.prefill(tokens, start, fill, earlier, targets)
 
     def prefill(self, tokens, start, fill, earlier, targets) -> None:
-        """Compute and store pages; see `decode.compute_pages`."""
-        given = self.programs.put((tokens, start, fill, earlier, targets), self.data)
+        """Compute and store pages; the arguments are those of `decode.compute_pages`."""
+        arrays = self.programs.put((tokens, start, fill, earlier, targets), self.data)
         self.pages = self.programs.run(
             "prefill",
             (self.shards, tokens.shape[1], self.plan.shape, earlier.shape[2]),
             functools.partial(_compute_pages, self.model),
             self.weights,
             self.pages,
-            *given,
+            *arrays,
             donate=(1,),
             out_shardings=self._shardings(self.pages),
         )
 
     def _decode(self, waiting: bool) -> list[tuple[Running, bool]]:
-        """A chunk of steps.
+        """Decode a chunk of steps, and return the samples that have ended in it.
 
-        With samples waiting it ends once a sixteenth of the lanes are free; with none, once those
-        left fit into a quarter of the lanes.
+        A chunk ends early. While samples wait, it ends once a sixteenth of the running samples have
+        ended, so that others can begin. Otherwise it ends once the running samples fit into a
+        quarter of the lanes, if they may be packed into these.
         """
         if not waiting:
             self._compact()
@@ -402,14 +427,15 @@ class Rollout:
         return self.board.collect(drawn)
 
     def steps(self, work: decode.Work, leave: int) -> decode.Drawn:
-        """A chunk of steps of all lanes; see `decode.decode_chunk`."""
+        """Run a chunk of steps for all lanes; see `decode.decode_chunk`."""
         work = self.programs.put(work, self.data)
         filters, chunk = self.sampling.filters, self.plan.chunk
         function = functools.partial(_decode_chunk, config=self.model, filters=filters, chunk=chunk)
         caches = self.lanes.hidden.shape[1], self.plan.ring, self.stash.count
         self.lanes, drawn = self.programs.run(
             "decode",
-            # The plan's own lanes decide the layout of the weights.
+            # The plan's shape is part of the key even where fewer lanes are left: its lanes decided
+            # the layout of the weights.
             (self.shards, self.plan.shape, *caches, filters, chunk, len(self.stop_ids)),
             function,
             self.weights,
@@ -423,13 +449,13 @@ class Rollout:
             self.limit,
             self.programs.put(np.int32(leave), self.everywhere),
             donate=(3,),
-            # Every process reads all that is drawn, and so makes the same plans.
+            # Every process reads all that was drawn, so that all make the same decisions.
             out_shardings=(self._shardings(self.lanes), self.everywhere),
         )
         return drawn
 
     def _compact(self) -> None:
-        """Nothing waits: fewer lanes once those that run fit into a quarter."""
+        """Pack the running samples into fewer lanes, where they fit into a quarter of them."""
         lanes = self.lanes.hidden.shape[1]
         fullest = max(collections.Counter(shard for shard, _ in self.board.running).values())
         fewer = lanes
@@ -438,15 +464,16 @@ class Rollout:
         if fewer == lanes:
             return
         before = self.shards, lanes, self.stash.count
-        given = self.lanes, self.stash, *self.programs.put(self.board.compact(fewer), self.data)
-        where = self._shardings(jax.eval_shape(decode.take_lanes, *given))
+        index, blocks = self.programs.put(self.board.compact(fewer), self.data)
+        caches = self.lanes, self.stash, index, blocks
+        shardings = self._shardings(jax.eval_shape(decode.take_lanes, *caches))
         shape = (*before, fewer, self.board.owner.shape[1], self.plan.ring, self.plan.chunk)
         self.lanes, self.stash = self.programs.run(
-            "compact", shape, decode.take_lanes, *given, out_shardings=where
+            "compact", shape, decode.take_lanes, *caches, out_shardings=shardings
         )
 
     def _fill_stash(self) -> None:
-        """Move the oldest tokens of rings that have no room for the next chunk."""
+        """Move the oldest tokens of rings that have no room for another chunk into the stash."""
         crowded = self.board.crowded()
         if not crowded.any():
             return
@@ -464,36 +491,42 @@ class Rollout:
             )
             self.board.grow_stash(count)
         held = self.board.counts - self.board.stashed
-        given = self.programs.put((held, self.board.stash(crowded)), self.data)
+        arrays = self.programs.put((held, self.board.stash(crowded)), self.data)
         self.stash = self.programs.run(
             "stash",
             (self.shards, lanes, ring, self.stash.count, chunk),
             cache.stash_oldest,
             self.stash,
             self.lanes.ring,
-            *given,
+            *arrays,
             donate=(0,),
             out_shardings=self._shardings(self.stash),
         )
 
     def _make(self, name: str, shape: Any, function: Callable[[], Any]) -> Any:
-        """A new tree on the device."""
-        where = self._shardings(jax.eval_shape(function))
-        return self.programs.run(name, shape, function, out_shardings=where)
+        """The tree that `function` returns, made on the devices."""
+        shardings = self._shardings(jax.eval_shape(function))
+        return self.programs.run(name, shape, function, out_shardings=shardings)
 
     def _shardings(self, tree: Any) -> Any:
-        """Caches [D, rows, K, ...] are split over shards and heads, states over shards."""
+        """The shardings of a tree of caches.
 
-        def place(leaf: Any) -> Any:
+        Keys, values and scales [D, rows, K, ...] are split over shards and heads, hidden states
+        [D, rows, E] over shards; scalars are replicated.
+        """
+
+        def leaf_sharding(leaf: Any) -> Any:
             return (self.everywhere, self.data, self.heads)[(leaf.ndim > 0) + (leaf.ndim >= 4)]
 
-        return jax.tree.map(place, tree)
+        return jax.tree.map(leaf_sharding, tree)
 
 
 def _compute_pages(config, weights, pages, tokens, start, fill, earlier, targets):
+    """`decode.compute_pages`, without earlier pages where their array has none."""
     before = earlier if earlier.shape[2] else None
     return decode.compute_pages(weights, config, pages, tokens, start, fill, before, targets)
 
 
-def _decode_chunk(weights, *given, config, filters, chunk):
-    return decode.decode_chunk(weights, config, *given, filters=filters, chunk=chunk)
+def _decode_chunk(weights, *arrays, config, filters, chunk):
+    """`decode.decode_chunk`, with its static arguments as keywords."""
+    return decode.decode_chunk(weights, config, *arrays, filters=filters, chunk=chunk)

@@ -1,7 +1,8 @@
 """How much runs at once: lanes, pages and ranks for a list of requests, within a budget of bytes.
 
-Decided before anything is allocated, from the model's shape alone, so sampling never runs out of
-memory half-way. Sizes are rounded so that few programs are compiled.
+The plan is made before anything is allocated, from the model's shape and the requests alone, so
+that sampling does not run out of memory half-way. Sizes are rounded so that few programs are
+compiled.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from grm_jax.identity import how
 from grm_jax.model.config import ModelConfig
 from grm_jax.sampler.schedule import Request, Shape
 
-# A CPU gains by sharing what the prompts of an example begin with for up to so many readers. With
-# more it gains nothing: every page is then multiplied by as many rows; accelerators wait for bytes
-# instead. Measured by `experiments/sampler/refill.py`.
+# On a CPU, sharing the pages with which an example's prompts begin is faster for up to this many
+# readers of a page. With more it is not, since every page is then multiplied by as many rows of
+# queries; an accelerator is limited by the bytes that it reads instead. Measured by
+# `experiments/sampler/refill.py`.
 CPU_READERS = 16
 
 
@@ -29,30 +31,30 @@ class EngineConfig:
     """How the sampler uses the machine."""
 
     max_rows: int = how(256)
-    """Samples decoded at once, over all data-parallel shards."""
+    """The most samples decoded at once, over all data-parallel shards."""
     page: int = how(512)
-    """Tokens of a page: prompts are stored, and shared, in pages."""
+    """The tokens of a page; prompts are stored, and shared, in pages."""
     prefill_tokens: int = how(8192)
-    """Prompt tokens computed at once."""
+    """The most prompt tokens computed at once, over all shards (at least one page a shard)."""
     chunk: int = how(64)
-    """Most decode steps between two looks of the host, which begins samples in lanes that fell
-    free; drawn tokens are kept in pieces of as many."""
+    """The most decode steps before the host begins waiting samples in lanes that became free; also
+    the tokens of a block of the stash."""
     min_lanes: int = how(16)
-    """When nothing waits any more, those still under way are packed into a quarter of the lanes,
-    and again, but not below this: each size is a program to compile."""
+    """When no sample waits any more, the running ones are packed into a quarter of the lanes, and
+    again later, but never into fewer lanes than this: each size is a program to compile."""
     spare: float = how(0.5)
-    """Where samples wait for lanes: room for prompts beyond those that fill the lanes, as a share.
-    The last samples of a prompt hold its pages while others have begun."""
+    """Where samples wait for lanes: room for more prompts than fill the lanes, as a share of these.
+    The last samples of a prompt keep its pages in use while samples of other prompts begin."""
     share: bool = how(True)
-    """Prompts that begin alike share those pages."""
+    """Prompts share the pages with which they begin alike."""
     refill: bool = how(True)
-    """Begin waiting samples as soon as lanes fall free; False: a batch at a time."""
+    """Begin waiting samples as soon as lanes become free; False: one batch after the other."""
     int8_weights: bool = False
-    """Decode with matrices of 8-bit integers: half the bytes to read a step, at some accuracy."""
+    """Decode with 8-bit integer matrices: half the bytes to read at each step, but less exact."""
     int8_cache: bool = False
-    """Keep keys and values as 8-bit integers: twice as many fit, at some accuracy."""
+    """Store keys and values as 8-bit integers: twice as many fit, but less exact."""
     cache_bytes: int | None = how(None)
-    """Bytes a device may spend on caches; fewer samples run at once where they do not fit. None:
+    """The most bytes of caches on a device; fewer samples run at once where they do not fit. None:
     what an accelerator has free at the first rollout (`sampler.memory`); no limit on a CPU."""
 
     def __post_init__(self) -> None:
@@ -66,12 +68,13 @@ class Plan:
     """What is allocated on each shard.
 
     Attributes:
-      shape: lanes, pages, ranks.
-      share: whether prompts that begin alike share those pages.
-      crowd: how many times as many samples as ranks a shared page may be meant for.
-      limit: most tokens of a sample. chunk: most steps at once, tokens of a block of the stash.
-      ring: newest tokens of each lane, read at every step.
-      bytes: of pages, rings and the stash at their largest, a device.
+      shape: lanes, pages and ranks.
+      share: whether prompts share the pages with which they begin alike.
+      crowd: the oversubscription of shared pages (see `schedule.Scheduler`).
+      limit: the most tokens of a sample.
+      chunk: the most steps of a chunk, and the tokens of a block of the stash.
+      ring: the slots of each lane's ring, all of which are read at every step.
+      bytes: the bytes of pages, rings and the largest stash on a device.
     """
 
     shape: Shape
@@ -83,8 +86,11 @@ class Plan:
     bytes: int
 
     def stash_sizes(self, lanes: int) -> tuple[int, ...]:
-        """Blocks of the stash of so many lanes: (0,) if the rings suffice, else as many as lanes,
-        four times that, ..., enough for every sample's longest."""
+        """The sizes, in blocks, to which the stash of `lanes` lanes grows.
+
+        They are (0,) if the rings have room for whole samples; else one block a lane, four times
+        that, and so on, up to enough blocks for samples of `limit` tokens in all lanes.
+        """
         deepest = -(-(self.limit - self.ring) // self.chunk)
         sizes = [min(1, deepest) * lanes]
         while sizes[-1] < deepest * lanes:
@@ -94,16 +100,19 @@ class Plan:
     def __str__(self) -> str:
         s = self.shape
         shared = f"each read by up to {s.ranks} of them" if s.ranks > 1 else "a copy a sample"
-        heads = "shared" if self.share else "apart"
+        beginnings = "shared" if self.share else "apart"
         return (
             f"{s.lanes} samples at once, up to {self.limit} tokens each; prompts in {s.pages} "
-            f"pages of {s.page} tokens, {shared}, common beginnings {heads}; "
+            f"pages of {s.page} tokens, {shared}, common beginnings {beginnings}; "
             f"{self.bytes / 2**20:,.0f} MiB of caches a device"
         )
 
 
 def token_bytes(model: ModelConfig, int8: bool = False) -> int:
-    """Keys and values of one token, all layers; as 8-bit integers, with a float32 scale each."""
+    """The bytes of one token's keys and values in all layers.
+
+    As 8-bit integers, each vector has a float32 scale.
+    """
     width = jnp.dtype(model.compute_dtype).itemsize
     vector = model.head_dim + 4 if int8 else model.head_dim * width
     return model.num_layers * 2 * model.num_kv_heads * vector
@@ -123,11 +132,13 @@ def make_plan(
     """The largest plan that the requests can use and the budget allows.
 
     Args:
-      together: most samples of an example that run at once.
-      split: devices that share a shard's caches, each with some of the heads.
-      on_cpu: beginnings with more than `CPU_READERS` readers are not shared.
+      max_new_tokens: the most tokens of a sample.
+      shards: how many data-parallel shards there are.
+      together: the most samples of an example that run at once; None for no limit.
+      split: over how many devices a shard's caches are split, by heads.
+      on_cpu: if so, pages with more than `CPU_READERS` readers are not shared.
 
-    Raises ValueError when not even one sample fits.
+    Raises UserError when not even one sample fits.
     """
     wanted_of: collections.Counter[str] = collections.Counter()
     for request in requests:
@@ -160,11 +171,12 @@ def _plan(
     together: int | None,
     split: int,
 ) -> Plan:
+    """The plan with this many lanes, whatever its bytes."""
     most = together or lanes
     samples = [min(most, len(request.samples)) for request in requests]
     depths = [-(-len(request.prompt) // engine.page) for request in requests]
-    # How many of an example's samples read the first page that a sample reads, on average. (A page
-    # that all examples share, of the template, is there once for so many readers.)
+    # The average over samples of how many samples of the same example read the same first page.
+    # (Pages of the template, which all examples share, are stored once for that many readers.)
     readers: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()
     for index, request in enumerate(requests):
         common = engine.share and len(request.prompt) > engine.page
@@ -174,8 +186,9 @@ def _plan(
     ranks, crowd = min(lanes, power_of_two(math.ceil(typical))), 1
     queue = engine.refill and sum(len(request.samples) for request in requests) > lanes
     if queue and ranks > 1 and together is None:
-        # Half of a prompt's samples at once: as some end the others begin, so that its pages are
-        # read by nearly as many to the end. With all at once they would serve the last few alone.
+        # Half of a prompt's samples run at once. As some end the others begin, so that its pages
+        # have nearly as many readers to the end. If all ran at once, the pages would be in use for
+        # the last few samples alone.
         ranks, crowd = ranks // 2, 2
         samples = [min(count, ranks) for count in samples]
     prompts = math.ceil(lanes * sum(samples) / sum(s * s for s in samples))
@@ -188,7 +201,7 @@ def _plan(
     chunk = min(engine.chunk, max_new_tokens)
     ring = min(max_new_tokens, 2 * chunk)
     plan = Plan(shape, engine.share, crowd, max_new_tokens, chunk, ring, bytes=0)
-    # A stash that grows is there twice for a moment, at its old and at its new size.
+    # While the stash grows, the old and the new one are in memory at the same time.
     stash = sum(plan.stash_sizes(lanes)[-2:])
     tokens = pages * engine.page + lanes * plan.ring + stash * chunk
     width = token_bytes(model, engine.int8_cache)
@@ -196,24 +209,24 @@ def _plan(
 
 
 def _distinct_pages(engine: EngineConfig, requests: Sequence[Request]) -> int:
-    """Pages of all prompts; those with which several prompts of an example begin count once."""
-    found: set[tuple] = set()
+    """The pages of all prompts; those that several prompts of an example share count once."""
+    distinct: set[tuple] = set()
     for index, request in enumerate(requests):
         length, size = len(request.prompt), engine.page
         for start in range(0, length, size):
             shared = engine.share and start + size < length
             piece = request.prompt[start : start + size] if shared else index
-            found.add((request.example_id, start, piece))
-    return len(found)
+            distinct.add((request.example_id, start, piece))
+    return len(distinct)
 
 
 def power_of_two(value: int) -> int:
-    """The next power of two."""
+    """The smallest power of two that is at least `value`."""
     return 1 << max(0, value - 1).bit_length()
 
 
 def step_up(value: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least `value`."""
     power = power_of_two(value)
     return power * 3 // 4 if power >= 4 and value <= power * 3 // 4 else power
 
@@ -221,7 +234,8 @@ def step_up(value: int) -> int:
 def at_once(waiting: int, most: int) -> int:
     """How many of the waiting prompts to compute together: 1, 8, 64, ... or `most`.
 
-    Few sizes, each a program to compile; the next larger one where it is at least half full.
+    There are few sizes, since each is a program to compile. A larger one is taken where the waiting
+    prompts fill at least half of it.
     """
     size = 1
     while size < min(waiting, most):

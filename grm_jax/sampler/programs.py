@@ -1,4 +1,4 @@
-"""Compiled programs: each is compiled once, ahead of its first call, counted and logged."""
+"""Compiled programs. Each is compiled once, ahead of its first call, and is counted and logged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("grm_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """One compiled program: what it does, for which shape, and how long compiling took."""
+    """One compiled program: its name, its shape, and the seconds that compiling took."""
 
     name: str
     shape: Hashable
@@ -27,10 +27,13 @@ class Compilation:
 
 
 class Programs:
-    """Programs by name and shape.
+    """Compiled programs by name and shape.
 
     Args:
-      mesh: where they run.
+      mesh: the mesh on which they run.
+
+    Attributes:
+      compilations: what was compiled so far.
     """
 
     def __init__(self, mesh: Mesh):
@@ -38,9 +41,9 @@ class Programs:
         self.compilations: list[Compilation] = []
         self._programs: dict[tuple[str, Hashable], Any] = {}
 
-    def put(self, tree: Any, where: Sharding) -> Any:
-        """Host values, the same in every process, as arrays laid out by `where`."""
-        return put_same(tree, where)
+    def put(self, tree: Any, sharding: Sharding) -> Any:
+        """Host values, which are the same in every process, as device arrays with a sharding."""
+        return put_same(tree, sharding)
 
     def run(
         self,
@@ -50,11 +53,11 @@ class Programs:
         *args: Any,
         **how: Any,
     ) -> Any:
-        """function(*args), compiled the first time that `name` meets `shape`.
+        """function(*args), compiled at the first call with this name and shape.
 
         Args:
           shape: everything that the program depends on besides its arguments' values.
-          how: donate, arguments whose memory may be reused; out_shardings.
+          how: `donate`, the arguments whose memory may be reused, and `out_shardings`.
         """
         return self.compiled(name, shape, function, *args, **how)(*args)
 
@@ -67,7 +70,7 @@ class Programs:
         donate: tuple[int, ...] = (),
         out_shardings: Any = None,
     ) -> Any:
-        """The program that `run` calls."""
+        """The compiled program that `run` calls; takes the same arguments."""
         program = self._programs.get((name, shape))
         if program is None:
             started = time.perf_counter()

@@ -1,19 +1,19 @@
-"""Which sample runs where: lanes, pages of prompts, ranks. Pure Python, no arrays.
+"""Which sample runs in which lane and reads which pages. This is plain Python without arrays.
 
-A lane decodes one sample at a time. A prompt lies in pages of S tokens; a page serves the lanes of
-all the samples that read it, each at a rank 0..R-1, and is computed once:
+A lane decodes one sample at a time. A prompt is stored in pages of S tokens. A page is computed
+once for the lanes of all samples that read it, each of which has one of the page's R ranks:
 
     prompt a  = page 0, page 1         page 0: lanes 0 1 2 3     ranks 0 1 2 3
     prompt a' = page 0, page 2         page 1: lanes 0 1         ranks 0 1
     (page 0: the tokens that           page 2: lanes 2 3         ranks 0 1
      a and a' begin with)
 
-When a sample ends, its lane goes to the next sample that waits: of a prompt that is there already,
-else of the next request, whose pages are computed first. So lanes stay busy to the end of the
-queue, whatever the lengths.
+When a sample ends, its lane goes to the next waiting sample: one of a prompt that is stored
+already, or else one of the next request, whose pages are computed first. So all lanes are busy
+until the queue is empty, whatever the lengths of samples.
 
-Lanes and pages are split over the data-parallel shards of the mesh; a prompt and its samples stay
-within one.
+Lanes and pages are split over the data-parallel shards of the mesh. A prompt and its samples stay
+within one shard.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from collections.abc import Callable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt and the samples wanted of it.
+    """One prompt and the samples to be drawn from it.
 
     Attributes:
-      example_id: names the randomness, with the sample's index: equal ids get equal samples.
-      prompt: token ids.
+      example_id: together with a sample's index it determines the randomness of the sample, so that
+        requests with equal ids, prompts and indices get equal samples.
+      prompt: the token ids.
       samples: an index for each sample; distinct within an example.
     """
 
@@ -40,12 +41,14 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of a shard; programs are compiled for them.
+    """The sizes of a shard, for which programs are compiled.
 
     Attributes:
-      lanes: N, samples that run at once.
-      pages: P. page: S, tokens of a page. ranks: R, lanes that may read a page at once.
-      depth: M, most pages of a prompt.
+      lanes: N, how many samples run at once.
+      pages: P, how many pages there are.
+      page: S, how many tokens a page has.
+      ranks: R, how many lanes may read a page at once.
+      depth: M, the most pages of a prompt.
     """
 
     lanes: int
@@ -60,9 +63,13 @@ class Page:
     """A page in use.
 
     Attributes:
-      start: position of its first token.
-      free: ranks nobody has. prompts: how many active prompts it belongs to.
-      prefix: the prompt up to its end, under which it can be found; None if it is not shared.
+      shard, index: which page it is.
+      start: the position of its first token.
+      tokens: its token ids.
+      free: the ranks that no lane has.
+      prompts: how many active prompts the page belongs to.
+      prefix: the prompt's tokens up to the end of the page, by which other prompts find it; None if
+        they may not share it.
     """
 
     shard: int
@@ -76,7 +83,7 @@ class Page:
 
 @dataclasses.dataclass(eq=False)
 class Prompt:
-    """An active request: its pages and the samples that still wait."""
+    """An active request: its pages, the samples that still wait, and how many run."""
 
     request: Request
     shard: int
@@ -97,19 +104,24 @@ class Admission:
 
 
 class Scheduler:
-    """Decides, between two chunks of decoding, what begins.
+    """Decides, between two chunks of decoding, which samples begin.
 
     Args:
-      requests: in the order in which they are to be served.
-      share: whether prompts of one shard that begin alike share those pages.
-      crowd: a page is shared by prompts with up to so many times as many samples as it has ranks.
-      wanted: asked before a sample begins, and not again; False drops it (adaptive k).
-      together: most samples of an example that run at once; None: no limit. Adaptive k needs one,
-        or all of them have begun before the first has ended.
+      requests: the requests in the order in which they are served.
+      shape: the sizes of a shard.
+      shards: how many shards there are.
+      share: whether prompts of one shard share the pages with which they begin alike.
+      crowd: the oversubscription of shared pages: the prompts that share a page may have up to
+        crowd * ranks samples that run or wait (of each prompt, at most `together` that wait).
+      wanted: called whenever samples of a request could begin; where it returns False, all of them
+        that wait are dropped (adaptive k).
+      together: the most samples of an example that run at once; None for no limit. Adaptive k needs
+        a limit: without one, all samples may have begun before the first has ended.
 
     Attributes:
-      dropped: samples that were not wanted.
-      shared_tokens: prompt tokens that were there already.
+      running: the sample in each lane that runs one, by (shard, lane).
+      dropped: how many samples were dropped.
+      shared_tokens: how many prompt tokens were in pages of another prompt already.
     """
 
     def __init__(
@@ -135,12 +147,12 @@ class Scheduler:
         self._lanes = [list(range(shape.lanes))[::-1] for _ in range(shards)]
         self._pages = [list(range(shape.pages))[::-1] for _ in range(shards)]
         self._active: list[list[Prompt]] = [[] for _ in range(shards)]
-        self._known: dict[tuple[int, tuple[int, ...]], Page] = {}
+        self._by_prefix: dict[tuple[int, tuple[int, ...]], Page] = {}
         self.running: dict[tuple[int, int], Admission] = {}
 
     @property
     def idle(self) -> bool:
-        """Nothing runs and nothing waits."""
+        """Whether no sample runs and none waits."""
         return not self.running and not self.waiting
 
     @property
@@ -149,9 +161,10 @@ class Scheduler:
         return bool(self._queue) or any(p.waiting for shard in self._active for p in shard)
 
     def fill(self) -> tuple[list[tuple[Prompt, int]], list[Admission]]:
-        """What begins now: pages to compute, as (prompt, place), and samples in their lanes.
+        """What begins now: pages to compute, as (prompt, index into its pages), and samples.
 
-        A page's earlier ones, in the order of places, are there or among those to compute.
+        The pages that come before such a page in its prompt are computed already, or are among
+        those to compute.
         """
         pages: list[tuple[Prompt, int]] = []
         admissions: list[Admission] = []
@@ -160,11 +173,11 @@ class Scheduler:
             opened = self._open()
             if opened is None:
                 return pages, admissions
-            prompt, known = opened
-            pages += [(prompt, place) for place in range(known, len(prompt.pages))]
+            prompt, shared = opened
+            pages += [(prompt, place) for place in range(shared, len(prompt.pages))]
 
     def retire(self, shard: int, lane: int) -> Admission:
-        """The sample in a lane has ended."""
+        """Free the lane, and the ranks, of a sample that has ended."""
         admission = self.running.pop((shard, lane))
         prompt = admission.prompt
         for page, rank in zip(prompt.pages, admission.ranks, strict=True):
@@ -176,8 +189,8 @@ class Scheduler:
         return admission
 
     def _admit(self, shard: int) -> list[Admission]:
-        """Give free lanes to samples of prompts that are there."""
-        found = []
+        """Give free lanes to waiting samples of active prompts."""
+        admissions = []
         for prompt in list(self._active[shard]):
             example = prompt.request.example_id
             if prompt.waiting and not self._wanted(prompt.request):
@@ -193,87 +206,88 @@ class Scheduler:
                 prompt.running += 1
                 admission = Admission(shard, lane, prompt, sample, ranks)
                 self.running[shard, lane] = admission
-                found.append(admission)
+                admissions.append(admission)
             self._close(prompt)
-        return found
+        return admissions
 
     def _open(self) -> tuple[Prompt, int] | None:
-        """Make the next request's prompt active where most lanes are free.
+        """Make the next request's prompt active, in the shard with the most free lanes that has
+        room for its pages.
 
-        Returns it and how many of its pages are there already; None if no request can begin.
+        Returns the prompt and how many of its pages it shares; None if no request can begin.
         """
         while self._queue and not self._wanted(self._queue[0]):
             self.dropped += len(self._queue.popleft().samples)
         most = self._together
-        found = (
+        below_limit = (
             index
             for index, request in enumerate(self._queue)
             if most is None or self._count[request.example_id] < most
         )
-        place = next(found, None)
-        if place is None:
+        chosen = next(below_limit, None)
+        if chosen is None:
             return None
-        request = self._queue[place]
-        room = sorted(range(len(self._lanes)), key=lambda shard: -len(self._lanes[shard]))
-        for shard in room:
+        request = self._queue[chosen]
+        by_free_lanes = sorted(range(len(self._lanes)), key=lambda shard: -len(self._lanes[shard]))
+        for shard in by_free_lanes:
             if not self._lanes[shard]:
                 return None
-            known = self._find(shard, request)
-            missing = -(-len(request.prompt) // self.shape.page) - len(known)
+            shared = self._shared_pages(shard, request)
+            missing = -(-len(request.prompt) // self.shape.page) - len(shared)
             if missing > len(self._pages[shard]):
                 continue
-            del self._queue[place]
-            new = self._take(shard, request, len(known))
-            prompt = Prompt(request, shard, known + new, collections.deque(request.samples))
+            del self._queue[chosen]
+            new = self._new_pages(shard, request, len(shared))
+            prompt = Prompt(request, shard, shared + new, collections.deque(request.samples))
             for page in prompt.pages:
                 page.prompts += 1
             self._active[shard].append(prompt)
-            self.shared_tokens += len(known) * self.shape.page
-            return prompt, len(known)
+            self.shared_tokens += len(shared) * self.shape.page
+            return prompt, len(shared)
         return None
 
-    def _find(self, shard: int, request: Request) -> list[Page]:
-        """Pages in use that hold the beginning of the prompt and have ranks for its samples."""
-        found: list[Page] = []
+    def _shared_pages(self, shard: int, request: Request) -> list[Page]:
+        """Pages in use that hold the beginning of the prompt and may serve its samples, too."""
+        shared: list[Page] = []
         size = self.shape.page
         while self._share:
-            end = (len(found) + 1) * size
-            # Never the last token: a prompt's final state comes from a page of its own.
-            page = self._known.get((shard, request.prompt[:end]))
+            end = (len(shared) + 1) * size
+            # The page with the last token is never shared: the prompt's final state comes from it.
+            page = self._by_prefix.get((shard, request.prompt[:end]))
             if end >= len(request.prompt) or page is None:
                 break
             reserved = self.shape.ranks - len(page.free)
             waiting = sum(
                 self._at_once(len(p.waiting)) for p in self._active[shard] if page in p.pages
             )
-            meant = reserved + waiting + self._at_once(len(request.samples))
-            if meant > self._crowd * self.shape.ranks:
+            subscribed = reserved + waiting + self._at_once(len(request.samples))
+            if subscribed > self._crowd * self.shape.ranks:
                 break
-            found.append(page)
-        return found
+            shared.append(page)
+        return shared
 
     def _at_once(self, samples: int) -> int:
-        """So many of an example's samples as may run at once."""
+        """How many of an example's samples may run at once."""
         return samples if self._together is None else min(samples, self._together)
 
-    def _take(self, shard: int, request: Request, known: int) -> list[Page]:
-        """Free pages for the rest of the prompt after `known` pages."""
+    def _new_pages(self, shard: int, request: Request, shared: int) -> list[Page]:
+        """Free pages for the rest of the prompt, after the `shared` pages that it shares."""
         size, new = self.shape.page, []
-        for start in range(known * size, len(request.prompt), size):
+        for start in range(shared * size, len(request.prompt), size):
             end = start + size
             ranks = list(range(self.shape.ranks))[::-1]
             index = self._pages[shard].pop()
             page = Page(shard, index, start, request.prompt[start:end], ranks)
             prefix = request.prompt[:end]
             if self._share and end < len(request.prompt):
-                # The newest copy is the one that is found: it has the most ranks free.
+                # Of several copies the newest is found by its prefix: it has the most free ranks.
                 page.prefix = prefix
-                self._known[shard, prefix] = page
+                self._by_prefix[shard, prefix] = page
             new.append(page)
         return new
 
     def _close(self, prompt: Prompt) -> None:
-        """Let go of a prompt that has no samples left."""
+        """Free the pages of a prompt that has no samples left."""
         if prompt.waiting or prompt.running or prompt not in self._active[prompt.shard]:
             return
         self._active[prompt.shard].remove(prompt)
@@ -281,5 +295,5 @@ class Scheduler:
             page.prompts -= 1
             if not page.prompts:
                 self._pages[prompt.shard].append(page.index)
-                if page.prefix and self._known.get((page.shard, page.prefix)) is page:
-                    del self._known[page.shard, page.prefix]
+                if page.prefix and self._by_prefix.get((page.shard, page.prefix)) is page:
+                    del self._by_prefix[page.shard, page.prefix]
