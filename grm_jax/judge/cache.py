@@ -62,12 +62,12 @@ class SampleCache:
         path = self.folder / "samples.jsonl"
         kept = _read_whole_lines(path, mend=write)
         for number, line in enumerate(kept, 1):
-            where = f"{path}:{number}"
-            values = parse_line(line, where)
+            source = f"{path}:{number}"
+            values = parse_line(line, source)
             digest = values.pop("record", None)
             if not isinstance(digest, str):
-                raise DataError("record", "missing", f"delete {self.folder}", where)
-            row = critique_from_json(values, where)
+                raise DataError("record", "missing", f"delete {self.folder}", source)
+            row = critique_from_json(values, source)
             self._rows[digest, row.sample] = row
         self._path = path if write else Path(os.devnull)
         self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -105,11 +105,11 @@ class SampleCache:
         """Mean over all that was sampled here; None: not known."""
         rows = []
         for number, line in enumerate(_read_whole_lines(self._seconds), 1):
-            where = f"{self._seconds}:{number}"
-            row = parse_line(line, where)
+            source = f"{self._seconds}:{number}"
+            row = parse_line(line, source)
             for name in ("samples", "seconds"):
                 if type(row.get(name)) not in (int, float):
-                    raise DataError(name, show(row.get(name)), f"delete {self._seconds}", where)
+                    raise DataError(name, show(row.get(name)), f"delete {self._seconds}", source)
             rows.append(row)
         samples = sum(row["samples"] for row in rows)
         return sum(row["seconds"] for row in rows) / samples if samples else None

@@ -224,9 +224,9 @@ class Judge:
     @functools.cached_property
     def meta(self) -> MetaRM:
         assert self._meta is not None
-        found = self._meta() if callable(self._meta) else self._meta
+        meta = self._meta() if callable(self._meta) else self._meta
         self.sampler.budget.forget()  # it takes memory that caches were planned with
-        return found
+        return meta
 
     @property
     def stops(self) -> dict[str, int]:
@@ -265,10 +265,10 @@ class Judge:
         for part in chunks(records, chunk):
             digests = {record.id: record_digest(record) for record in part}
             guiding = guided and self._meta is not None
-            found = self._chunk(part, options, progress, cache, digests, guiding)
+            critiques = self._chunk(part, options, progress, cache, digests, guiding)
             if guiding:
-                found = self._guided(part, found, meta_cache, digests)
-            rows += found
+                critiques = self._guided(part, critiques, meta_cache, digests)
+            rows += critiques
         if self.sampler.stats.samples > before:
             log.info("sampler          %s", self.sampler.summary())
         return rows
@@ -312,10 +312,10 @@ class Judge:
             if cache is not None:
                 cache.add(digests[row.example_id], row)
 
-        known = len(rows)
-        if known:
+        cached = len(rows)
+        if cached:
             total = len(records) * len(wanted)
-            log.info("cache            %d of %d samples are there already", known, total)
+            log.info("cache            %d of %d samples are there already", cached, total)
         params = self.params if missing else {}  # weights are read when they are needed
         if missing and guiding:
             _ = self.meta  # before caches are planned, which get what is free
@@ -337,8 +337,8 @@ class Judge:
                         each=lambda critique: keep(critique.sample, critique),
                     )  # fmt: skip
         finally:  # also when it is stopped
-            if cache is not None and len(rows) > known:
-                cache.spent(len(rows) - known, time.perf_counter() - started)
+            if cache is not None and len(rows) > cached:
+                cache.spent(len(rows) - cached, time.perf_counter() - started)
         return [
             rows[record.id, sample]
             for sample in wanted
@@ -399,11 +399,11 @@ class Judge:
         digests: Mapping[str, str],
     ) -> list[Critique]:
         """The rows with the meta RM's logits of the readable ones."""
-        found: list[Critique] = []
+        scored_rows: list[Critique] = []
         todo: list[int] = []
         for index, row in enumerate(rows):
             held = None if cache is None else cache.get(digests[row.example_id], row.sample)
-            found.append(row if held is None else dataclasses.replace(row, meta=held.meta))
+            scored_rows.append(row if held is None else dataclasses.replace(row, meta=held.meta))
             if held is None and row.scores is not None:
                 todo.append(index)
         values: list[float] = []
@@ -413,10 +413,11 @@ class Judge:
                 self.sampler.engine.prefill_tokens,
             )  # fmt: skip
         for index, value in zip(todo, values, strict=True):
-            found[index] = dataclasses.replace(rows[index], meta=value)
+            scored_rows[index] = dataclasses.replace(rows[index], meta=value)
             if cache is not None:
-                scored = dataclasses.replace(found[index], text="")  # the samples' cache has it
+                # Without the text, which is in the cache of samples.
+                scored = dataclasses.replace(scored_rows[index], text="")
                 cache.add(digests[rows[index].example_id], scored)
         if cache is not None:
             cache.flush()
-        return found
+        return scored_rows

@@ -85,8 +85,8 @@ def load_meta_rm(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Met
     """
     folder = model_folder(path, "meta_rm")
     about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
-    where = param_shardings(param_table(model, num_labels=1), mesh)
-    _, params = load_params(folder, shardings=where, dtype=model.compute_dtype)
+    shardings = param_shardings(param_table(model, num_labels=1), mesh)
+    _, params = load_params(folder, shardings=shardings, dtype=model.compute_dtype)
     buckets = list(about.length_buckets or LENGTH_BUCKETS)
     while buckets[-1] < model.max_position:  # as trained, and up to what it can read
         buckets.append(min(2 * buckets[-1], model.max_position))
@@ -102,13 +102,13 @@ def meta_template(path: str | Path) -> Template:
 def require_meta(meta: Path, judge: Path) -> None:
     """Raise UserError unless `meta` is a meta RM that reads the ids that the judge writes."""
     require_kind(meta, scalar=True)
-    ids, own = token_ids(judge), token_ids(meta)
+    judge_ids, meta_ids = token_ids(judge), token_ids(meta)
     rows = read_model_config(meta).vocab_size
-    require_rows(max(ids.values(), default=-1) + 1, rows, judge, meta)
+    require_rows(max(judge_ids.values(), default=-1) + 1, rows, judge, meta)
     # Of one vocabulary in two formats, pieces may be written in two ways.
     alike = files.there(meta / "tokenizer.json") == files.there(judge / "tokenizer.json")
-    if own and alike and own != ids:
-        other = sorted(own.items() ^ ids.items(), key=lambda pair: pair[1])[0][1]
+    if meta_ids and alike and meta_ids != judge_ids:
+        other = sorted(meta_ids.items() ^ judge_ids.items(), key=lambda pair: pair[1])[0][1]
         raise TokenizerError(
             f"{meta}: its tokenizer is not that of {judge} (id {other} differs, for one): the meta "
             "RM would read other words than the judge wrote; give one that was trained with it"
