@@ -69,15 +69,16 @@ def usable(
     `--skip-bad-rows` make of the others. Looked at once for each stage of a run.
 
     Args:
-      most: only the first so many (or the last, `from_end`); the others are not looked at.
+      most: the most records to use, from the first one on or, with `from_end`, from the last one
+        back; the records after these are not read.
 
     Raises DataError for a record that can not be rendered or is too long, naming its file and line,
     and where none is left.
     """
     if stage not in run.usable:
         records = run.records[::-1] if from_end else run.records
-        found = _look(run, stage, readings, records, most or len(records))
-        run.usable[stage] = found[::-1] if from_end else found
+        chosen = _look(run, stage, readings, records, most or len(records))
+        run.usable[stage] = chosen[::-1] if from_end else chosen
     return run.usable[stage]
 
 
@@ -141,21 +142,21 @@ def _too_long(reading: Reading, record: Preference, stage: str) -> DataError:
     )
 
 
-def _all_too_long(found: Sequence[DataError]) -> DataError:
-    first = found[0]
-    if len(found) == 1:
+def _all_too_long(errors: Sequence[DataError]) -> DataError:
+    first = errors[0]
+    if len(errors) == 1:
         return first
-    problem = f"{first.problem} ({len(found)} records are too long for it)"
+    problem = f"{first.problem} ({len(errors)} records are too long for it)"
     return DataError(first.field, problem, first.fix, first.where)
 
 
 def _refused(error: UserError, record: Preference, stage: str) -> DataError:
-    where = record.source or f"record {record.id!r}"
+    source = record.source or f"record {record.id!r}"
     if isinstance(error, DataError):
-        return error.at(where)
+        return error.at(source)
     return DataError(
         "", f"the {stage} stage can not read it: {error}",
-        "change the row or the template, or leave such rows out with --skip-bad-rows", where,
+        "change the row or the template, or leave such rows out with --skip-bad-rows", source,
     )  # fmt: skip
 
 

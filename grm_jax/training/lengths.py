@@ -110,11 +110,11 @@ class Lengths:
         limit: int,
         tokens: Callable[[Sequence[int]], int],
     ) -> int:
-        given = tuple(range(len(record.responses)))
-        found = self._count(kind, record, given, tokens)
-        if found + _PLAY * len(given) <= limit:
-            return found
-        return max(self._count(kind, record, order, tokens) for order in _orders(len(given)))
+        unshuffled = tuple(range(len(record.responses)))
+        count = self._count(kind, record, unshuffled, tokens)
+        if count + _PLAY * len(unshuffled) <= limit:
+            return count
+        return max(self._count(kind, record, order, tokens) for order in _orders(len(unshuffled)))
 
     def _count(
         self,

@@ -1,11 +1,11 @@
 """The host's side of gradient steps, the same for every stage.
 
     with Loop(stage, ...) as loop:
-        for step in loop:                 # from the newest whole checkpoint on, if there is one
-            loop.take(train_step, ...)    # sent; its metrics are read when the next one is sent
+        for step in loop:                 # from the newest complete checkpoint on, if there is one
+            loop.take(train_step, ...)    # dispatched; its metrics are read at the next `take`
 
-It saves, logs, stops on Ctrl-C or SIGTERM after a step, and goes back to the last checkpoint when
-too many steps in a row could not be taken.
+The loop saves checkpoints and metrics, stops after a step on Ctrl-C or SIGTERM, and goes back to
+the last checkpoint when too many consecutive steps were skipped.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ log = logging.getLogger("grm_jax")
 
 
 class Diverged(UserError):
-    """Too many steps in a row could not be taken, again and again."""
+    """Too many consecutive steps were skipped, and going back to a checkpoint did not help."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step computes on: real tokens, and FLOPs by `model.flops`."""
+    """The work of a step: its tokens without padding, and its FLOPs by `model.flops`."""
 
     tokens: float = 0.0
     flops: float = 0.0
@@ -53,30 +53,31 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class _Sent:
-    """A step whose metrics are not read yet."""
+    """A dispatched step whose metrics are not read yet."""
 
     step: int
     values: dict[str, jax.Array]
-    known: dict[str, float]
+    host_metrics: dict[str, float]
     work: Work
 
 
 class Loop:
-    """Steps of a stage; iterate over it for their numbers.
+    """The steps of a stage; iterating over it yields their numbers, counted from 1.
 
     Args:
-      stage: where checkpoints and metrics go.
-      steps: how many there are in all.
-      optimizer: its configuration.
-      trainable: what is trained.
+      stage: the stage, whose directory gets checkpoints and metrics.
+      steps: how many steps there are, those before a resume included.
+      optimizer: the configuration of the optimizer.
+      trainable: the parameters that are trained.
       data: an endless iterator; its position is saved with the state.
-      log_every: steps between two rows of metrics, which are means.
-      shown: metrics of the progress line; none given: all of the loss's.
+      log_every: the steps between two rows of metrics, each of which has means over these steps.
+      shown: the metrics of the progress line; empty for all but the phases' seconds and skips.
 
     Attributes:
       state: the train state.
       optimizer: the optax transformation.
-      timer: seconds of each phase; the caller may add phases.
+      timer: the seconds of each phase; the caller may add phases.
+      first: the number of the step from which the loop was resumed; 0 for a new run.
     """
 
     def __init__(
@@ -119,8 +120,10 @@ class Loop:
             self._metrics.close()
 
     def __iter__(self) -> Iterator[int]:
-        """Numbers of the steps to take. Raises Stopped after saving when asked to stop, and
-        Diverged when going back to a checkpoint does not help.
+        """Yield the numbers of the steps to take.
+
+        Raises Stopped after a signal, once a checkpoint is saved, and Diverged when going back to a
+        checkpoint does not help.
         """
         setup = self.stage.run.setup
         tracer = Tracer(setup.profile, self.stage.directory / "trace")
@@ -130,14 +133,14 @@ class Loop:
                 with tracer.step(self._now):
                     yield self._now
                 last = self._now == self.steps
-                # The last step too: until the model stands, it is all there is of the training.
+                # The last step is saved, too: until the model is written, nothing else keeps it.
                 due = self._now % setup.checkpoint_every == 0 or last
-                asked = any_of(stop.asked)
-                if due or asked:
-                    self._read()  # was this step taken?
-                # A signal that came since then counts too where there is no other process that
+                stop_agreed = any_of(stop.asked)
+                if due or stop_agreed:
+                    self._read()  # whether this step was skipped
+                # In a single process a signal that came after `any_of` counts, too. Other processes
                 # might not have seen it.
-                stopping = asked or (stop.asked and jax.process_count() == 1)
+                stopping = stop_agreed or (stop.asked and jax.process_count() == 1)
                 if self._lost:
                     self._roll_back()
                 elif due or stopping:
@@ -153,20 +156,25 @@ class Loop:
         frozen: Any,
         batch: HostBatch,
         work: Work,
-        known: Mapping[str, float] | None = None,
+        host_metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Send a step, then read the metrics of the one before it.
+        """Dispatch a step, then read the metrics of the one before it.
 
         Args:
-          known: metrics of this step that the host has already.
+          train_step: see `step.make_train_step`.
+          frozen: its frozen inputs.
+          batch: the rows of this process.
+          work: the step's tokens and FLOPs.
+          host_metrics: metrics of this step that were computed on the host.
         """
         with self.timer.phase("update"):
             self.state, values = train_step(self.state, frozen, batch)
             self._read()
-        self._sent = _Sent(self._now, values, {**(known or {}), **self.timer.take()}, work)
+        metrics = {**(host_metrics or {}), **self.timer.take()}
+        self._sent = _Sent(self._now, values, metrics, work)
 
     def _read(self) -> None:
-        """Take in the metrics of the step that was sent; write a row when it is time."""
+        """Read the metrics of the dispatched step, and write a row of metrics when it is due."""
         sent, self._sent = self._sent, None
         if sent is None:
             return
@@ -179,7 +187,7 @@ class Loop:
             )  # fmt: skip
             self._lost = row >= self._guard.patience
         values.pop("skipped_in_a_row", None)
-        self._rows.append(values | sent.known)
+        self._rows.append(values | sent.host_metrics)
         self._work.append(sent.work)
         if sent.step % self.log_every == 0 or sent.step == self.steps:
             self._write(sent.step)
@@ -187,7 +195,7 @@ class Loop:
     def _write(self, step: int) -> None:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
-        # A phase that a step did not have, such as a checkpoint, took it no time.
+        # A phase that a step did not have, such as saving a checkpoint, counts as 0 seconds.
         names = dict.fromkeys(name for row in self._rows for name in row)
         means = {name: float(np.mean([row.get(name, 0.0) for row in self._rows])) for name in names}
         count = len(self._rows)
@@ -208,15 +216,16 @@ class Loop:
         return abstract_state(trainable.table, self.optimizer, mesh, trainable.dtype)
 
     def _restore(self) -> TrainState | None:
-        found = self.checkpoints.restore(self._abstract())
-        if found is None:
+        """The state of the newest checkpoint, or None; the data continues from its position."""
+        checkpoint = self.checkpoints.restore(self._abstract())
+        if checkpoint is None:
             return None
-        _, state, position = found
-        # Earlier versions saved the data's position alone.
-        whole = isinstance(position, dict) and position.keys() == {"buckets", "data"}
-        buckets = position["buckets"] if whole else self.stage.buckets_before
+        _, state, position = checkpoint
+        # Earlier versions saved the position of the data without the buckets.
+        with_buckets = isinstance(position, dict) and position.keys() == {"buckets", "data"}
+        buckets = position["buckets"] if with_buckets else self.stage.buckets_before
         if buckets == self.stage.buckets:
-            self.data.set_state(position["data"] if whole else position)
+            self.data.set_state(position["data"] if with_buckets else position)
         else:
             log.warning(
                 "%s: other length buckets than before: from step %d on the data is shuffled anew",
@@ -225,7 +234,7 @@ class Loop:
         return state
 
     def _position(self) -> dict[str, Any]:
-        """Where the data is, and the buckets that its order depends on."""
+        """The position of the data, and the buckets on which the order of the data depends."""
         return {"buckets": self.stage.buckets, "data": self.data.get_state()}
 
     def _fresh(self) -> TrainState:
@@ -234,7 +243,10 @@ class Loop:
         )
 
     def _roll_back(self) -> None:
-        """Go on from the last checkpoint, with the data that comes next, not what was met again."""
+        """Restore the last checkpoint, and continue with the data that comes next.
+
+        The data's position is not restored, so that the batches since then are not used again.
+        """
         self._rollbacks += 1
         name, patience = self.stage.name, self._guard.patience
         if self._rollbacks > self._guard.rollbacks:
@@ -243,8 +255,8 @@ class Loop:
                 f"checkpoint {self._guard.rollbacks} times did not help. Look at metrics.jsonl; "
                 "lower the learning rate, check the data, or raise --guard.spike"
             )
-        found = self.checkpoints.restore(self._abstract())
-        self.state = self._fresh() if found is None else found[1]
+        checkpoint = self.checkpoints.restore(self._abstract())
+        self.state = self._fresh() if checkpoint is None else checkpoint[1]
         self._now, self._lost, self._sent, self._rows, self._work = (
             int(self.state.step), False, None, [], []
         )  # fmt: skip

@@ -120,10 +120,10 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
     if heldout:
         figures = validate(run, params, heldout, config.fitting.batch_size)
         # JSON has no NaN: an AUC of critiques that are all right, or all wrong, is null.
-        known = {name: v if math.isfinite(v) else None for name, v in figures.items()}
+        finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
         if first():
             with written_whole(stage.directory / "heldout.json") as partial:
-                partial.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+                partial.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("meta_rm held out %s", shown)
     else:

@@ -39,14 +39,14 @@ class RFT:
     """Rejective fine-tuning (section 3.2): sample, reject, train on what is kept."""
 
     records: int | None = None
-    """Preferences sampled; None: all."""
+    """How many records are sampled; None: all."""
     samples: int = 3
-    """N_RFT: non-hinted trajectories a record."""
+    """N_RFT: how many trajectories without a hint are sampled for each record."""
     hinted: bool = True
-    """Sample one more trajectory with the best response given away."""
+    """Sample one more trajectory for each record, with a prompt that reveals the best response."""
     sampling: SamplingConfig = SamplingConfig()
     chunk: int = how(512)
-    """Records sampled between two writes to disk."""
+    """How many records are sampled between two writes to disk."""
     fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
 
@@ -78,11 +78,11 @@ def usable_records(run: Run, config: RFT) -> list[Preference]:
     from without it. Raises DataError as `inputs.usable` does.
     """
     new, lengths = config.sampling.max_new_tokens, run.lengths
-    found = [sampled(run, "rft", lengths.judge, new)]
-    found.append(learnt(run, "rft", config.fitting, lengths.judge, new))
+    readings = [sampled(run, "rft", lengths.judge, new)]
+    readings.append(learnt(run, "rft", config.fitting, lengths.judge, new))
     if config.hinted:
-        found.append(sampled(run, "rft", lengths.hinted, new))
-    return usable(run, "rft", found, config.records)
+        readings.append(sampled(run, "rft", lengths.hinted, new))
+    return usable(run, "rft", readings, config.records)
 
 
 def sample_trajectories(

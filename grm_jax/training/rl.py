@@ -73,11 +73,12 @@ class RL:
     aggregation: Literal["sequence", "token"] = "sequence"
     """Mean over tokens within a rollout first (the paper), or over all tokens of the batch."""
     train_groups: int | None = None
-    """Update on at most so many groups a step, and only on those with signal (dynamic sampling);
-    None: on all groups, of which those without signal still feel the KL term, as in the paper."""
+    """Update on at most this many groups a step, and only on those with signal (dynamic sampling).
+    None: on all groups; those without signal still have the KL term, as in the paper."""
     device_batch: int = how(1)
-    """Groups that a device computes at a time, its others after them; 0: all. Parts without any
-    rollout are skipped, and those whose rollouts are all short cut to half of the length."""
+    """The most groups that a device computes at once; a step with more is split into micro-batches.
+    0: all groups. Micro-batches without any rollout are skipped, and those whose rollouts are all
+    short are cut to half of the length."""
     offload_reference: bool = how(False)
     """Keep the reference policy in host memory while it is not needed."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)
@@ -139,10 +140,10 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
                 local["reference"] = reference.logprobs(local, parts)
-            known = describe(groups, rewards)
-            tokens, seconds = known.pop("tokens"), loop.timer.seconds["rollout"]
-            known["rollout_tokens_per_second"] = tokens / seconds
-            loop.take(train_step, trainable.frozen, local, _work(run, batch), known)
+            host_metrics = describe(groups, rewards)
+            tokens, seconds = host_metrics.pop("tokens"), loop.timer.seconds["rollout"]
+            host_metrics["rollout_tokens_per_second"] = tokens / seconds
+            loop.take(train_step, trainable.frozen, local, _work(run, batch), host_metrics)
             if config.save_rollouts:
                 rollout_log.write(
                     _rows(step, drawn, groups, rewards, critic.prompts.single.threshold)
@@ -157,14 +158,14 @@ def group_rewards(
     threshold: float | None = None,
 ) -> np.ndarray:
     """Eq. (11) of every rollout, [P, G] float32; `threshold`: of single responses."""
-    found = [
+    rewards = [
         [
             rule_reward(critique.scores, record.labels, tie=config.tie, threshold=threshold)
             for critique in group
         ]
         for record, group in zip(records, groups, strict=True)
     ]
-    return np.asarray(found, np.float32)
+    return np.asarray(rewards, np.float32)
 
 
 class Reference:

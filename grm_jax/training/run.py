@@ -127,14 +127,14 @@ class Run:
     @functools.cached_property
     def tokenizer(self) -> ChatTokenizer:
         if source := self.setup.tokenizer or self.setup.base:
-            found = load_tokenizer(source)
+            tokenizer = load_tokenizer(source)
             if self.setup.base:
                 base = hub.resolve(self.setup.base)
                 rows = read_model_config(base).vocab_size
-                require_rows(found.vocab_size, rows, source, self.setup.base)
+                require_rows(tokenizer.vocab_size, rows, source, self.setup.base)
                 if self.setup.tokenizer:
-                    _warn_of_other_ids(found, base)
-            return found
+                    _warn_of_other_ids(tokenizer, base)
+            return tokenizer
         if self.synthetic:
             return load_tokenizer(self.world / "tokenizer")
         raise ConfigError(
@@ -146,12 +146,12 @@ class Run:
     def model(self) -> ModelConfig:
         """The model's shape: the base checkpoint's, or the declared size with this vocabulary."""
         if self.setup.base:
-            found = read_model_config(self.setup.base)
+            model = read_model_config(self.setup.base)
         else:
-            found = model_config(self.setup.size).replace(vocab_size=self.vocab_size)
+            model = model_config(self.setup.size).replace(vocab_size=self.vocab_size)
         device = self.mesh.devices.flat[0]
         backend = choose(self.setup.attention, device.platform, device.device_kind)
-        return found.replace(attention=backend)
+        return model.replace(attention=backend)
 
     @property
     def vocab_size(self) -> int:
@@ -166,28 +166,28 @@ class Run:
         """Training preferences, each with a single best response. What `--skip-bad-rows` leaves out
         is listed in `SKIPPED`."""
         source = self.world / "train.jsonl" if self.synthetic else self.setup.preferences
-        found = read_preferences(
+        records = read_preferences(
             source,
             skip_bad_rows=self.setup.skip_bad_rows,
             unique_best=True,
             max_bad_share=self.setup.max_bad_share,
         )
-        if found.skipped:
-            self._list_skipped(found)
-        return list(found)
+        if records.skipped:
+            self._list_skipped(records)
+        return list(records)
 
-    def _list_skipped(self, found: Records) -> None:
+    def _list_skipped(self, records: Records) -> None:
         """Some in the log, all in a file: a large set has thousands."""
-        for message in found.skipped[:LISTED]:
+        for message in records.skipped[:LISTED]:
             log.warning("skipped: %s", message)
         file = self.directory / SKIPPED
         log.warning(
             "skipped %d rows, kept %d; all of them: %s",
-            len(found.skipped), len(found), file,
+            len(records.skipped), len(records), file,
         )  # fmt: skip
         if first():
             with files.written_whole(file) as partial:
-                text = "".join(f"{message}\n" for message in found.skipped)
+                text = "".join(f"{message}\n" for message in records.skipped)
                 partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     @functools.cached_property
@@ -200,12 +200,12 @@ class Run:
         sources = [self.setup.instructions]
         if not self.synthetic:
             sources.append(self.setup.preferences)
-        found = {}
+        checksums = {}
         for source in filter(None, sources):
             for path in expand(source, quiet=True):
                 with path.open("rb") as file:
-                    found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        return found
+                    checksums[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return checksums
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -251,14 +251,16 @@ class Run:
 
         A scalar head that the source does not have starts at zero.
         """
-        where = param_shardings(self.table(num_labels), self.mesh)
+        shardings = param_shardings(self.table(num_labels), self.mesh)
         if source == "base" and self.setup.base is None:
-            where.pop("score", None)
-            init = jax.jit(lambda key: init_params(self.table(), key, dtype), out_shardings=where)
+            shardings.pop("score", None)
+            init = jax.jit(
+                lambda key: init_params(self.table(), key, dtype), out_shardings=shardings
+            )
             params = init(self.stage_key("init"))
         else:
             path = self._locate(source)
-            config, params = load_params(path, shardings=where, dtype=dtype)
+            config, params = load_params(path, shardings=shardings, dtype=dtype)
             if config.shape != self.model.shape:
                 raise ConfigError(f"{path}: its shape is not the run's: {config} / {self.model}")
         if num_labels and "score" not in params:
@@ -407,8 +409,8 @@ def _warn_of_other_ids(tokenizer: ChatTokenizer, model: Path) -> None:
 
     Renaming unused ids is usual; another model's tokenizer differs nearly everywhere.
     """
-    own = {id: piece for piece, id in token_ids(model).items()}
-    other = [id for piece, id in tokenizer.vocabulary.items() if own.get(id, piece) != piece]
+    pieces = {id: piece for piece, id in token_ids(model).items()}
+    other = [id for piece, id in tokenizer.vocabulary.items() if pieces.get(id, piece) != piece]
     if other:
         log.warning(
             "%s: %d ids are other pieces than in the tokenizer of %s, such as id %d: that model "

@@ -89,14 +89,14 @@ def usable_records(run: Run, config: ScalarRM) -> list[Preference]:
     """
     what = "conversation and response"
     reading = learnt(run, "scalar_rm", config.fitting, run.lengths.reply, 0, what)
-    found = usable(run, "scalar_rm", [reading])
-    if all(len(set(record.labels)) < 2 for record in found):
+    records = usable(run, "scalar_rm", [reading])
+    if all(len(set(record.labels)) < 2 for record in records):
         raise ConfigError(
             f"scalar_rm learns from pairs of a better and a worse response, and none of the "
-            f"{len(found)} records has two responses (single responses alone can not train it); "
+            f"{len(records)} records has two responses (single responses alone can not train it); "
             "give --preferences with some, or train the other stages one by one"
         )
-    return found
+    return records
 
 
 def preference_pairs(run: Run, record: Preference) -> list[Pair]:

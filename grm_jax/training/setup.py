@@ -28,14 +28,15 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """What happens to steps that would do harm."""
+    """Which steps are skipped, and when training goes back to a checkpoint."""
 
     spike: float = 30.0
-    """A gradient norm of so many times its running mean is not taken; 0 takes all finite ones."""
+    """Skip a step whose gradient norm exceeds this multiple of its running mean; 0: never, as long
+    as loss and gradient are finite."""
     patience: int = 10
-    """So many steps in a row that were not taken lead back to the last checkpoint."""
+    """Consecutive skipped steps after which training goes back to the last checkpoint."""
     rollbacks: int = 3
-    """So many times; then the run ends with an error."""
+    """How often training goes back to a checkpoint before the run ends with an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +44,9 @@ class KeepConfig:
     """Which checkpoints of a running stage are kept."""
 
     latest: int = 2
-    """The newest so many."""
+    """How many of the newest checkpoints are kept."""
     every: int = 0
-    """And those of steps that are multiples of this; 0: none."""
+    """Checkpoints of steps that are multiples of this are kept, too; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +54,17 @@ class Setup:
     """What the stages of a run share."""
 
     run_dir: str = how("runs/spct")
-    """Everything a run writes. The same command takes an interrupted run up again."""
+    """The directory of everything that a run writes. The same command resumes an interrupted run.
+    """
     seed: int = 0
     size: str = "tiny"
-    """Model size when there is no `base`: tiny, 2b, 9b or 27b."""
+    """The model's size where there is no `base`: tiny, 2b, 9b or 27b."""
     base: str | None = None
-    """Pretrained checkpoint the road starts from: a Hugging Face folder, a repo id of the hub, or a
-    converted one. None: random weights (only sensible for the embedded world)."""
+    """The pretrained checkpoint that training starts from: a Hugging Face folder, a repo id of the
+    hub, or a converted folder. None: random weights (only sensible for the embedded world)."""
     tokenizer: str | None = None
-    """Tokenizer folder or sentencepiece model; None: the base checkpoint's, or the embedded one."""
+    """A tokenizer's folder or a sentencepiece model; None: the base checkpoint's tokenizer, or that
+    of the embedded world."""
     preferences: str = SYNTHETIC
     """Preference file(s) for RFT, RL and the reward heads; `synthetic` is the embedded world."""
     instructions: str | None = None
@@ -71,11 +74,11 @@ class Setup:
     """Count and list bad rows of the data files instead of stopping at the first; preferences
     without a single best response are left out, too."""
     max_bad_share: float = how(MAX_BAD_SHARE)
-    """With --skip-bad-rows: stop all the same where more than this share of the rows is bad."""
+    """With --skip-bad-rows: stop nevertheless where more than this share of the rows is bad."""
     long_prompts: LongPrompts = "error"
-    """What happens to records that are longer than a stage takes: an error before anything starts;
-    skip leaves them out; truncate-middle takes the middle out of their longest texts. Both are
-    counted in the log."""
+    """What happens to records that are longer than a stage takes. error: stop before anything
+    starts; skip: leave them out; truncate-middle: cut the middle out of their longest texts. The
+    log says how many were skipped or truncated."""
     world: WorldConfig = WorldConfig()
     templates: TemplateConfig = TemplateConfig()
     judge: JudgeDefaults = how(JudgeDefaults())
@@ -86,17 +89,17 @@ class Setup:
     prompt_buckets: tuple[int, ...] = how((512, 1024, 2048, 4096, 7168))
     """RL: prompts are padded to the next of these lengths."""
     logprob_chunk: int = how(2048)
-    """Tokens whose logits over the vocabulary are held at once."""
+    """How many tokens' logits over the vocabulary a device holds at once."""
     remat: Remat = how("block")
-    """What the backward pass computes again: no matrix product, only what lies between them (none);
-    every pair of layers (block); all but their attention (block_save_attention); or all, from
-    inputs kept in host memory (offload)."""
+    """What the backward pass computes again. none: only what lies between matrix products; block:
+    every pair of layers; block_save_attention: the same without attention; offload: every pair of
+    layers, from inputs that are kept in host memory."""
     attention: Literal["auto", "reference", "chunked", "splash", "tokamax"] = how("auto")
     """How attention is computed; auto: splash on TPUs, tokamax on Hopper and Blackwell GPUs where
     it is installed, else chunked."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What trained parameters are stored in. bfloat16 halves their memory: moments stay float32,
-    updates are rounded stochastically."""
+    """The dtype in which trained parameters are stored. bfloat16 halves their memory; moments stay
+    float32, and updates are rounded stochastically."""
     lora: LoRAConfig = LoRAConfig()
     guard: GuardConfig = how(GuardConfig())
     keep: KeepConfig = how(KeepConfig())
@@ -116,11 +119,13 @@ class Fitting:
 
     steps: int = 900
     batch_size: int = 1024
-    """Rows of a step (pairs, for the Bradley-Terry baseline)."""
+    """The rows of a step (pairs, for the Bradley-Terry baseline)."""
     pack: int = 0
-    """Tokens of a row that holds as many examples as fit; 0: an example a row. Not for pairs."""
+    """The tokens of a row into which several examples are packed; 0: one example a row. Pairs can
+    not be packed."""
     device_batch: int = how(0)
-    """Rows (or pairs) that a device computes at a time, its others after them; 0: all."""
+    """The most rows (or pairs) that a device computes at once; a step with more is split into
+    micro-batches. 0: all rows."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 

@@ -46,7 +46,7 @@ def run_sft(run: Run, config: SFT) -> None:
             "sft needs --instructions: a JSONL of trajectories or of {'messages': [...]} rows. "
             "Without it, start RFT from an instruction-tuned model: --config rft.py --init PATH"
         )
-    found = read_targets(
+    targets = read_targets(
         source,
         many=run.templates.many,
         single=run.templates.single,
@@ -54,22 +54,23 @@ def run_sft(run: Run, config: SFT) -> None:
         max_bad_share=run.setup.max_bad_share,
     )
     examples = [
-        _example(run, row, where) for row, where in zip(found.rows, found.sources, strict=True)
+        _example(run, row, source_line)
+        for row, source_line in zip(targets.rows, targets.sources, strict=True)
     ]
-    kept = fitting_rows(run, "sft", config.fitting, examples, found.sources)
+    kept = fitting_rows(run, "sft", config.fitting, examples, targets.sources)
     examples = [examples[index] for index in kept]
     log.info("sft              %d examples from %s", len(examples), source)
     stage.begin()
     train_on(stage, config.fitting, examples, "base")
 
 
-def _example(run: Run, row: Trajectory | Instruction, where: str) -> Example:
+def _example(run: Run, row: Trajectory | Instruction, source: str) -> Example:
     """The row as tokens. Raises DataError for one that its template can not show."""
     try:
         return trajectory_example(row, run.tokenizer, run.templates)
     except UserError as error:
         fix = "change the row or the template"
-        raise DataError("", f"it can not be rendered: {error}", fix, where) from error
+        raise DataError("", f"it can not be rendered: {error}", fix, source) from error
 
 
 def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str) -> None:

@@ -73,16 +73,16 @@ class Guard:
         not taken, does no harm, and leaves the guard as it is.
         """
         # A mean of zero is of a run begun when steps without signal still entered it.
-        known = (self.good >= GUARD_WARMUP) & (self.norm > 0.0)
+        warmed_up = (self.good >= GUARD_WARMUP) & (self.norm > 0.0)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         silent = finite & (norm == 0.0)
-        bound = jnp.where(known, spike * self.norm, jnp.inf) if spike else jnp.inf
+        bound = jnp.where(warmed_up, spike * self.norm, jnp.inf) if spike else jnp.inf
         harmful = ~finite | (norm > bound)
         take = ~harmful & ~silent
         row = jnp.minimum(self.skipped, GUARD_POWERS).astype(jnp.float32)
         cut = bound * spike**row if spike else jnp.inf
         seen = jnp.minimum(jnp.where(finite, norm, self.norm), cut)
-        decay = jnp.where(known, GUARD_DECAY, self.good / (self.good + 1.0))
+        decay = jnp.where(warmed_up, GUARD_DECAY, self.good / (self.good + 1.0))
         after = Guard(
             norm=decay * self.norm + (1.0 - decay) * seen,
             good=self.good + take,
@@ -106,8 +106,8 @@ def state_shardings(
     table: tuple[ParamSpec, ...], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shardings of a train state: moments lie where their parameters lie."""
-    where = param_shardings(table, mesh)
-    params = abstract_params(table, shardings=where)
+    param_layout = param_shardings(table, mesh)
+    params = abstract_params(table, shardings=param_layout)
     by_path = {spec.path: spec for spec in table}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
@@ -120,7 +120,7 @@ def state_shardings(
 
     opt_state = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
     guard = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(Guard.fresh))
-    return TrainState(step=replicated(mesh), params=where, opt_state=opt_state, guard=guard)  # pyright: ignore[reportArgumentType]
+    return TrainState(step=replicated(mesh), params=param_layout, opt_state=opt_state, guard=guard)  # pyright: ignore[reportArgumentType]
 
 
 def abstract_state(

@@ -57,8 +57,8 @@ class Trainable:
         if not self.adapters:
             return self._run.params(self._start, self._labels, dtype=self.dtype)
         key = jax.random.fold_in(self._run.stage_key("init"), 1)
-        where = param_shardings(self.table, self._run.mesh)
-        return jax.jit(lambda key: init_params(self.table, key), out_shardings=where)(key)
+        shardings = param_shardings(self.table, self._run.mesh)
+        return jax.jit(lambda key: init_params(self.table, key), out_shardings=shardings)(key)
 
     def assemble(self, trained: Params, frozen: Params | None) -> Params:
         """The parameters of a forward pass; pure."""
@@ -74,12 +74,12 @@ class Trainable:
         """
         if self.frozen is None:
             return trained
-        where = param_shardings(self._whole, self._run.mesh)
+        shardings = param_shardings(self._whole, self._run.mesh)
         key = jax.random.key_data(jax.random.fold_in(self._run.stage_key("init"), 2))
         combine = jax.jit(
             lambda trained, frozen, key: merge(
                 self.assemble(trained, frozen), jax.random.wrap_key_data(key)
             ),
-            out_shardings=where,
+            out_shardings=shardings,
         )
         return combine(trained, self.frozen, np.asarray(key))
