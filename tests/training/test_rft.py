@@ -108,6 +108,7 @@ def test_the_meta_rm_reads_other_orders_than_rft(tmp_path, make_record):
             model=SimpleNamespace(compute_dtype="float32"),
             params=lambda *_, **__: {},
             stage_key=lambda _: None,
+            sampler=SimpleNamespace(take=lambda params: params),
             new_critic=lambda _: SimpleNamespace(critiques=critiques, prompts=prompts),
         )
 
