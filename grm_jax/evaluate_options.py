@@ -93,7 +93,7 @@ class Arguments:
     compare: Path | None = None
     """Directory of an earlier evaluation: paired differences to it."""
     limit: int | None = None
-    """Judge only so many items: a random sample in which every section is present."""
+    """The number of items to judge: a random sample in which every section is present."""
     probes: int | None = None
     """Records with two identical responses that a model judges too, for the bias table. Default:
     32."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a running stage: whole or not taken up, kept by policy, room checked first."""
+"""Checkpoints of a running stage: whole or not resumed from, kept by policy, room checked first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs that are taken up again, NaN in JSON, progress and timers."""
+"""Logs of resumed runs, NaN in JSON, progress and timers."""
 
 from __future__ import annotations
 

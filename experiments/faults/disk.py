@@ -96,7 +96,7 @@ def refused(
     under: Sequence[str] = (),
     with_room: Callable[[], None] = lambda: None,
 ) -> None:
-    """A stage that was stopped is taken up without room, and then with room."""
+    """A stopped stage is resumed on a full disk, and then with room."""
     had = whole_checkpoints(run_dir / stage)
     done = run(stage, run_dir, under=under)
     said = complaint(done)
@@ -137,7 +137,7 @@ def limit(faults: Faults) -> None:
 
 
 def quota(faults: Faults) -> None:
-    """A quota below a checkpoint, when a stage is taken up."""
+    """A quota smaller than a checkpoint, when a stage is resumed."""
     if shutil.which("mkfs.btrfs") is None:
         print("no mkfs.btrfs: a quota was not tried")
         return

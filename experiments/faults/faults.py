@@ -2,7 +2,7 @@
 
     python experiments/faults/faults.py --runs runs/faults [--only signals room_goes ...]
 
-A small road is run undisturbed. Then it is disturbed, again and again, taken up with the same
+A small road is run undisturbed. Then it is disturbed, again and again, resumed with the same
 command, and its models compared with the undisturbed ones, bit by bit:
 
 - each stage by itself (stages.py): SIGKILL at random moments, starting up, between and during steps

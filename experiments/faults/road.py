@@ -30,7 +30,7 @@ HITS = 2  # of each phase, at least
 
 
 class Chain:
-    """A road that is disturbed and taken up again and again, to its end.
+    """A road that is disturbed and resumed again and again, to its end.
 
     Args:
       disturb: does it; returns how to undo it.
@@ -96,7 +96,7 @@ class Chain:
 
     def _check_undisturbed(self, done: subprocess.CompletedProcess[str]) -> None:
         if done.returncode:
-            self.wrong.append(f"taken up: exit {done.returncode}: {complaint(done)}")
+            self.wrong.append(f"resumed: exit {done.returncode}: {complaint(done)}")
 
     def outcome(self, claim: str) -> str:
         """Phases with their hits; then what was wrong, or what was right."""

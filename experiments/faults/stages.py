@@ -56,7 +56,7 @@ def stop(faults: Faults) -> None:
         said = next((line for line in lines if "saved at step" in line), "nothing")
         done = run(stage, run_dir)
         good = first.returncode == 0 and done.returncode == 0 and faults.same(stage, run_dir)
-        outcome = f'exit {first.returncode}, "{said}"; taken up: same bits {good}'
+        outcome = f'exit {first.returncode}, "{said}"; resumed: same bits {good}'
         faults.add("SIGTERM", stage, outcome, good)
 
 
@@ -87,7 +87,7 @@ def twice(faults: Faults) -> None:
         outcome = (
             f"{immediate} of {faults.kills} ended at once (exit 143), the slowest after "
             f"{slowest:.2f} s, the others by the first signal (exit 130); {same} of "
-            f"{faults.kills}: all listed checkpoints whole, taken up: same bits"
+            f"{faults.kills}: all listed checkpoints whole, resumed: same bits"
         )
         faults.add("SIGTERM right after SIGINT", stage, outcome, same == faults.kills)
 

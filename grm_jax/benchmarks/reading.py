@@ -57,7 +57,7 @@ class Fields:
         return value
 
     def texts(self, name: str, count: int | None = None, *, empty: bool = False) -> list[str]:
-        """A list of texts (one text counts as a list of one); `count`: just so many."""
+        """A list of texts (one text counts as a list of one); `count`: how many there must be."""
         value = self.get(name, "give a list of strings")
         found = [value] if isinstance(value, str) else value
         if not isinstance(found, list) or not found or (count is not None and len(found) != count):

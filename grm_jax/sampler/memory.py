@@ -39,7 +39,7 @@ class CacheBudget:
         self._asked, self._free = False, None
 
     def within(self, longest: int, *, laid_out: bool = False) -> EngineConfig:
-        """Sizes for prompts of at most so many tokens; `laid_out` as in `cache_room`."""
+        """Settings for prompts of at most `longest` tokens; `laid_out` as in `cache_room`."""
         if self._engine.cache_bytes is not None:
             return self._engine
         if not self._asked:
