@@ -190,14 +190,15 @@ class Judge:
         reference: str | None = None,
         principles: Sequence[str] | None = None,
         k_meta: int | None = None,
-        options: JudgeOptions = JudgeOptions(greedy=False),
+        options: JudgeOptions = JudgeOptions(),
     ) -> Judgement:
         """The verdict of k sampled critiques on n >= 1 responses to a query.
 
         Args:
           query: the user's query, or a conversation whose last turn is the user's.
           k_meta: critiques that vote, of those the meta RM ranks highest; None: half of k.
-          options: temperature, seed, length limit; `k` replaces its own.
+          options: temperature, seed, length limit; `k` replaces its own, and there is no greedy
+            critique.
 
         Raises UserError for a query, responses or prompts that can not be judged.
         """
@@ -206,14 +207,14 @@ class Judge:
             "query", turns, tuple(responses), (0.0,) * len(responses), reference=reference,
             principles=None if principles is None else tuple(principles),
         )  # fmt: skip
-        options = dataclasses.replace(options, k=k)
+        options = dataclasses.replace(options, k=k, greedy=False)
         needed, limit = self.prompt_tokens(record, options), self.prompt_limit(options)
         if needed > limit:
             raise UserError(
                 f"the prompt has {needed:,} tokens, and {limit:,} leave room for a critique; "
                 "shorten the texts, or allow a critique fewer tokens"
             )
-        rows = [row for row in self.sample([record], options) if not row.greedy]
+        rows = self.sample([record], options)
         meta = [row.meta for row in rows] if self.guided else None
         return Judgement(vote([row.scores for row in rows], meta=meta, k_meta=k_meta), tuple(rows))
 

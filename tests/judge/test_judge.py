@@ -99,7 +99,7 @@ def test_scores_are_means_in_the_order_of_the_responses(judge, said):
     assert found.verdict.totals == (8.0, 17.0, 2.0) and len(found.critiques) == 2
     (((record,), options),) = asked
     assert record.responses == (" anna", " ben", " carl") and record.query == " sum 1 2"
-    assert (options.k, options.seed) == (2, 7)
+    assert (options.k, options.seed, options.greedy) == (2, 7, False)
 
 
 def test_what_failed_is_no_score(judge, said):
