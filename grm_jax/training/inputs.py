@@ -72,8 +72,9 @@ def usable(
       most: the most records to use, from the first one on or, with `from_end`, from the last one
         back; the records after these are not read.
 
-    Raises DataError for a record that can not be rendered or is too long, naming its file and line,
-    and where none is left.
+    Raises DataError for a record that can not be rendered or is too long, naming its file and line;
+    with `--skip-bad-rows`, for a larger share of bad rows than `--max-bad-share`; and where none is
+    left.
     """
     if stage not in run.usable:
         records = run.records[::-1] if from_end else run.records
@@ -117,6 +118,14 @@ def _look(
                 same += 1
     if long and policy == "error":
         raise _all_too_long(long)
+    share = run.setup.max_bad_share
+    if len(bad) > share * (len(kept) + len(long) + len(bad)):
+        raise DataError(
+            "",
+            f"the {stage} stage can not read {len(bad)} rows, more than {100 * share:g}%; the "
+            f"first: {bad[0]}",
+            "correct the file, or give a larger --max-bad-share",
+        )
     if bad:
         log.warning("%s: %d bad rows left out; the first: %s", stage, len(bad), bad[0])
     if not kept:
