@@ -1,6 +1,7 @@
 """Prompts in, k samples of each out; a prompt is computed and stored once for all its samples.
 
     engine.py    the loop on the host: begin waiting samples, run a chunk of steps, return the ended
+    samples.py   what sampling returns, and what it cost
     schedule.py  which sample runs in which lane and reads which pages; plain Python
     plan.py      settings, and how many samples run at once within a budget of bytes
     memory.py    how many bytes of a device the caches may take

@@ -11,8 +11,9 @@ import pytest
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import Sample, Sampler
+from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.samples import Sample
 from grm_jax.sampler.schedule import Request
 
 STOP = 3

@@ -27,7 +27,8 @@ from grm_jax.model import storage
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
 from grm_jax.sampler import memory
-from grm_jax.sampler.engine import Sampler, SamplerStats
+from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.samples import SamplerStats
 from grm_jax.scoring.items import BenchmarkRecords
 from grm_jax.scoring.rules import Rules
 from grm_jax.scoring.sampling import BenchmarkSampler
