@@ -118,12 +118,20 @@ def named(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` at the end: it appears whole or not at all."""
+    """A file to write, which becomes `path` at the end: it appears whole or not at all.
+
+    An OSError names `path`, which the user knows, and not the file that was yielded.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with named(path):
-            yield partial
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            try:
+                yield partial
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename in (partial, str(partial)):
+            error.filename = str(path)
+        raise

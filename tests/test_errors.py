@@ -31,6 +31,25 @@ def test_a_full_disk_says_where_and_how_to_go_on(tmp_path):
     assert describe(other.value) == f"{tmp_path / 'none'}: No such file or directory"
 
 
+def test_a_file_that_is_written_whole_is_named_as_the_user_knows_it(tmp_path):
+    path = tmp_path / "config.json"
+    full = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    for opened in (False, True):  # a quota refuses to make the file, or to write to it
+        with pytest.raises(OSError) as error, files.written_whole(path) as partial:
+            if not opened:
+                raise OSError(full.errno, full.strerror, str(partial))
+            partial.write_text("{")
+            raise full
+        assert describe(error.value).startswith(f"{path}: Disk quota exceeded. ")
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError) as error, files.written_whole(path):
+        pass  # nothing was written that could become the file
+    assert describe(error.value) == f"{path}: No such file or directory"
+    with pytest.raises(OSError) as error, files.written_whole(path):
+        (tmp_path / "none").read_text()
+    assert describe(error.value) == f"{tmp_path / 'none'}: No such file or directory"
+
+
 def test_what_is_no_users_mistake_is_raised_again():
     fault = OSError("a library's own words")
     with pytest.raises(OSError, match="a library's own words") as error:
