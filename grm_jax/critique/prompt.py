@@ -58,8 +58,9 @@ def render(
         One user message. Outside text in it is neutralised (`neutralise`).
 
     Raises:
-        ValueError: no responses, too many for the template, a conversation that does not end with
-            the user's turn, or an empty list of principles.
+        ValueError: no responses, too many for the template, a single one for a template that reads
+            the place of the best, a conversation that does not end with the user's turn, or an
+            empty list of principles.
         TypeError: a query, response, reference, hint or principle that is not text.
         TemplateError: an unusable template, or one without the optional segment that was given.
     """
@@ -112,6 +113,12 @@ def _check_responses(template: Template, responses: Sequence[str]) -> list[str]:
         raise UserError(
             f"template {template.name!r} judges a single response, got {len(texts)}; "
             "use a template for several (grm, compact)"
+        )
+    if template.reads == "index" and len(texts) == 1:
+        # Every critique would count as right, or be out of range.
+        raise UserError(
+            f"template {template.name!r} asks which response is the best, and there is only "
+            "one; use a template with reads=scores (single, compact_single)"
         )
     if template.labels == "letter" and len(texts) > len(string.ascii_uppercase):
         raise UserError(

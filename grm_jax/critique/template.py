@@ -6,7 +6,8 @@ A template is a jinja2 file whose first line is a comment that we parse:
 
     name       what logs call it
     low, high  the range of a score, both ends allowed (`high=n` where the box holds an index)
-    reads      `scores`: the box holds one score a response; `index`: the place of the best one
+    reads      `scores`: the box holds one score a response; `index`: the place of the best one, of
+               two responses or more
     labels     how the text names a response: `number` (Response 1, the default) or `letter` ([A])
     responses  `many` (default) or `one` (the template has no numbered markers)
     guard      the section markers of an own template, separated by `|`, that outside text must not

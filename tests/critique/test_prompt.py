@@ -66,6 +66,12 @@ def test_single_has_markers_without_a_number_and_takes_one_response() -> None:
         render("single", "q", ["a", "b"])
 
 
+def test_a_single_response_is_not_asked_for_its_place() -> None:
+    with pytest.raises(ValueError, match=r"'judge' asks which .* reads=scores \(single, compact_"):
+        render("judge", "q", ["only"])
+    assert "[The End of Response 2]" in content("judge", "q", ["one", "two"])
+
+
 def test_compact_is_exactly_the_words() -> None:
     query, first, second = " sum 3 4 in cm start_with hello", " hello 7 cm", " 8 cm"
     assert content("compact", query, [first, second]) == f"{query} [A]{first} [B]{second}"
@@ -155,7 +161,8 @@ XML = Template.from_source(
 def test_outside_text_never_adds_or_removes_a_marker(
     template: Template, data: st.DataObject
 ) -> None:
-    n = 1 if template.single else data.draw(st.integers(1, 3))
+    least = 2 if template.reads == "index" else 1
+    n = 1 if template.single else data.draw(st.integers(least, 3))
     hint = template.hint_text(0, n, (1,) if n == 1 else None)
 
     def marks(outside) -> list[str]:

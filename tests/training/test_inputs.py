@@ -154,6 +154,18 @@ def test_what_a_template_can_not_show_is_named(start, stage, skip, tmp_path, cap
         STAGES[stage](run)
 
 
+@pytest.mark.parametrize("stage", ["rft", "rl", "meta_rm"])
+def test_a_place_is_not_asked_of_a_single_response(start, stage, tmp_path):
+    own = Path(tmp_path / "own.jinja")
+    header = "{# grm_jax: name=own low=1 high=n reads=index labels=letter #}"
+    own.write_text("\n".join([header, *Template.load("compact").source.split("\n")[1:]]))
+    templates = dataclasses.replace(TEMPLATES, many=str(own), single=str(own))
+    single = dataclasses.replace(pair("b"), responses=(" 2",), labels=(1.0,))
+    assert STAGES[stage](start([pair("a")], templates=templates))
+    with pytest.raises(DataError, match=r"preferences.jsonl:2: the .* 'own' asks which response"):
+        STAGES[stage](start([pair("a"), single], templates=templates))
+
+
 def test_too_few_records_for_a_step(start):
     run = start([pair("a"), pair("b", 30)], long_prompts="skip")
     with pytest.raises(ConfigError, match=r"--rl.prompts 2, but there are only 1 preferences"):
