@@ -16,7 +16,7 @@ from grm_jax.critique.parse import Failure, Parsed, parse, parse_index, read, re
 from grm_jax.critique.prompt import Message, Turn, render
 from grm_jax.critique.template import BUILTIN, Template, TemplateError, hint_text
 from grm_jax.critique.voting import (
-    Verdict,
+    Vote,
     credit,
     majority,
     mean_scores,
@@ -25,6 +25,7 @@ from grm_jax.critique.voting import (
     single_credit,
     unshuffle,
     vote,
+    weighted_vote,
 )
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "Template",
     "TemplateError",
     "Turn",
-    "Verdict",
+    "Vote",
     "best_label",
     "beyond_reach",
     "change_probability",
@@ -61,4 +62,5 @@ __all__ = [
     "too_easy",
     "unshuffle",
     "vote",
+    "weighted_vote",
 ]

@@ -1,4 +1,4 @@
-"""k score lists -> one verdict: orders to show the responses in, sums, ties, guided by a meta RM.
+"""k score lists -> one vote: orders to show the responses in, sums, ties, guided by a meta RM.
 
 A sample is what `parse` made of one critique: n scores in the original order of the responses
 (`unshuffle` first), or None where it failed. A failed sample is left out of the vote and counted.
@@ -6,10 +6,10 @@ A sample is what `parse` made of one critique: n scores in the original order of
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeVar, overload
 
 from grm_jax.critique.correctness import best_label
@@ -18,8 +18,8 @@ Item = TypeVar("Item")
 Scores = Sequence[float]
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclasses.dataclass(frozen=True)
+class Vote:
     """The outcome of a vote over k samples. Without any usable sample all tuples are empty.
 
     Attributes:
@@ -112,7 +112,7 @@ def vote(
     *,
     meta: Sequence[float | None] | None = None,
     k_meta: int | None = None,
-) -> Verdict:
+) -> Vote:
     """Eq. (14): the response with the largest sum of scores, over all samples or guided ones.
 
     Sums are exact (`math.fsum`) and then rounded to nine digits, so that neither the order of the
@@ -136,12 +136,12 @@ def vote(
     samples = {index: _check_sample(scores, index, parsed[0]) for index in parsed}
     kept = _guided(parsed, meta, k_meta, k)
     if not kept:
-        return Verdict((), (), (), (), failed=k, left_out=0, agreement=None)
+        return Vote((), (), (), (), failed=k, left_out=0, agreement=None)
     used = [samples[index] for index in kept]
     totals = tuple(round(math.fsum(column), 9) for column in zip(*used, strict=True))
     best = _argmax(totals)
     agreeing = sum(winner in _argmax(sample) for sample in used for winner in best)
-    return Verdict(
+    return Vote(
         totals=totals,
         mean=tuple(total / len(used) for total in totals),
         best=best,
@@ -152,12 +152,53 @@ def vote(
     )
 
 
+def weighted_vote(scores: Sequence[Scores | None], weights: Sequence[float]) -> Vote:
+    """A vote in which sample i counts `weights[i]`; `mean` divides by the sum of the weights.
+
+    Args:
+        scores: as `vote` takes them.
+        weights: one finite number >= 0 a sample; those of failed samples are not read.
+
+    Raises:
+        ValueError: as `vote` does, or for weights of another kind.
+    """
+    plain = vote(scores)
+    if len(weights) != len(scores) or not all(
+        0 <= weights[index] < math.inf for index in plain.kept
+    ):
+        raise ValueError(f"weights are {list(weights)}; give one finite number >= 0 a sample")
+    kept = [index for index in plain.kept if weights[index] > 0]
+    if not kept:
+        return dataclasses.replace(vote([None] * len(scores)), failed=plain.failed)
+    used = [_check_sample(scores, index, kept[0]) for index in kept]
+    norm = math.fsum(weights[index] for index in kept)
+    totals = tuple(
+        round(math.fsum(weights[i] * score for i, score in zip(kept, column, strict=True)), 9)
+        for column in zip(*used, strict=True)
+    )
+    best = _argmax(totals)
+    agreeing = math.fsum(
+        weights[index] * (winner in _argmax(sample))
+        for index, sample in zip(kept, used, strict=True)
+        for winner in best
+    )
+    return Vote(
+        totals=totals,
+        mean=tuple(total / norm for total in totals),
+        best=best,
+        kept=tuple(kept),
+        failed=plain.failed,
+        left_out=len(plain.kept) - len(kept),
+        agreement=agreeing / (norm * len(best)),
+    )
+
+
 def mean_scores(scalars: Sequence[Scores | None]) -> tuple[float, ...]:
     """Eq. (12), semi-scalar models: the mean scalar of each response; () if all failed."""
     return vote(scalars).mean
 
 
-def majority(choices: Sequence[int | None], n: int) -> Verdict:
+def majority(choices: Sequence[int | None], n: int) -> Vote:
     """Eq. (13), pairwise generative models: the response chosen most often.
 
     Args:
@@ -178,7 +219,7 @@ def majority(choices: Sequence[int | None], n: int) -> Verdict:
     )
 
 
-def credit(verdict: Verdict, labels: Sequence[float]) -> float:
+def credit(verdict: Vote, labels: Sequence[float]) -> float:
     """Expected accuracy of a verdict when ties are broken by a shuffle, as in evaluation.
 
     1 / |best| if the best response by `labels` is among the best of the vote, otherwise 0. A vote
@@ -198,9 +239,7 @@ def credit(verdict: Verdict, labels: Sequence[float]) -> float:
     return 1.0 / len(verdict.best) if best in verdict.best else 0.0
 
 
-def single_credit(
-    scores: Verdict | Sequence[Scores | None], label: float, threshold: float
-) -> float:
+def single_credit(scores: Vote | Sequence[Scores | None], label: float, threshold: float) -> float:
     """Expected accuracy for a single response: the mean of its used scores against a threshold.
 
     Above the threshold says correct (label 1), below says incorrect (label 0), equal is a toss-up
@@ -214,7 +253,7 @@ def single_credit(
     """
     if label not in (0, 1):
         raise ValueError(f"label is {label}; a single response is correct (1) or incorrect (0)")
-    verdict = scores if isinstance(scores, Verdict) else vote(scores)
+    verdict = scores if isinstance(scores, Vote) else vote(scores)
     if len(verdict.mean) > 1:
         raise ValueError(f"scores of {len(verdict.mean)} responses; use vote and credit")
     if not verdict.mean:
