@@ -23,7 +23,7 @@ import jax
 from jax.sharding import Mesh
 
 import grm_jax
-from grm_jax.critique import Template, Turn, Verdict, vote
+from grm_jax.critique import Template, Turn, Vote, vote
 from grm_jax.critique.template_set import Scales, TemplateConfig, Templates
 from grm_jax.data.critiques import GREEDY, Critique
 from grm_jax.data.preferences import Preference
@@ -86,7 +86,7 @@ class Judgement:
       critiques: every sample, readable or not.
     """
 
-    verdict: Verdict
+    verdict: Vote
     critiques: tuple[Critique, ...]
 
     @property
