@@ -82,7 +82,7 @@ class ModelConfig:
 
 
 SIZES: dict[str, ModelConfig] = {
-    # The model of the embedded world, of about 0.5 M parameters. Its window is shorter than the
+    # The model of the embedded world, of about 0.6 M parameters. Its window is shorter than the
     # prompts, so that local and global layers differ.
     "tiny": ModelConfig(
         num_layers=4,

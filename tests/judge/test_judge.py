@@ -14,7 +14,7 @@ import grm_jax
 from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, not in a test)
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.critiques import Critique
-from grm_jax.data.preferences import Preference
+from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.errors import UserError
 from grm_jax.judge import judge as judging
@@ -142,8 +142,23 @@ def test_the_package_shows_the_judge_and_imports_nothing_for_it():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_example_of_the_packages_readme(folder, tmp_path):
+    text = (ROOT / "grm_jax/judge/README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    record = Preference("a", ({"role": "user", "content": " sum 1 2"},), (" 3", " 4"), (1.0, 0.0))
+    write_preferences(tmp_path / "heldout.jsonl", [record])
+    lines = lines.replace("runs/tiny/world", str(tmp_path)).replace("runs/tiny", str(folder))
+    (tmp_path / "lines.py").write_text(lines)
+    names = runpy.run_path(str(tmp_path / "lines.py"))
+    assert len(names["verdict"].critiques) == 8
+    assert [row.sample for row in names["critiques"]] == [-1, *range(8)]
+
+
 def test_the_five_lines_of_the_readme(folder, tmp_path, capsys):
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"```python\n(from grm_jax import Judge\n.*?)```", text, re.DOTALL)
     assert len([line for line in lines.splitlines() if line]) == 5
     (tmp_path / "lines.py").write_text(lines.replace("runs/tiny", str(folder)))
