@@ -24,6 +24,7 @@ FLOORS = (
     ("training",),
     ("recipes",),
     ("planning",),
+    ("serving",),
     ("evaluate_options",),
     ("train",),
     ("convert", "evaluate", "plan"),

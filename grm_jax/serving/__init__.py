@@ -1,0 +1,14 @@
+"""A judge behind HTTP: one engine, the wire protocols that trainers already speak, a page.
+
+    client --HTTP--> app --JudgeRequest--> Service --thread--> JudgeSession --> Verdict
+
+service.py     `Service`: one engine thread, its bounded queue, deadlines, shared answers
+problems.py    what can go wrong besides a user's mistake, and the HTTP status of each
+limits.py      what a request may ask for at most
+app.py         the FastAPI application: native routes, errors, the protocols' routers
+guard.py       what every request passes first: size, nesting, token, clients that went away
+metrics.py     counters and histograms for Prometheus
+page/          the page on which a person pastes texts and reads the verdict
+
+No module here imports JAX when it is loaded: only the engine's thread does.
+"""
