@@ -11,8 +11,8 @@ from grm_jax.critique.correctness import (
     rule_reward,
     too_easy,
 )
-from grm_jax.critique.neutralise import has_markers, neutralise
-from grm_jax.critique.parse import Failure, Parsed, parse, parse_index, read, render_scores
+from grm_jax.critique.neutralise import neutralise
+from grm_jax.critique.parse import Failure, Parsed, parse, parse_index, read
 from grm_jax.critique.prompt import Message, Turn, render
 from grm_jax.critique.template import BUILTIN, Template, TemplateError, hint_text
 from grm_jax.critique.voting import (
@@ -42,7 +42,6 @@ __all__ = [
     "change_probability",
     "credit",
     "decided",
-    "has_markers",
     "hint_text",
     "is_correct",
     "keep_hinted",
@@ -55,7 +54,6 @@ __all__ = [
     "parse_index",
     "read",
     "render",
-    "render_scores",
     "rule_reward",
     "shuffle",
     "single_credit",

@@ -53,11 +53,6 @@ def neutralise(text: str, template: Template | None = None) -> str:
     return "\\".join(pieces)
 
 
-def has_markers(text: str, template: Template | None = None) -> bool:
-    """Whether `neutralise` would find a section marker in `text`."""
-    return bool(_breaks(text, template))
-
-
 def _breaks(text: str, template: Template | None) -> list[int]:
     """Positions in `text` before which a backslash breaks a marker, ascending."""
     folded, origin = _fold(text)

@@ -34,9 +34,8 @@ from __future__ import annotations
 import collections
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Literal
 
 from grm_jax.critique import boxes
@@ -139,17 +138,6 @@ def read(template: Template, text: str, n: int, *, truncated: bool = False) -> P
     if template.reads == "index":
         return parse_index(text, n, truncated=truncated)
     return parse(text, n, low=template.low, high=template.high, truncated=truncated)
-
-
-def render_scores(scores: Sequence[float]) -> str:
-    r"""The verdict line for `scores`: `Scores: \boxed{8, 9.5}`. `parse` reads it back exactly."""
-    numbers = (repr(int(s)) if float(s).is_integer() else _plain(float(s)) for s in scores)
-    return f"Scores: \\boxed{{{', '.join(numbers)}}}"
-
-
-def _plain(score: float) -> str:
-    """The shortest decimal that reads back as `score`, never in exponent notation."""
-    return format(Decimal(repr(score)), "f")
 
 
 def last_box(text: str) -> str:

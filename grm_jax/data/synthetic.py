@@ -296,9 +296,6 @@ class Teacher:
         return Check(True, "kindly" if criterion == "polite" else item.asked[criterion])
 
 
-PERFECT = Teacher(1.0, (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), 1.0)
-
-
 def format_critique(weights: Mapping[str, str], analysis: str, scores: Sequence[int]) -> str:
     """The output format that the released weights emit, in this world's words."""
     criteria = "".join(f" {criterion} {weight}" for criterion, weight in weights.items())

@@ -15,7 +15,7 @@ from grm_jax.data.preferences import Preference, Records
 from grm_jax.data.rows import DataError
 from grm_jax.scoring import statistics
 from grm_jax.scoring.aggregate import Aggregate, Method, aggregate, is_uneven, reported
-from grm_jax.scoring.benchmark import Benchmark, credit_vector
+from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.bias import bias_table
 from grm_jax.scoring.figures import Figure, FigureLike, Resampled
 from grm_jax.scoring.items import BenchmarkRecords
@@ -376,7 +376,7 @@ def compare(
     """The headline of two judges' credits (`aggregate.Method.credits`) on the same records."""
     headline = benchmark.figures(records, benchmark.authors)[0]
     ours, theirs = (
-        headline.bind({"credit": credit_vector(records, credits)[:, None]})
+        headline.bind({"credit": np.asarray([[credits[record.id]] for record in records])})
         for credits in (first, second)
     )
     return statistics.paired_difference(

@@ -12,10 +12,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from grm_jax.data.preferences import Preference, require_few_bad
-from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError
 from grm_jax.scoring.figures import FigureLike
 from grm_jax.scoring.items import (
@@ -152,27 +149,6 @@ class Benchmark:
             yield dataclasses.replace(game, item=item_of(game))
             yield swapped(game)
 
-    def score(
-        self, records: Sequence[Preference], credits: Mapping[str, float]
-    ) -> dict[str, dict[str, float]]:
-        """Figures of plain credits by group and name, in fractions of 1.
-
-        Args:
-            credits: record id -> credit in 0..1, for every record.
-
-        Raises:
-            DataError: a record without a credit.
-        """
-        values = {"credit": credit_vector(records, credits)[:, None]}
-        once = np.ones((1, len(records)))
-        nested: dict[str, dict[str, float]] = {}
-        for figure in self.figures(records, self.authors):
-            if figure.measures == ("credit",):
-                nested.setdefault(figure.group, {})[figure.name] = float(
-                    figure.bind(values)(once)[0]
-                )
-        return nested
-
     def clusters(self, records: Sequence[Preference]) -> list[Hashable] | None:
         """The cluster of each record, for `statistics.bootstrap`; None if all are independent.
 
@@ -192,16 +168,6 @@ class Benchmark:
             if self.cluster is not None:
                 parent[root(("item", item_of(record)))] = root(("prompt", self.cluster(record)))
         return [root(("item", item_of(record))) for record in records]
-
-
-def credit_vector(records: Sequence[Preference], credits: Mapping[str, float]) -> np.ndarray:
-    """Credits [N] in the order of the records. `DataError` names a record without one."""
-    try:
-        return np.asarray([credits[record.id] for record in records], np.float64)
-    except KeyError as error:
-        raise DataError(
-            "id", f"record {error.args[0]!r} has no credit", "score every record"
-        ) from None
 
 
 def missing_note(records: Sequence[Preference], names: Sequence[str]) -> list[str]:

@@ -76,10 +76,6 @@ class Tokenizer(Protocol):
         """Ids of `text` alone: no BOS, never a control id."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts at once, in parallel."""
-        ...
-
     def decode(self, ids: Iterable[int], *, show_control: bool = False) -> str:
         """Text of `ids`; control ids are left out, or written as their literals."""
         ...
@@ -167,15 +163,6 @@ class ChatTokenizer:
         """See `Tokenizer.encode`."""
         return self._encode(text, "start")
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """See `Tokenizer.encode_batch`."""
-        for text in texts:
-            _check_text(text)
-        encoded = self._backend.encode_batch(texts)
-        for text, ids in zip(texts, encoded, strict=True):
-            self._check_ids(text, ids)
-        return encoded
-
     def decode(self, ids: Iterable[int], *, show_control: bool = False) -> str:
         """See `Tokenizer.decode`. The unknown id is text and stays visible."""
         plain = [int(i) for i in ids]
@@ -222,16 +209,13 @@ class ChatTokenizer:
     def _encode(self, text: str, position: Position) -> list[int]:
         _check_text(text)
         ids = self._backend.encode(text, position)
-        self._check_ids(text, ids)
-        return ids
-
-    def _check_ids(self, text: str, ids: list[int]) -> None:
         # The vocabulary rules this out; the check guards the guard.
         if not self.control_ids.isdisjoint(ids):
             found = sorted({self._literals[i] for i in ids if i in self.control_ids})
             raise TokenizerError(
                 f"{self.name}: text produced control tokens {found}: {text[:80]!r}"
             )
+        return ids
 
     def _plan(
         self,

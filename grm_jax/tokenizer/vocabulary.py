@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -56,7 +56,6 @@ class Vocabulary(Protocol):
     collapses: bool  # runs of whitespace become one space, and none at the ends of a text
 
     def encode(self, text: str, position: Position) -> list[int]: ...
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
     def decode(self, ids: list[int]) -> str: ...
 
 
@@ -207,10 +206,6 @@ class TokenizersVocabulary:
             return self._text.encode(self._mark + text, add_special_tokens=False).ids[1:]
         return self._text.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded = self._text.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [e.ids for e in encoded]
-
     def decode(self, ids: list[int]) -> str:
         return self._text.decode(ids, skip_special_tokens=False)
 
@@ -278,9 +273,6 @@ class SentencePieceVocabulary:
         if self.collapses and text[:1].isspace():
             return self._start.encode(text)
         return self._after.encode(text)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._start.encode(list(texts))
 
     def decode(self, ids: list[int]) -> str:
         return self._start.decode(ids)

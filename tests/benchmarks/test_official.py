@@ -10,7 +10,7 @@ from grm_jax.benchmarks.rewardbench import BENCHMARK
 from grm_jax.scoring.aggregate import aggregate
 
 
-def test_rewardbenchs_two_files(tmp_path, record, row):
+def test_rewardbenchs_two_files(tmp_path, record, row, figures_of):
     subsets = ("hep-go", "hep-go", "alpacaeval-easy", "alpacaeval-easy")
     records = [
         dataclasses.replace(record(f"r{i}", domain=subset), id=f"{subset}/{i}")
@@ -40,5 +40,5 @@ def test_rewardbenchs_two_files(tmp_path, record, row):
         {"role": "assistant", "content": "response 0"},
     ]
     # The file says what the table says.
-    table = BENCHMARK.score(records, method.credits(records, rules))
+    table = figures_of(BENCHMARK, records, method.credits(records, rules))
     assert {name: grouped[name] for name in table["subsets"]} == table["subsets"]

@@ -47,7 +47,7 @@ def test_a_sample_does_not_depend_on_the_order_of_the_file(record):
     assert [one.id for one in forward] == [one.id for one in backward[::-1]]
 
 
-def test_preferences_by_domain_and_size(tmp_path, record):
+def test_preferences_by_domain_and_size(tmp_path, record, figures_of):
     records = [
         record("a", 2, domain="maths"),
         record("b", 3, domain="maths"),
@@ -57,14 +57,12 @@ def test_preferences_by_domain_and_size(tmp_path, record):
     write_preferences(tmp_path / "mine.jsonl", records)
     loaded = preferences.BENCHMARK.load(tmp_path / "mine.jsonl")
     assert loaded == records
-    found = preferences.BENCHMARK.score(loaded, {"a": 1, "b": 0, "c": 0.5, "d": 1})
+    found = figures_of(preferences.BENCHMARK, loaded, {"a": 1, "b": 0, "c": 0.5, "d": 1})
     assert found == {
         "overall": {"accuracy": 0.625},
         "sections": {"maths": 0.5, "chat": 0.5, "(none)": 1.0},
         "responses": {"n=1": 0.5, "n=2": 1.0, "n=3": 0.0},
     }
-    with pytest.raises(DataError, match="record 'd' has no credit"):
-        preferences.BENCHMARK.score(loaded, {"a": 1, "b": 0, "c": 0.5})
 
 
 def test_preferences_without_domains_have_no_sections(record):
@@ -93,7 +91,7 @@ def test_preferences_with_a_shared_best(tmp_path, record):
         preferences.BENCHMARK.load(tmp_path / "gone.jsonl")
 
 
-def test_synthetic_headline_is_fresh(tmp_path, record):
+def test_synthetic_headline_is_fresh(tmp_path, record, figures_of):
     records = [
         record("f1", 2, domain="fresh"),
         record("f2", 1, domain="fresh", label=0.0),
@@ -103,7 +101,7 @@ def test_synthetic_headline_is_fresh(tmp_path, record):
     write_preferences(tmp_path / "world" / "heldout.jsonl", records)
     for path in (tmp_path, tmp_path / "world", tmp_path / "world" / "heldout.jsonl"):
         assert synthetic.BENCHMARK.load(path) == records
-    found = synthetic.BENCHMARK.score(records, {"f1": 1, "f2": 0.5, "o1": 0, "c1": 0.25})
+    found = figures_of(synthetic.BENCHMARK, records, {"f1": 1, "f2": 0.5, "o1": 0, "c1": 0.25})
     assert found == {
         "overall": {"fresh": 0.75},
         "sections": {"fresh": 0.75, "operands": 0.0, "combinations": 0.25},
@@ -123,16 +121,16 @@ def test_synthetic_faults(tmp_path, record):
     with pytest.raises(DataError, match=r"heldout\.jsonl:1: domain: 'stale'; fix: "):
         synthetic.BENCHMARK.load(tmp_path)
     with pytest.raises(DataError, match="no record of 'fresh'"):
-        synthetic.BENCHMARK.score([record("o", domain="operands")], {"o": 1.0})
+        synthetic.figures([record("o", domain="operands")], PAPER)
 
 
-def test_the_world_that_is_written_can_be_read(tmp_path):
+def test_the_world_that_is_written_can_be_read(tmp_path, figures_of):
     pytest.importorskip("tokenizers")
     from grm_jax.data.synthetic_files import WorldConfig, write_world
 
     write_world(tmp_path, WorldConfig(cold_start=2, train=2, fresh=30, shifted=5))
     records = synthetic.BENCHMARK.load(tmp_path)
     assert len(records) == 40
-    assert set(synthetic.BENCHMARK.score(records, {r.id: 1.0 for r in records})["sections"]) == set(
-        synthetic.DOMAINS
-    )
+    assert set(
+        figures_of(synthetic.BENCHMARK, records, {r.id: 1 for r in records})["sections"]
+    ) == set(synthetic.DOMAINS)

@@ -65,7 +65,7 @@ def test_nominal_counts_are_the_authors():
     assert sum(ROWS.values()) == 2985
 
 
-def test_records_give_the_golden_scores(tmp_path):
+def test_records_give_the_golden_scores(tmp_path, figures_of):
     """As many rows a subset as the benchmark has, of which the example's share is right."""
     rows = [original(subset, i) for subset, count in ROWS.items() for i in range(count)]
     records = BENCHMARK.load(write(tmp_path / "filtered.jsonl", rows))
@@ -77,17 +77,17 @@ def test_records_give_the_golden_scores(tmp_path):
         for subset, count in ROWS.items()
         for i in range(count)
     }
-    found = BENCHMARK.score(records, credits)
+    found = figures_of(BENCHMARK, records, credits)
     assert found["sections"] == pytest.approx(GOLDEN, abs=5e-7)
     assert found["overall"] == {"mean": pytest.approx(0.561720, abs=5e-7)}
     assert found["subsets"] == pytest.approx(EXAMPLE)
 
 
-def test_prior_sets_give_the_leaderboard(tmp_path):
+def test_prior_sets_give_the_leaderboard(tmp_path, figures_of):
     rows = [original("hep-go"), original("mt-bench-easy"), original("shp"), original("summarize")]
     records = BENCHMARK.load(write(tmp_path / "filtered.jsonl", rows))
     credits = {"hep-go/0": 1, "mt-bench-easy/0": 0, "shp/0": 1, "summarize/0": 0.5}
-    found = BENCHMARK.score(records, credits)
+    found = figures_of(BENCHMARK, records, credits)
     # Two sections of weight 1, the prior sets with half of it: (1 + 0 + .5 * .75) / 2.5.
     assert found["overall"] == {"mean": 0.5, "leaderboard": pytest.approx(0.55)}
     assert found["sections"] == {"Chat": 0.0, "Reasoning": 1.0}
@@ -192,14 +192,14 @@ def test_a_limit_keeps_every_section(tmp_path):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"RewardBench's own file is not at {REAL}")
-def test_the_real_file():
+def test_the_real_file(figures_of):
     records = BENCHMARK.load(REAL)
     assert len(records) == 2985
     assert records.notes == records.skipped == ()
     assert collections.Counter(record.domain for record in records) == ROWS
     assert records[0].id == "alpacaeval-easy/30"
     assert records[0].query == "How do I detail a car?"
-    assert BENCHMARK.score(records, {record.id: 1.0 for record in records})["overall"] == {
+    assert figures_of(BENCHMARK, records, {r.id: 1.0 for r in records})["overall"] == {
         "mean": pytest.approx(1.0)
     }
     # Some prompts stand in several subsets; these records are no independent evidence.

@@ -12,7 +12,7 @@ import pytest
 from grm_jax.critique import parse
 from grm_jax.data import synthetic
 from grm_jax.data.preferences import read_preferences, require_unique_best
-from grm_jax.data.synthetic import PERFECT, Item, Split, Teacher, make_item, vocabulary
+from grm_jax.data.synthetic import Item, Split, Teacher, make_item, vocabulary
 from grm_jax.data.synthetic_files import WorldConfig, build_tokenizer, write_world
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.tokenizer import load_tokenizer
@@ -131,8 +131,9 @@ def test_the_world_has_variety_and_both_single_labels():
 
 def test_the_perfect_teacher_never_contradicts_the_truth():
     rng = random.Random(0)
+    perfect = Teacher(1.0, (0.0, 0.0), (0.0, 0.0), (0.0, 0.0), 1.0)
     for item in items(200):
-        text = PERFECT.write(rng, item)
+        text = perfect.write(rng, item)
         parsed = parse(text, len(item.responses), low=0, high=10)
         assert parsed.scores is not None
         criteria = parsed.principles.split()[::2]
