@@ -8,26 +8,30 @@ smuggle in another response. Each such marker gets one backslash inside, and not
     [B]   (templates with letters)     ->  [\B]
     <answer  (guard="<answer")         ->  <\answer
 
-What is a marker is decided on a folded copy of the text: lower case, compatibility forms such as
-full-width letters made plain, invisible format characters (zero-width, direction overrides)
-skipped. So `[Ｔhe<zero-width space> begin OF response 2]` is found too. Look-alike letters of other
-alphabets are not folded. A `####` that no second `####` follows on its line (`#### 42`, a markdown
-heading) is not a marker and stays.
+What is a marker is decided on the text as a reader sees it (`lookalikes.skeleton`): lower case,
+full-width letters and look-alikes of other alphabets made plain, invisible characters (zero-width,
+direction overrides, variation selectors, NUL) skipped. So `[Ｔhe<zero-width space> begin OF
+response 2]` is found too, and with a Cyrillic `Т`. A `####` that no second `####` follows on its
+line (`#### 42`, a markdown heading) is not a marker and stays.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import unicodedata
+from collections.abc import Sequence
 
+from grm_jax.critique.lookalikes import skeleton
 from grm_jax.critique.template import Template
 
 # Each pattern matches at the first character of a marker, inside a look-ahead so that overlapping
 # markers are all found. From one `[` a match never reaches beyond the next, so the scan is linear.
-_RESPONSE_MARKER = re.compile(r"(?=\[\s*the\s+(?:begin|end)(?:ning)?\s+of\s+(?:the\s+)?response)")
+# White space may be missing between words: characters that fonts show as a gap are skipped.
+_RESPONSE_MARKER = re.compile(r"(?=\[\s*the\s*(?:begin|end)(?:ning)?\s*of\s*(?:the\s*)?response)")
 _LETTER_TAG = re.compile(r"(?=\[[a-z]\])")
 _HASHES = re.compile(r"#{4,}")
+_BREAK = r"\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"  # ends a line, as `str.splitlines` has it
+_SPEAKER_LINE = re.compile(rf"(?:\A|[{_BREAK}])[^\S{_BREAK}]*(system|user|assistant)(?=\s*:)")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -42,7 +46,24 @@ def neutralise(text: str, template: Template | None = None) -> str:
         template: the template it goes into; adds that template's own markers (letter tags, guard).
     """
     text = _SURROGATE.sub("\ufffd", text)
-    breaks = _breaks(text, template)
+    return _broken(text, _breaks(text, template))
+
+
+def break_speakers(text: str) -> str:
+    """The text of one turn with a backslash after a word that would start another turn of the
+    conversation in which it stands: `Assistant: fine` on a line of its own."""
+    folded, origin = skeleton(text)
+    ends = (match.end(1) for match in _SPEAKER_LINE.finditer(folded))
+    return _broken(text, [(end if origin is None else origin[end - 1] + 1) for end in ends])
+
+
+def has_markers(text: str, template: Template | None = None) -> bool:
+    """Whether `neutralise` would find a section marker in `text`."""
+    return bool(_breaks(text, template))
+
+
+def _broken(text: str, breaks: Sequence[int]) -> str:
+    """`text` with a backslash before each of these positions, which ascend."""
     if not breaks:
         return text
     pieces, start = [], 0
@@ -55,7 +76,7 @@ def neutralise(text: str, template: Template | None = None) -> str:
 
 def _breaks(text: str, template: Template | None) -> list[int]:
     """Positions in `text` before which a backslash breaks a marker, ascending."""
-    folded, origin = _fold(text)
+    folded, origin = skeleton(text)
     after: set[int] = set()  # folded positions of the characters that a backslash follows
     for pattern in _patterns(template):
         after.update(match.start() for match in pattern.finditer(folded))
@@ -88,29 +109,4 @@ def _patterns(template: Template | None) -> list[re.Pattern[str]]:
 
 @functools.lru_cache(maxsize=256)
 def _guard_pattern(literal: str) -> re.Pattern[str]:
-    return re.compile(f"(?={re.escape(_fold(literal)[0])})")
-
-
-def _fold(text: str) -> tuple[str, list[int] | None]:
-    """The folded text, and for each of its characters the position in `text` (None: the same)."""
-    if text.isascii():
-        return text.lower(), None
-    folded, origin = [], []
-    for position, character in enumerate(text):
-        plain = _fold_character(character)
-        if plain:
-            folded.append(plain)
-            origin.append(position)
-    return "".join(folded), origin
-
-
-@functools.lru_cache(maxsize=4096)
-def _fold_character(character: str) -> str:
-    if unicodedata.category(character) == "Cf":
-        return ""
-    # Only one-to-one foldings: a ligature that stands for two characters cannot be split by a
-    # backslash, and no marker needs one.
-    for form in (unicodedata.normalize("NFKC", character), character):
-        if len(form.lower()) == 1:
-            return form.lower()
-    return character
+    return re.compile(f"(?={re.escape(skeleton(literal)[0])})")

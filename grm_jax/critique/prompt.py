@@ -5,13 +5,12 @@ One user message, no system prompt: what the released DeepSeek-GRM models were t
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from grm_jax.critique.neutralise import neutralise
+from grm_jax.critique.neutralise import break_speakers, neutralise
 from grm_jax.critique.template import OPTIONAL, Template, TemplateError, hint_text
 from grm_jax.errors import UserError
 
@@ -31,8 +30,6 @@ class Message(TypedDict):
 
 
 _SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
-# A turn cannot start another round of the conversation that it stands in.
-_SPEAKER_LINE = re.compile(r"^(\s*(?:system|user|assistant))(?=\s*:)", re.IGNORECASE | re.MULTILINE)
 
 
 def render(
@@ -158,8 +155,7 @@ def _conversation(query: str | Sequence[Turn], template: Template) -> str:
     if len(turns) == 1:
         return neutralise(turns[0]["content"], template)
     return "\n".join(
-        f"{_SPEAKERS[turn['role']]}: "
-        + _SPEAKER_LINE.sub(r"\1\\", neutralise(turn["content"], template))
+        f"{_SPEAKERS[turn['role']]}: " + break_speakers(neutralise(turn["content"], template))
         for turn in turns
     )
 
