@@ -12,7 +12,7 @@ import unicodedata
 
 # Shown as nothing: Unicode's default-ignorable code points that are not of category Cf, and the
 # controls that are no white space.
-_INVISIBLE = frozenset(
+INVISIBLE = frozenset(
     [
         *(chr(code) for code in (*range(0x00, 0x09), *range(0x0E, 0x1C), *range(0x7F, 0x85))),
         *(chr(code) for code in range(0x86, 0xA0)),
@@ -20,7 +20,7 @@ _INVISIBLE = frozenset(
         *(chr(code) for code in range(0xFFF0, 0xFFF9)),
     ]
 )
-_BLANK = "\u2800"  # braille without dots: a space to the eye, no white space to Unicode
+BLANK = "\u2800"  # braille without dots: a space to the eye, no white space to Unicode
 
 # plain letter or sign: what looks like it. Capitals and small letters, as their shapes differ:
 # Cyrillic "В" is a B, its small letter "в" is not a b.
@@ -30,33 +30,33 @@ _SHAPES = {
     "o": "ОоΟοօᴏ", "p": "РрΡρᴘ", "q": "Ԛԛ", "r": "ʀг", "s": "Ѕѕꜱ", "t": "ТтΤτᴛ", "u": "υսᴜ",
     "v": "νѵᴠ", "w": "Ԝԝᴡ", "x": "ХхΧχ", "y": "УуΥγʏ", "z": "Ζᴢ", "#": "♯⌗",
 }  # fmt: skip
-_PLAIN = {shape: plain for plain, shapes in _SHAPES.items() for shape in shapes}
+LOOKALIKES = {shape: plain for plain, shapes in _SHAPES.items() for shape in shapes}
 
 
 @functools.lru_cache(maxsize=4096)
 def plain_form(character: str) -> str:
     """One character as it is read: lower case, without accents, of the basic alphabet where it
     looks like a letter of it; "" where nothing is seen. Never more than one character."""
-    if unicodedata.category(character) in ("Cf", "Mn", "Me") or character in _INVISIBLE:
+    if unicodedata.category(character) in ("Cf", "Mn", "Me") or character in INVISIBLE:
         return ""
-    if character == _BLANK:
+    if character == BLANK:
         return " "
-    if character in _PLAIN:
-        return _PLAIN[character]
+    if character in LOOKALIKES:
+        return LOOKALIKES[character]
     whole = unicodedata.normalize("NFKD", character)
     seen = "".join(c for c in whole if unicodedata.category(c) not in ("Cf", "Mn", "Me"))
     # Only one-to-one: a ligature that stands for two characters cannot be split by a backslash,
     # and no marker needs one.
     for form in (seen, character):
         if len(form.lower()) == 1:
-            return _PLAIN.get(form, form.lower())
+            return LOOKALIKES.get(form, form.lower())
     return character
 
 
 def skeleton(text: str) -> tuple[str, list[int] | None]:
     """The text as it is read (`plain_form`), and for each of its characters the position in `text`;
     None for the same positions."""
-    if text.isascii() and (text.isprintable() or _INVISIBLE.isdisjoint(text)):
+    if text.isascii() and (text.isprintable() or INVISIBLE.isdisjoint(text)):
         return text.lower(), None
     forms, origin = [], []
     for position, character in enumerate(text):
