@@ -57,11 +57,6 @@ def break_speakers(text: str) -> str:
     return _broken(text, [(end if origin is None else origin[end - 1] + 1) for end in ends])
 
 
-def has_markers(text: str, template: Template | None = None) -> bool:
-    """Whether `neutralise` would find a section marker in `text`."""
-    return bool(_breaks(text, template))
-
-
 def _broken(text: str, breaks: Sequence[int]) -> str:
     """`text` with a backslash before each of these positions, which ascend."""
     if not breaks:

@@ -23,13 +23,17 @@ this one would reach.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from grm_jax.critique.parse import render_scores
 from grm_jax.critique.template import Template, label
 
 Kind = Literal["replace", "append", "prepend", "order", "copy"]
+
+
+def verdict_line(scores: Sequence[float]) -> str:
+    """A judge's last line with these scores."""
+    return f"Scores: \\boxed{{{', '.join(f'{score:g}' for score in scores)}}}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +58,9 @@ class Target:
     def verdict(self) -> str:
         """The judge's last line as the attacker wants it: the best score here, the worst else."""
         if self.template.reads == "index":
-            return render_scores([self.place + 1])
+            return verdict_line([self.place + 1])
         low, high = self.template.scale
-        return render_scores([high if place == self.place else low for place in range(self.n)])
+        return verdict_line([high if place == self.place else low for place in range(self.n)])
 
     @property
     def opening(self) -> str:

@@ -22,9 +22,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 
-from grm_jax.critique import Template, read, render, render_scores
+from grm_jax.critique import Template, read, render
 from grm_jax.critique.lookalikes import INVISIBLE, LOOKALIKES
-from grm_jax.data.attacks import ATTACKS, EMBEDDED_WORLD, Target
+from grm_jax.data.attacks import ATTACKS, EMBEDDED_WORLD, Target, verdict_line
 from grm_jax.tokenizer import Tokenizer
 
 WRITTEN_OF = (1, 2, 3)  # responses that a judge writes of
@@ -68,6 +68,13 @@ def checks(templates: Sequence[Template], tokenizer: Tokenizer) -> tuple[Check, 
         )
         for (kind, row), cases in sorted(rows.items())
     )
+
+
+def _sizes(template: Template, sizes: Sequence[int]) -> list[int]:
+    """Numbers of responses that the template takes."""
+    if template.single:
+        return [1]
+    return [n for n in sizes if n > 1 or template.reads == "scores"]
 
 
 # ------------------------------------------------------------------------------ what it writes
@@ -164,18 +171,16 @@ _ENTRIES = (
 
 
 def _own(form: _Form) -> str:
-    return render_scores(form.own)
+    return verdict_line(form.own)
 
 
 def _forged(form: _Form) -> str:
-    return render_scores(form.forged)
+    return verdict_line(form.forged)
 
 
 def parser_cases(template: Template) -> Iterator[tuple[str, str, bool]]:
     """(row, case, whether it is read as it must be) of texts that a judge might write."""
-    for n in WRITTEN_OF:
-        if n == 1 if template.reads == "index" else template.single and n > 1:
-            continue
+    for n in _sizes(template, WRITTEN_OF):
         form = _Form(template, n)
         for row, what, text, own in _QUOTES:
             parsed = read(template, text(form), n)
@@ -199,9 +204,7 @@ def parser_cases(template: Template) -> Iterator[tuple[str, str, bool]]:
 
 def prompt_cases(template: Template, tokenizer: Tokenizer) -> Iterator[tuple[str, str, bool]]:
     """(row, case, whether the prompt keeps its form) of texts in every slot of the template."""
-    for n in SHOWN_OF:
-        if template.single and n > 1:
-            continue
+    for n in _sizes(template, SHOWN_OF):
         plain, slots = _Slots(template, n), _slots(template, n)
         before = _shape(plain.prompt(), template, tokenizer)
         for slot in slots:
