@@ -4,11 +4,15 @@ Overloaded         429   too much waits; `retry_after` says when there is room
 Unavailable        503   the model is being loaded, the server is stopping
 DeadlineExceeded   504   no verdict in time; the work was given up
 EngineFailed       500   an error of the program ended the engine's thread
+JudgementFailed    422   no critique could be read; the same request fails again
+NotOffered         404   this server has no model for the route
 """
 
 from __future__ import annotations
 
 import math
+
+from grm_jax.judge.verdict import Verdict
 
 
 class ServiceProblem(Exception):
@@ -45,3 +49,23 @@ class DeadlineExceeded(ServiceProblem):
 class EngineFailed(ServiceProblem):
     status = 500
     kind = "engine_failed"
+
+
+class JudgementFailed(ServiceProblem):
+    """A verdict without numbers, for protocols that have no other word for it."""
+
+    status = 422
+    kind = "judgement_failed"
+
+    def __init__(self, verdict: Verdict):
+        failed = ", ".join(f"{name}: {count}" for name, count in verdict.failures.items())
+        super().__init__(
+            f"none of {len(verdict.critiques)} critiques could be read ({failed}); ask for more "
+            "(k), or with another seed"
+        )
+        self.verdict = verdict
+
+
+class NotOffered(ServiceProblem):
+    status = 404
+    kind = "not_offered"
