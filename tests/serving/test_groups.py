@@ -353,7 +353,7 @@ def test_a_group_that_is_given_up_tells_who_comes_back_just_then():
         waiting = asyncio.ensure_future(groups.score(ask("a"), seconds=9999))
         await asyncio.sleep(1)
         for group in next(iter(groups._closed.values())):
-            group.task.cancel()
+            group.task.cancel()  # pyright: ignore
         with pytest.raises(Unavailable):
             await waiting
 
