@@ -26,7 +26,7 @@ import tyro
 
 from grm_jax import files, hub
 from grm_jax.errors import UserError, describe
-from grm_jax.judge.about import About
+from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.metrics import setup_logging
 from grm_jax.model import huggingface, storage
 from grm_jax.model.config import model_config
@@ -55,7 +55,7 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a model directory as a Hugging Face checkpoint."""
+    """Write a model directory as a Hugging Face checkpoint, for transformers and servers."""
 
     input: Path
     """Model directory made by `import` or by training (or a run or stage directory)."""
@@ -121,6 +121,8 @@ def export_model(args: Export) -> None:
         raise CheckpointError(f"{source}: already is a Hugging Face directory; use `import`")
     about = _about(source)
     config, params = storage.load_model(source)
+    scalar = "score" in params
+    judge = None if about is None or scalar else about.judge
     huggingface.save(
         args.output,
         config,
@@ -128,6 +130,8 @@ def export_model(args: Export) -> None:
         dtype=args.dtype,
         max_shard_bytes=limit,
         tokenizer_dir=source,
+        generation=None if judge is None else generation_fields(judge, config.vocab_size),
+        pad_id=_padding(source) if scalar and about is not None and about.stage else None,
     )
     if about is not None:
         about.write(args.output)
@@ -148,6 +152,40 @@ def random_model(args: Random) -> None:
         huggingface.save(args.output, config, params, tokenizer_dir=files)
     About(trained=False).write(args.output)
     _report(args.output, params)
+
+
+def generation_fields(judge: JudgeDefaults, vocab_size: int) -> dict[str, Any]:
+    """`generation_config.json` of a judge: how it is sampled where a request does not say.
+
+    The whole vocabulary as `top_k` turns it off everywhere: transformers takes 50 where it is
+    absent, and the servers do not agree on which of 0 and -1 means all.
+    """
+    return {
+        "do_sample": judge.temperature > 0,
+        "temperature": judge.temperature,
+        "top_p": 1.0,
+        "top_k": vocab_size,
+        "max_new_tokens": judge.max_new_tokens,
+    }
+
+
+def _padding(source: Path) -> int | None:
+    """What must pad the rows of a scalar model that was trained here; None for its own padding.
+
+    A row ends with a stop token, and its score is read there. transformers reads at the last token
+    that is not padding: where a stop token pads, as it does if no other is named, that is one token
+    too early. No row ends with bos.
+    """
+    ids = special_ids(source)
+    ends = ids["eos_token_id"] if isinstance(ids["eos_token_id"], list) else [ids["eos_token_id"]]
+    if ids["pad_token_id"] is not None and ids["pad_token_id"] not in ends:
+        return None
+    if ids["bos_token_id"] is None or ids["bos_token_id"] in ends:
+        raise CheckpointError(
+            f"{source}: rows end with the token that pads them, so transformers would read their "
+            "scores one token early; name another `pad_token` in tokenizer_config.json"
+        )
+    return ids["bos_token_id"]
 
 
 def parse_size(text: str) -> int:

@@ -29,11 +29,14 @@ from grm_jax.model.hf_config import (
     CheckpointError,
     config_json,
     copy_tokenizer,
+    read_json,
     special_ids,
+    token_ids,
 )
 from grm_jax.model.params import Params, ParamSpec, get_leaf, param_table
 from grm_jax.parallel.multihost import barrier, first
 
+GENERATION = "generation_config.json"
 _DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
@@ -59,6 +62,8 @@ def save(
     dtype: Any = None,
     max_shard_bytes: int = 5 * 10**9,
     tokenizer_dir: str | Path | None = None,
+    generation: Mapping[str, Any] | None = None,
+    pad_id: int | None = None,
 ) -> None:
     """Write a directory that transformers and the servers built on it load.
 
@@ -76,6 +81,10 @@ def save(
         never split, so a file may be as large as the largest tensor.
       tokenizer_dir: a directory whose tokenizer files are copied, and from which the bos, eos and
         pad ids are taken.
+      generation: fields of `generation_config.json`, such as do_sample and temperature; they count
+        for more than those of the file that is copied.
+      pad_id: the id that pads, in `config.json` and in the tokenizer's files; None leaves the
+        tokenizer's own.
 
     Raises:
       UserError: `directory` already holds a model.
@@ -93,7 +102,7 @@ def save(
     num_labels = _num_labels(params)
     table = param_table(config, num_labels=num_labels)
     _check_params(table, params)
-    ids = special_ids(tokenizer_dir)
+    ids = special_ids(tokenizer_dir) | ({} if pad_id is None else {"pad_token_id": pad_id})
     files = _plan_files(_tensors(table, params, dtype), max_shard_bytes)
 
     # Every process must have checked the directory before the first one writes into it.
@@ -109,31 +118,63 @@ def save(
             for _ in arrays:  # take part in the gathering
                 pass
     if writing:
-        _write_small_files(root, config, num_labels, files, tokenizer_dir, ids)
+        copied = [] if tokenizer_dir is None else copy_tokenizer(tokenizer_dir, root)
+        if copied:
+            _complete_tokenizer_config(root, pad_id, side="right" if num_labels else "left")
+        if not num_labels:
+            copy = read_json(root / GENERATION) if GENERATION in copied else {}
+            _write_json(root / GENERATION, _merged(ids, copy, generation or {}))
+        _write_index_and_config(root, config, num_labels, files, ids)
     barrier("save: written")
 
 
-def _write_small_files(
+def _write_index_and_config(
     root: Path,
     config: ModelConfig,
     num_labels: int,
     files: dict[str, list[_Tensor]],
-    tokenizer_dir: str | Path | None,
     ids: dict[str, Any],
 ) -> None:
-    """The index of several files, the tokenizer, generation_config.json and, last, config.json."""
+    """The index of several files and, last, config.json."""
     if len(files) > 1:
         total = sum(t.nbytes for tensors in files.values() for t in tensors)
         weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(root / INDEX, index)
-    copied = [] if tokenizer_dir is None else copy_tokenizer(tokenizer_dir, root)
-    if "generation_config.json" not in copied and not num_labels:
-        _write_json(root / "generation_config.json", ids)
     every = (tensor for tensors in files.values() for tensor in tensors)
     stored = next(tensor.dtype for tensor in every if tensor.spec.path == ("embed",))
     written = config_json(config, num_labels=num_labels, dtype=stored.name, ids=ids)
     _write_json(root / "config.json", written)
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of all; a later one counts for more, unless it is null."""
+    return {key: value for fields in layers for key, value in fields.items() if value is not None}
+
+
+def _complete_tokenizer_config(root: Path, pad_id: int | None, *, side: str) -> None:
+    """Say in `tokenizer_config.json` how the tokenizer's own files are to be read.
+
+    Where no class is named, transformers takes that of Gemma for a Gemma-2, whatever tokenizer.json
+    holds. Its version 5 then builds a byte-pair tokenizer from the names of the pieces, which gives
+    other ids, without an error. The class named here reads the files as they are.
+
+    Args:
+      pad_id: the id that pads; None leaves it.
+      side: where batches are padded, "left" or "right", if the file does not say.
+    """
+    path = root / "tokenizer_config.json"
+    said = read_json(path) if path.exists() else {}
+    full = dict(said)
+    if said.get("tokenizer_class") is None:
+        full["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # Version 4 would take the space before a comma out of a decoded text.
+        full.setdefault("clean_up_tokenization_spaces", False)
+        full.setdefault("padding_side", side)
+    if pad_id is not None:
+        full["pad_token"] = {id: piece for piece, id in token_ids(root).items()}[pad_id]
+    if full != said:
+        _write_json(path, full)
 
 
 def _num_labels(params: Params) -> int:

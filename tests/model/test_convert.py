@@ -36,7 +36,9 @@ def add_tokenizer(directory) -> dict[str, str]:
     }
     content = {
         "tokenizer.json": json.dumps(vocabulary),
-        "tokenizer_config.json": json.dumps({"eos_token": "<eos>", "pad_token": "<pad>"}),
+        "tokenizer_config.json": json.dumps(
+            {"eos_token": "<eos>", "pad_token": "<pad>", "tokenizer_class": "LlamaTokenizerFast"}
+        ),
         "chat_template.jinja": "{{ messages }}",
     }
     for name, text in content.items():
