@@ -133,8 +133,8 @@ def _download(name: str, weights: bool, kind: type[UserError]) -> Path:
     ):
         raise kind(
             f"{name}: {found} holds no weights as safetensors (the repo has none, or only a part "
-            f"of it was downloaded); save them as safetensors, or: hf download {name} --local-dir "
-            "DIR, and give DIR"
+            f"of it was downloaded); save them as safetensors, or complete the folder with `hf "
+            f"download {name}` where there is a network"
         )
     return found
 
@@ -176,5 +176,14 @@ def _fetch(name: str, weights: bool) -> Path:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise _Unreachable(
             f"{name}: not a folder and not reachable on the Hugging Face hub{offline}; where "
-            f"there is a network: hf download {name} --local-dir DIR, and give DIR ({lines[0]})"
+            f"there is a network, `hf download {name}` fills {_cache_folder(name)}: copy that "
+            f"folder here, or add --local-dir DIR and give DIR ({lines[0]})"
         ) from error
+
+
+def _cache_folder(name: str) -> Path:
+    """Where the hub's cache keeps a repo."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")

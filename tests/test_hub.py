@@ -162,7 +162,8 @@ def test_patterns_take_what_is_read():
 
 def test_a_repo_that_can_not_be_reached_says_what_to_fetch(asked, monkeypatch):
     words = ("google/gemma-2-2b-it: not a folder and not reachable",
-             "hf download google/gemma-2-2b-it --local-dir DIR", "no network")  # fmt: skip
+             "`hf download google/gemma-2-2b-it` fills ", "/models--google--gemma-2-2b-it: copy",
+             "--local-dir DIR", "no network")  # fmt: skip
     refused("google/gemma-2-2b-it", *words)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(UserError) as error:
