@@ -24,7 +24,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from grm_jax.critique.prompt import Turn
@@ -202,7 +202,9 @@ class Service:
     # Life
 
     def start(self) -> None:
-        """Start the engine's thread; returns at once."""
+        """Start the engine's thread, if it is not; returns at once."""
+        if self._thread is not None:
+            return
         self._loop = asyncio.get_running_loop()
         self._opened = self._loop.create_future()
         self._thread = threading.Thread(target=self._engine, name="engine", daemon=True)
@@ -222,6 +224,11 @@ class Service:
     def alive(self) -> bool:
         """False once an error of the program has ended the engine."""
         return self._error is None
+
+    @property
+    def working(self) -> bool:
+        """Whether the engine's thread is there."""
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def draining(self) -> bool:
@@ -305,7 +312,7 @@ class Service:
 
     async def judge_events(
         self, request: JudgeRequest, *, deadline: float | None = None, every: float = 1.0
-    ) -> AsyncIterator[Progress | Verdict]:
+    ) -> AsyncGenerator[Progress | Verdict, None]:
         """Progress now and every so many seconds, then the verdict. Raises as `judge` does."""
         started = time.monotonic()
         task = asyncio.ensure_future(self.judge(request, deadline=deadline))
