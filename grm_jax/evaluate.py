@@ -199,8 +199,8 @@ def _scales(task: Task) -> Scales:
     """Ranges of the scores of samples that were read, or of a judge without a model."""
     if task.rows is None:
         return JUDGE_SCALES
-    if task.about is not None and (known := task.about.settings.get("scales")) is not None:
-        return Scales(**{name: (low, high) for name, (low, high) in known.items()})
+    if task.about is not None and (stored := task.about.settings.get("scales")) is not None:
+        return Scales(**{name: (low, high) for name, (low, high) in stored.items()})
     # Samples without results beside them, or of an earlier version: the usual templates'.
     usual = Scales()
     return Scales(single=usual.many) if task.benchmark.rating else usual
@@ -208,17 +208,17 @@ def _scales(task: Task) -> Scales:
 
 def _settings(args: Arguments, task: Task) -> dict[str, Any]:
     """The arguments; of samples that were read, those of the run that drew them."""
-    own = {
+    settings = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(args).items()
         if key != "output"
     }
     if task.about is None:
-        return own
+        return settings
     drawn = ("model", "meta", "judge", "k", "temperature", "max_new_tokens", "adaptive",
              "long_prompts", "max_prompt_tokens")  # fmt: skip
     before = task.about.settings["arguments"]
-    return {**own, **{name: before[name] for name in drawn if name in before}}
+    return {**settings, **{name: before[name] for name in drawn if name in before}}
 
 
 def _official(
@@ -278,10 +278,10 @@ def _benchmarks(args: Arguments) -> list[Benchmark]:
     if args.bench == "all":
         if args.data is None:
             raise UserError("--bench all needs --data: the directory that holds the benchmarks")
-        found = [b for b in BENCHMARKS.values() if locate(b, args.data, None, strict=False)]
-        if not found:
+        present = [b for b in BENCHMARKS.values() if locate(b, args.data, None, strict=False)]
+        if not present:
             raise UserError(f"--data {args.data} holds no folder of a benchmark")
-        return found
+        return present
     names = [name.strip() for name in args.bench.split(",") if name.strip()]
     if len(set(names)) < len(names) or not names:
         raise UserError(f"--bench {args.bench!r}: give each benchmark once")

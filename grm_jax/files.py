@@ -95,12 +95,12 @@ def read_json(path: str | Path, kind: type[UserError] = UserError) -> dict[str, 
     """The JSON object in a file. Raises `kind` naming the file and what is wrong."""
     text = read_text(path, kind)
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise kind(f"{path}: not valid JSON ({error}); copy the file again") from error
-    if not isinstance(found, dict):
-        raise kind(f"{path}: a JSON object is expected, not {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise kind(f"{path}: a JSON object is expected, not {type(value).__name__}")
+    return value
 
 
 @contextlib.contextmanager

@@ -88,17 +88,17 @@ def _snapshot(path: Path, kind: type[UserError]) -> Path:
     if not (path.name == "snapshots" and _is_cached_repo(path.absolute().parent)):
         _refuse_whole_cache(path, kind)
         return path
-    found = sorted(p for p in path.iterdir() if p.is_dir())
-    if not found:
+    snapshots = sorted(p for p in path.iterdir() if p.is_dir())
+    if not snapshots:
         raise kind(f"{path}: holds no snapshot; its download did not end. Download it again")
-    if len(found) > 1:
+    if len(snapshots) > 1:
         main = path.parent / "refs" / "main"
         newest = f" (main is {files.read_text(main, kind).strip()})" if main.is_file() else ""
         raise kind(
-            f"{path}: holds {len(found)} snapshots{newest}; give one of them: "
-            f"{', '.join(str(p) for p in found)}"
+            f"{path}: holds {len(snapshots)} snapshots{newest}; give one of them: "
+            f"{', '.join(str(p) for p in snapshots)}"
         )
-    return found[0]
+    return snapshots[0]
 
 
 def _is_cached_repo(path: Path) -> bool:
@@ -124,19 +124,19 @@ def _refuse_whole_cache(path: Path, kind: type[UserError]) -> None:
 
 def _download(name: str, weights: bool, kind: type[UserError]) -> Path:
     try:
-        found = _fetch(name, weights)
+        folder = _fetch(name, weights)
     except _Unreachable as error:
         raise kind(str(error)) from error
     if weights and not any(
-        files.there(found / known)
-        for known in ("model.safetensors", "model.safetensors.index.json", "model.json")
+        files.there(folder / weight_file)
+        for weight_file in ("model.safetensors", "model.safetensors.index.json", "model.json")
     ):
         raise kind(
-            f"{name}: {found} holds no weights as safetensors (the repo has none, or only a part "
+            f"{name}: {folder} holds no weights as safetensors (the repo has none, or only a part "
             f"of it was downloaded); save them as safetensors, or complete the folder with `hf "
             f"download {name}` where there is a network"
         )
-    return found
+    return folder
 
 
 class _Unreachable(Exception):

@@ -46,12 +46,12 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     for file in files(path, SOURCE):
         names = (file.stem, *reversed(file.parent.parts))
         part = next((part for name in names for part in PARTS if name.startswith(part)), "")
-        found = collect(
+        part_records = collect(
             _rows(file), functools.partial(_parse, part=part), file,
             skip_bad_rows=skip_bad_rows,
         )  # fmt: skip
-        records += found
-        skipped += found.skipped
+        records += part_records
+        skipped += part_records.skipped
     if not records:
         raise DataError("", f"no good row, the first: {skipped[0]}", "see its fix", str(path))
     return BenchmarkRecords(records, skipped, missing_note(records, PARTS))
@@ -111,13 +111,13 @@ def _parse(fields: Fields, *, part: str) -> list[Item]:
 
 def _graded(fields: Fields, name: str) -> tuple[str, str]:
     """(query, response) of a grading prompt."""
-    found = _GRADING.search(fields.text(name))
-    if found is None:
+    match = _GRADING.search(fields.text(name))
+    if match is None:
         raise fields.wrong(
             name, "no '###The instruction to evaluate:' with '###Response to evaluate:' after it",
             "give the file as it was published",
         )  # fmt: skip
-    query, response = found.groups()
+    query, response = match.groups()
     return fields.checked(name, query), fields.checked(name, response, empty=True)
 
 

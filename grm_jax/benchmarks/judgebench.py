@@ -42,9 +42,9 @@ SOURCE = Source(
 
 def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """All pairs; `domain` is the category."""
-    found = files(path, SOURCE)
-    records = collect(rows_of(found), _parse, path, skip_bad_rows=skip_bad_rows)
-    models = {re.sub(r".*response_model=", "", file.stem) for file in found}
+    paths = files(path, SOURCE)
+    records = collect(rows_of(paths), _parse, path, skip_bad_rows=skip_bad_rows)
+    models = {re.sub(r".*response_model=", "", file.stem) for file in paths}
     note = f"pairs of several response models: {', '.join(sorted(models))}"
     return BenchmarkRecords(records, records.skipped, [note] if len(models) > 1 else [])
 
@@ -53,8 +53,8 @@ def _parse(fields: Fields) -> list[Item]:
     source = fields.text("source")
     domain = next((c for c, start in CATEGORIES.items() if source.startswith(start)), None)
     if domain is None:
-        known = ", ".join(CATEGORIES.values())
-        raise fields.wrong("source", f"unknown: {source!r}", f"give one that starts with {known}")
+        sources = ", ".join(CATEGORIES.values())
+        raise fields.wrong("source", f"unknown: {source!r}", f"give one that starts with {sources}")
     return [
         Item(
             fields.key("pair_id"),
@@ -73,15 +73,15 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
     name = "net vote" if games else "credit"
     members = group_by(records, lambda record: record.domain)
     everything = np.arange(len(records))
-    found = [mean_figure("overall", "accuracy", everything, name)]
-    found += [mean_figure("sections", c, members[c], name) for c in CATEGORIES if c in members]
+    shown = [mean_figure("overall", "accuracy", everything, name)]
+    shown += [mean_figure("sections", c, members[c], name) for c in CATEGORIES if c in members]
     if games:
-        found += [
+        shown += [
             mean_figure("games", "right in both", everything, "both right"),
             mean_figure("games", "each game", everything),
             mean_figure("games", "agreement", everything, "agreement"),
         ]
-    return tuple(found)
+    return tuple(shown)
 
 
 BENCHMARK = Benchmark(

@@ -81,17 +81,17 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
     def mean(group: str, name: str, names: Sequence[str]) -> Figure:
         return Figure(group, name, tuple(Term(1.0, members[n]) for n in names))
 
-    found = [mean("overall", "mean", subsets)]
-    found += [mean("sections", name, [name]) for name in subsets]
+    shown = [mean("overall", "mean", subsets)]
+    shown += [mean("sections", name, [name]) for name in subsets]
     if len(hard) > 1:
-        found.append(mean("sections", "Adversarial", hard))
+        shown.append(mean("sections", "Adversarial", hard))
     if rules.order == "both":
         for title, measure in (("agreement", "agreement"), ("right in both", "both right")):
-            found.append(mean_figure("games", title, np.arange(len(records)), measure))
-            found += [
+            shown.append(mean_figure("games", title, np.arange(len(records)), measure))
+            shown += [
                 mean_figure("games", f"{title}, {name}", members[name], measure) for name in subsets
             ]
-    return tuple(found)
+    return tuple(shown)
 
 
 BENCHMARK = Benchmark(

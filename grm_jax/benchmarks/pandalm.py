@@ -37,10 +37,10 @@ SOURCE = Source(
 def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """All pairs; labels (1, 0), (0, 1), or (0, 0) for a tie."""
     odd: list[str] = []
-    found = files(path, SOURCE)
-    own = [file for file in found if file.name == "testset-v1.json"]  # not a judge's answers
+    paths = files(path, SOURCE)
+    test_sets = [file for file in paths if file.name == "testset-v1.json"]  # not a judge's answers
     records = collect(
-        rows_of(own or found), lambda f: _parse(f, odd), path, skip_bad_rows=skip_bad_rows
+        rows_of(test_sets or paths), lambda f: _parse(f, odd), path, skip_bad_rows=skip_bad_rows
     )
     note = f"{len(odd)} responses are empty or no texts in the file; judged as they are"
     return BenchmarkRecords(records, records.skipped, [note] if odd else [])
@@ -94,7 +94,7 @@ def _says(name: str) -> Measure:
     """1 where a verdict is of the class; none, where it could not be read."""
 
     def measure(verdicts: Verdicts) -> np.ndarray:
-        found = verdicts.empty()
+        values = verdicts.empty()
         for members, scores, _ in verdicts.groups():
             leading = top(scores)  # [R, S, 2]
             both = leading.all(axis=2)
@@ -103,20 +103,20 @@ def _says(name: str) -> Measure:
                 "first": leading[..., 0] & ~both,
                 "second": leading[..., 1] & ~both,
             }
-            found[members] = said[name]
-        return found
+            values[members] = said[name]
+        return values
 
     return measure
 
 
 def _right(verdicts: Verdicts) -> np.ndarray:
     """1 where a verdict is the majority's class; a third, for `unparsed="chance"`."""
-    rules, found = verdicts.rules, verdicts.empty()
+    rules, values = verdicts.rules, verdicts.empty()
     unread = unparsed_credit(rules, 3)
     for name, labels in CLASSES.items():
         here = np.asarray([record.labels == labels for record in verdicts.records])
-        found[here] = _says(name)(verdicts)[here]
-    return np.where(verdicts.votes.unjudged(), unread, found)
+        values[here] = _says(name)(verdicts)[here]
+    return np.where(verdicts.votes.unjudged(), unread, values)
 
 
 BENCHMARK = Benchmark(

@@ -80,8 +80,8 @@ def read_preference(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRec
     def parse(fields: Fields) -> list[Item]:
         return _vote(fields, ties)
 
-    found = files(path, PREFERENCE)
-    chosen = [file for file in found if "best-of-k" not in str(file).lower()] or found
+    paths = files(path, PREFERENCE)
+    chosen = [file for file in paths if "best-of-k" not in str(file).lower()] or paths
     records = collect(rows_of(chosen), parse, path, skip_bad_rows=skip_bad_rows)
     notes = [f"{len(ties):,} human ties are not counted, as the authors do"] if ties else []
     return BenchmarkRecords(records, records.skipped, (*records.notes, *notes))
@@ -181,9 +181,9 @@ def read_correctness(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRe
             continue  # stands beside the others, where all of PPE was downloaded
         name = _set_of(file)
         parse = functools.partial(_row, name=name, form=form, repeats=repeats)
-        found = collect(rows_of([file]), parse, file, skip_bad_rows=skip_bad_rows)
-        records += found
-        skipped += found.skipped
+        of_file = collect(rows_of([file]), parse, file, skip_bad_rows=skip_bad_rows)
+        records += of_file
+        skipped += of_file.skipped
     notes = missing_note(records, OFFICIAL)
     if repeats:
         notes.append(f"{len(repeats)} sampled pairs that stand twice (or reversed) are asked once")
@@ -363,32 +363,32 @@ def _curves(verdicts: Verdicts) -> dict[int, np.ndarray]:
 
 def _of_curve(value: str, k: int = 0) -> Measure:
     def measure(verdicts: Verdicts) -> np.ndarray:
-        found = verdicts.empty()
+        values = verdicts.empty()
         for index, curves in _curves(verdicts).items():
             top, has = curves[:, 0], curves[:, 1]  # [S, n]
             if value == "end":
-                found[index] = top[:, -1]
+                values[index] = top[:, -1]
             elif value == "loss":
-                found[index] = (has - top).mean(axis=1)
+                values[index] = (has - top).mean(axis=1)
             elif k <= top.shape[1]:
-                found[index] = top[:, k - 1]
-        return found
+                values[index] = top[:, k - 1]
+        return values
 
     return measure
 
 
 def _scaled(verdicts: Verdicts) -> np.ndarray:
     """Scores scaled to 0..1 within each item; where all are equal, all are 0."""
-    found = score(verdicts)
+    values = score(verdicts)
     for members in verdicts.items().values():
-        part = found[members]
+        part = values[members]
         finite = np.where(np.isfinite(part), part, np.nan)
         if np.isnan(finite).all():
             continue
         low, high = np.nanmin(finite, axis=0), np.nanmax(finite, axis=0)
         span = np.where(high > low, high - low, 1.0)
-        found[members] = np.where(np.isfinite(part), (part - low) / span, part)
-    return found
+        values[members] = np.where(np.isfinite(part), (part - low) / span, part)
+    return values
 
 
 PPE_PREFERENCE = Benchmark(

@@ -27,19 +27,19 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
     """overall: accuracy; sections: by domain, where one is given; responses: by their number."""
     domains = group_by(records, lambda record: record.domain)
     sizes = group_by(records, responses_key)
-    found = [mean_figure("overall", "accuracy", np.arange(len(records)))]
+    shown = [mean_figure("overall", "accuracy", np.arange(len(records)))]
     if set(domains) != {""}:
-        found += [
+        shown += [
             mean_figure("sections", name or "(none)", domains[name]) for name in sorted(domains)
         ]
-    found += [mean_figure("responses", name, sizes[name]) for name in sorted(sizes)]
-    return tuple(found)
+    shown += [mean_figure("responses", name, sizes[name]) for name in sorted(sizes)]
+    return tuple(shown)
 
 
 def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """All records; those whose best label is shared are bad rows here."""
-    found = read_preferences(path, skip_bad_rows=skip_bad_rows, unique_best=True)
-    return BenchmarkRecords(found, found.skipped, found.notes, found.tied)
+    records = read_preferences(path, skip_bad_rows=skip_bad_rows, unique_best=True)
+    return BenchmarkRecords(records, records.skipped, records.notes, records.tied)
 
 
 BENCHMARK = Benchmark(

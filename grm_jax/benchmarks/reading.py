@@ -59,20 +59,20 @@ class Fields:
     def texts(self, name: str, count: int | None = None, *, empty: bool = False) -> list[str]:
         """A list of texts (one text counts as a list of one); `count`: how many there must be."""
         value = self.get(name, "give a list of strings")
-        found = [value] if isinstance(value, str) else value
-        if not isinstance(found, list) or not found or (count is not None and len(found) != count):
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts or (count is not None and len(texts) != count):
             wanted = "a list of strings" if count is None else f"a list of {count} strings"
             raise self.wrong(name, show(value), f"give {wanted}")
         return [
-            self.checked(f"{name}[{index}]", one, empty=empty) for index, one in enumerate(found)
+            self.checked(f"{name}[{index}]", one, empty=empty) for index, one in enumerate(texts)
         ]
 
     def choice(self, name: str, values: Mapping[Any, Value]) -> Value:
         """What a field's value stands for; no other value is legal."""
         value = self.get(name, f"give one of {', '.join(map(repr, values))}")
         # 1 == True == 1.0, and neither of the latter is a label.
-        for known, meaning in values.items():
-            if type(value) is type(known) and value == known:
+        for legal, meaning in values.items():
+            if type(value) is type(legal) and value == legal:
                 return meaning
         raise self.wrong(name, show(value), f"give one of {', '.join(map(repr, values))}")
 
@@ -141,8 +141,8 @@ def collect(
     skipped: list[str] = []
     for place, load in rows:
         try:
-            found = parse(load())
-            for item in found:
+            items = parse(load())
+            for item in items:
                 if item.id in records:
                     raise DataError(
                         "id",
@@ -155,7 +155,7 @@ def collect(
                 raise (error if error.where else error.at(place)) from None
             skipped.append(str(error if error.where else error.at(place)))
             continue
-        records |= {item.id: item for item in found}
+        records |= {item.id: item for item in items}
     if not records:
         problem = f"no good row, the first: {skipped[0]}" if skipped else "no row"
         raise DataError("", problem, "see its fix", str(where))
@@ -184,16 +184,16 @@ def files(path: Path, source: Source, patterns: Sequence[str] | None = None) -> 
         raise DataError("", "no such file or directory", source.get, str(path))
     wanted = [pattern.lower() for pattern in patterns or source.patterns]
     wanted += [pattern.removeprefix("*/") for pattern in wanted if pattern.startswith("*/")]
-    found = []
+    matching = []
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
         hidden = any(part.startswith(".") for part in Path(name).parts)
         if file.is_file() and not hidden and _matches(name.lower(), wanted):
-            found.append(file)
-    if not found:
+            matching.append(file)
+    if not matching:
         shown = ", ".join(patterns or source.patterns)
         raise DataError("", f"no file like {shown} in this directory", source.get, str(path))
-    return found
+    return matching
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

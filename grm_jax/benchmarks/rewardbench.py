@@ -118,19 +118,19 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     Of a directory as the hub has it, only the `filtered` split is read: `raw` holds rows that the
     authors took out.
     """
-    found, notes = _files(path)
-    records = collect(rows_of(found), _parse, path, skip_bad_rows=skip_bad_rows, notes=notes)
+    paths, notes = _files(path)
+    records = collect(rows_of(paths), _parse, path, skip_bad_rows=skip_bad_rows, notes=notes)
     return BenchmarkRecords(records, records.skipped, (*records.notes, *_count_notes(records)))
 
 
 def _files(path: Path) -> tuple[list[Path], list[str]]:
-    found = files(path, SOURCE, ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.json"))
-    split = [file for file in found if "filtered" in file.name.lower()]
-    rest = [file for file in found if not file.name.lower().startswith("raw")]
+    paths = files(path, SOURCE, ("*.parquet", "*.jsonl", "*.jsonl.gz", "*.json"))
+    split = [file for file in paths if "filtered" in file.name.lower()]
+    rest = [file for file in paths if not file.name.lower().startswith("raw")]
     chosen = split or rest
     if not chosen:
         raise DataError("", "no filtered split of RewardBench in this directory", _GET, str(path))
-    others = sorted(file.name for file in found if file not in chosen)
+    others = sorted(file.name for file in paths if file not in chosen)
     return chosen, [f"not read: {', '.join(others)}"] if others else []
 
 
@@ -173,9 +173,9 @@ def _count_notes(records: Sequence[Preference]) -> list[str]:
     off = []
     for counts in SECTIONS.values():
         for subset, nominal in counts.items():
-            expected, found = _ACTUAL.get(subset, nominal), len(members.get(subset, ()))
-            if found != expected:
-                off.append(f"{subset} {found} of {expected}")
+            expected, count = _ACTUAL.get(subset, nominal), len(members.get(subset, ()))
+            if count != expected:
+                off.append(f"{subset} {count} of {expected}")
     if not off:
         return []
     shown = ", ".join(off[:6]) + (f" and {len(off) - 6} more" if len(off) > 6 else "")

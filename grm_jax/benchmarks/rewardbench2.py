@@ -53,8 +53,8 @@ SOURCE = Source(
 
 def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """All prompts; `domain` is the subset; of Ties, `place` is "ref" or "tied"."""
-    found = files(path, SOURCE)
-    records = collect(rows_of(found), _parse, path, skip_bad_rows=skip_bad_rows)
+    paths = files(path, SOURCE)
+    records = collect(rows_of(paths), _parse, path, skip_bad_rows=skip_bad_rows)
     return BenchmarkRecords(
         records, records.skipped, (*_unpaired(records), *missing_note(records, (*DOMAINS, TIES)))
     )
@@ -63,8 +63,8 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
 def _parse(fields: Fields) -> list[Item]:
     subset, number = fields.text("subset"), fields.key("id")
     if subset not in (*DOMAINS, TIES):
-        known = ", ".join((*DOMAINS, TIES))
-        raise fields.wrong("subset", f"unknown: {subset!r}", f"give one of {known}")
+        subsets = ", ".join((*DOMAINS, TIES))
+        raise fields.wrong("subset", f"unknown: {subset!r}", f"give one of {subsets}")
     tied = subset == TIES
     chosen = fields.texts("chosen", None if tied else 1, empty=True)
     rejected = fields.texts("rejected", empty=True)
@@ -140,7 +140,7 @@ def _ties_measure(value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarr
     """value(margin of tied [S], spread of tied [S], margin of ref [S]) of every pair, at "tied"."""
 
     def measure(verdicts: Verdicts) -> np.ndarray:
-        found = verdicts.empty()
+        values = verdicts.empty()
         scores = verdicts.votes.scores()
         for members in verdicts.items().values():
             place = {place_of(verdicts.records[i]): i for i in members.tolist()}
@@ -148,18 +148,18 @@ def _ties_measure(value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarr
                 continue
             tied, ref = place["tied"], place["ref"]
             margin, spread = _margins(verdicts.records[tied], scores[tied])
-            found[tied] = value(margin, spread, _margins(verdicts.records[ref], scores[ref])[0])
-        return found
+            values[tied] = value(margin, spread, _margins(verdicts.records[ref], scores[ref])[0])
+        return values
 
     return measure
 
 
 def _accuracy(verdicts: Verdicts) -> np.ndarray:
-    found, scores = verdicts.empty(), verdicts.votes.scores()
+    values, scores = verdicts.empty(), verdicts.votes.scores()
     for index, record in enumerate(verdicts.records):
         if record.domain == TIES:
-            found[index] = _margins(record, scores[index])[0] > 0
-    return found
+            values[index] = _margins(record, scores[index])[0] > 0
+    return values
 
 
 def _best_of_n(verdicts: Verdicts) -> np.ndarray:

@@ -44,9 +44,9 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     empty: list[str] = []
     for file in files(path, SOURCE):
         parse = functools.partial(_parse, side=_side(file), form=form, empty=empty)
-        found = collect(rows_of([file]), parse, file, skip_bad_rows=skip_bad_rows)
-        records += found
-        skipped += found.skipped
+        of_file = collect(rows_of([file]), parse, file, skip_bad_rows=skip_bad_rows)
+        records += of_file
+        skipped += of_file.skipped
     if len({record.id for record in records}) < len(records):
         seen: dict[str, str] = {}
         for record in records:

@@ -54,9 +54,9 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """All rows; `domain` is chat, math, code or safety."""
     records: list[Preference] = []
     skipped: list[str] = []
-    found = files(path, SOURCE)
-    total = [file for file in found if "total" in file.name.lower()]
-    for file in total or found:
+    paths = files(path, SOURCE)
+    total = [file for file in paths if "total" in file.name.lower()]
+    for file in total or paths:
         parse = functools.partial(_parse, stem=_stem(file), form=form)
         part = collect(rows_of([file]), parse, file, skip_bad_rows=skip_bad_rows)
         records += part
@@ -124,12 +124,12 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
             ),
         )
 
-    found = [mean("overall", "mean", lambda d, c: True)]
-    found += [mean("levels", level, lambda d, c, x=level: _LEVEL[c] == x) for level in LEVELS]
+    shown = [mean("overall", "mean", lambda d, c: True)]
+    shown += [mean("levels", level, lambda d, c, x=level: _LEVEL[c] == x) for level in LEVELS]
     for name in domains:
-        found.append(mean("sections", name, lambda d, c, x=name: d == x))
+        shown.append(mean("sections", name, lambda d, c, x=name: d == x))
         for level in LEVELS:
-            found.append(
+            shown.append(
                 mean(
                     "sections by level",
                     f"{name} {level}",
@@ -138,21 +138,21 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
             )
     for i, j in CELLS:
         title = f"{STYLES[i]} > {STYLES[j]}"
-        found.append(mean("matrix", title, lambda d, c, x=(i, j): c == x))
-    return tuple(found)
+        shown.append(mean("matrix", title, lambda d, c, x=(i, j): c == x))
+    return tuple(shown)
 
 
 def _cell(i: int, j: int) -> Measure:
     """Of lists of six: credit of chosen style i against rejected style j."""
 
     def measure(verdicts: Verdicts) -> np.ndarray:
-        found, rules = verdicts.empty(), verdicts.rules
+        values, rules = verdicts.empty(), verdicts.rules
         tied = {"wrong": 0.0, "excluded": np.nan}.get(rules.ties, 0.5)
         for members, scores, _ in verdicts.groups():
             good, bad = scores[..., i], scores[..., 3 + j]
             value = np.where(good == bad, tied, good > bad)
-            found[members] = np.where(np.isnan(good), unparsed_credit(rules, 2), value)
-        return found
+            values[members] = np.where(np.isnan(good), unparsed_credit(rules, 2), value)
+        return values
 
     return measure
 

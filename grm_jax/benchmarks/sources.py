@@ -35,9 +35,9 @@ def locate(
     if data is not None:
         data = files.expanded(data)
         if data.is_dir():
-            known = {name.lower() for name in source.folders}
+            folder_names = {name.lower() for name in source.folders}
             for folder in sorted(data.iterdir()):
-                if folder.is_dir() and folder.name.lower() in known:
+                if folder.is_dir() and folder.name.lower() in folder_names:
                     return folder
         return data if strict else None
     if benchmark.name == "synthetic":

@@ -50,8 +50,8 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
             "--config spct.py` writes one",
             str(path),
         )
-    found = preferences.read(file, skip_bad_rows, form)
-    for record in found:
+    records = preferences.read(file, skip_bad_rows, form)
+    for record in records:
         if record.domain not in DOMAINS:
             raise DataError(
                 "domain",
@@ -60,7 +60,7 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
                 "`preferences` benchmark",
                 record.source,
             )
-    return found
+    return records
 
 
 BENCHMARK = Benchmark(

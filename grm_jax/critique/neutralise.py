@@ -81,16 +81,16 @@ def _breaks(text: str, template: Template | None) -> list[int]:
 
 
 def _header_breaks(folded: str) -> list[int]:
-    found = []
+    breaks = []
     start = 0
     for line in folded.split("\n"):
         runs = [match.span() for match in _HASHES.finditer(line)]
         if len(runs) > 1 or any(end - begin >= 8 for begin, end in runs):
             for begin, end in runs:
                 # After every third '#' that another one follows, so that no four stay together.
-                found.extend(start + at for at in range(begin + 2, end - 1, 3))
+                breaks.extend(start + at for at in range(begin + 2, end - 1, 3))
         start += len(line) + 1
-    return found
+    return breaks
 
 
 def _patterns(template: Template | None) -> list[re.Pattern[str]]:

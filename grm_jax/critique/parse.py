@@ -154,11 +154,11 @@ def last_box(text: str) -> str:
 def commonest_boxes(failed: Iterable[tuple[str | None, str]]) -> dict[str, tuple[str, int]]:
     """Of critiques as (failure, text): by failure the commonest last box, and how often it is
     there. Readable ones, with None, and those without a box are passed over."""
-    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    counted: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for failure, text in failed:
         if failure is not None and (box := last_box(text)):
-            found[failure][box] += 1
-    return {kind: counts.most_common(1)[0] for kind, counts in sorted(found.items())}
+            counted[failure][box] += 1
+    return {kind: counts.most_common(1)[0] for kind, counts in sorted(counted.items())}
 
 
 def one_line(box: str) -> str:
@@ -171,9 +171,9 @@ def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | Non
     groups, unfinished = boxes.find(text)
     if not groups and unfinished is None:
         groups = boxes.find_brackets(text)
-    found = [(group, boxes.content(group.text, n)) for group in groups]
-    decisive = [(content, group.end) for group, content in found if content.decides]
-    row = _one_a_response(text, found, n)
+    contents = [(group, boxes.content(group.text, n)) for group in groups]
+    decisive = [(content, group.end) for group, content in contents if content.decides]
+    row = _one_a_response(text, contents, n)
     if row is not None:
         decisive.append((row, groups[-1].end))
     content, end = decisive[-1] if decisive else (None, 0)
@@ -184,11 +184,11 @@ def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | Non
         return None, "no_box"
     if content is not None:
         return content.numbers, content.cause
-    if not found:
+    if not contents:
         return None, "no_box"
-    if n > 1 and sum(content.single for _, content in found) > 1:
+    if n > 1 and sum(content.single for _, content in contents) > 1:
         return None, "several_boxes"
-    return None, _cause([content for _, content in found])
+    return None, _cause([content for _, content in contents])
 
 
 def _cause(contents: list[boxes.Content]) -> Failure:
@@ -199,10 +199,10 @@ def _cause(contents: list[boxes.Content]) -> Failure:
 
 
 def _one_a_response(
-    text: str, found: list[tuple[boxes.Group, boxes.Content]], n: int
+    text: str, contents: list[tuple[boxes.Group, boxes.Content]], n: int
 ) -> boxes.Content | None:
     """The verdict that the last n boxes give together, one number each, or None."""
-    last = found[-n:]
+    last = contents[-n:]
     if n < 2 or len(last) < n or not all(content.single for _, content in last):
         return None
     if not _closes(text, last[-1][0].end):
@@ -216,7 +216,7 @@ def _one_a_response(
         return None
     above = text[max(0, line - _GAP) : line].rstrip().rpartition("\n")[2]
     titled = head["scores"] or _FIRST.fullmatch(above + " ")
-    if len(found) > n and not (titled and (head["scores"] or "core" in above)):
+    if len(contents) > n and not (titled and (head["scores"] or "core" in above)):
         return None
     labels = [head[2]]
     for (before, _), (after, _) in itertools.pairwise(last):
@@ -237,7 +237,7 @@ def _closes(text: str, end: int) -> bool:
 
 def _sections(text: str) -> tuple[str, str]:
     """The `Specific Criteria` and the `Analysis` sections, without their headers."""
-    found: dict[str, list[str]] = {"principles": [], "analysis": [], "other": []}
+    sections: dict[str, list[str]] = {"principles": [], "analysis": [], "other": []}
     section = "other"
     for line in text.split("\n"):
         match = _HEADER.match(line[:_HEADER_REACH])
@@ -246,9 +246,9 @@ def _sections(text: str) -> tuple[str, str]:
             key = match["key"].lower()
             section = _SECTION_OF.get(key, "other")
             line = line[match.end() :]
-        found[section].append(line)
-    principles = "\n".join(found["principles"]).strip()
-    analysis = "\n".join(found["analysis"]).strip()
+        sections[section].append(line)
+    principles = "\n".join(sections["principles"]).strip()
+    analysis = "\n".join(sections["analysis"]).strip()
     if principles and not analysis:  # everything on one line
         principles, _, analysis = principles.partition("Analysis:")
         analysis = analysis.rpartition("Scores:")[0] or analysis

@@ -128,10 +128,10 @@ def _check_responses(template: Template, responses: Sequence[str]) -> list[str]:
 def _hint(hint: str, template: Template, n: int) -> str:
     # Our own hints name a response by the tag that outside text must not forge ("best [B]").
     if n == 1:
-        own = {template.hint_text(0, 1, (right,)) for right in (0, 1)}
+        our_hints = {template.hint_text(0, 1, (right,)) for right in (0, 1)}
     else:
-        own = {template.hint_text(best, n) for best in range(n)}
-    return hint if hint in own else neutralise(hint, template)
+        our_hints = {template.hint_text(best, n) for best in range(n)}
+    return hint if hint in our_hints else neutralise(hint, template)
 
 
 def _conversation(query: str | Sequence[Turn], template: Template) -> str:

@@ -277,8 +277,8 @@ def _read_header(line: str, origin: str) -> dict:
 def _check_variables(tree: nodes.Template, origin: str) -> frozenset[str]:
     """The variables that the body reads; raises for one that render() does not set."""
     undeclared = meta.find_undeclared_variables(tree)
-    known = {*VARIABLES, *_ENVIRONMENT.globals}
-    unknown = sorted(undeclared - known)
+    settable = {*VARIABLES, *_ENVIRONMENT.globals}
+    unknown = sorted(undeclared - settable)
     if unknown:
         line = min(
             (name.lineno for name in tree.find_all(nodes.Name) if name.name == unknown[0]),

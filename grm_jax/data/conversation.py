@@ -217,8 +217,8 @@ def _content(name: str, content: Any) -> str:
             text = part.get("text")
         else:
             what = part.get("type") if isinstance(part, Mapping) else None
-            found = f"a part of type {what!r}, not text" if what else show(part)
-            raise DataError(place, found, "give text parts: a judge here reads text alone")
+            problem = f"a part of type {what!r}, not text" if what else show(part)
+            raise DataError(place, problem, "give text parts: a judge here reads text alone")
         check_text(place, text)
         texts.append(text)
     return "\n".join(texts)

@@ -141,13 +141,13 @@ def _from_json(values: Mapping[str, Any]) -> Critique:
     for name in _NEEDED:
         if values.get(name) is None:
             raise DataError(name, f"missing; the row has {sorted(values)}", "write it again")
-    known = {name: values[name] for name in _FIELDS if values.get(name) is not None}
+    fields = {name: values[name] for name in _FIELDS if values.get(name) is not None}
     for name in ("order", "scores"):
-        if name in known:
-            if not isinstance(known[name], list):
-                raise DataError(name, show(known[name]), "give a list of numbers")
-            known[name] = tuple(known[name])
-    return Critique(**{"scores": None, "failure": None, **known})
+        if name in fields:
+            if not isinstance(fields[name], list):
+                raise DataError(name, show(fields[name]), "give a list of numbers")
+            fields[name] = tuple(fields[name])
+    return Critique(**{"scores": None, "failure": None, **fields})
 
 
 def _check_number(name: str, value: Any) -> None:

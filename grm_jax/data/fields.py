@@ -58,9 +58,9 @@ class Fields:
         value = self._row.get(name)
         if self._cells and isinstance(value, str) and value[:1] in ("[", "{"):
             # Of texts that may be JSON themselves only messages are decoded.
-            found = decoded(value)
-            one = found[0] if isinstance(found, list) and found else found
-            return found if is_message(one) else value
+            messages = decoded(value)
+            one = messages[0] if isinstance(messages, list) and messages else messages
+            return messages if is_message(one) else value
         return value
 
     def need(self, name: str, fix: str) -> Any:
@@ -75,15 +75,15 @@ class Fields:
 
     def one_of(self, names: Sequence[str]) -> str:
         """The name of the one field of several that must be there."""
-        found = [name for name in names if name in self]
-        if len(found) == 1:
-            return found[0]
+        present = [name for name in names if name in self]
+        if len(present) == 1:
+            return present[0]
         listed = ", ".join(repr(n) for n in names)
-        if not found:
+        if not present:
             nulls = [name for name in names if name in self._null]
             first = nulls[0] if nulls else names[0]
             raise DataError(first, self.absence(first), f"give one of {listed}")
-        raise DataError(found[1], f"stands beside {found[0]!r}", f"give only one of {listed}")
+        raise DataError(present[1], f"stands beside {present[0]!r}", f"give only one of {listed}")
 
     def text(self, name: str, *, filled: bool = False) -> str:
         value = self.need(name, "give a string")
@@ -94,17 +94,17 @@ class Fields:
         """A list, or the JSON of one in a text."""
         value = self.need(name, fix)
         if isinstance(value, str):
-            found = decoded(value)
-            value = found if isinstance(found, list) else value
+            parsed = decoded(value)
+            value = parsed if isinstance(parsed, list) else value
         if not isinstance(value, list):
             raise DataError(name, show(value), fix)
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        found = self.items(name, "give a list of strings")
-        for i, text in enumerate(found):
+        texts = self.items(name, "give a list of strings")
+        for i, text in enumerate(texts):
             check_text(f"{name}[{i}]", text)
-        return tuple(found)
+        return tuple(texts)
 
     def number(self, name: str) -> float:
         return number(name, self.need(name, "give a number"))

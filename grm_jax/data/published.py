@@ -82,12 +82,12 @@ def read_arena(fields: Fields) -> Said:
         whole.append(read_turns(name, messages, fields.unused))
         if not whole[-1] or whole[-1][-1]["role"] != "assistant":
             raise DataError(name, "the last message is not the assistant's", "end with the reply")
-    found = split_replies(whole)
-    if found is None:
+    shared = split_replies(whole)
+    if shared is None:
         raise DataError(
             "conversation_b", "other questions than in 'conversation_a'", "give one dialogue a row"
         )
-    turns, replies = found
+    turns, replies = shared
     return turns, replies, _winner(fields)
 
 
@@ -111,9 +111,9 @@ def read_arena_columns(fields: Fields) -> Said:
         )
         for side in said[1:]
     ]
-    found = split_replies(whole)
-    assert found is not None  # both have the prompt's questions
-    return (*found, _winner(fields))
+    shared = split_replies(whole)
+    assert shared is not None  # both have the prompt's questions
+    return (*shared, _winner(fields))
 
 
 def _winner(fields: Fields) -> tuple[float, float]:

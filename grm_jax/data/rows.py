@@ -86,19 +86,19 @@ def expand(source: str | Path | Sequence[str | Path], *, quiet: bool = False) ->
             files[path] = None
             continue
         if path.is_dir():
-            found = [p for p in path.iterdir() if p.is_file() and p.name[0] != "."]
+            paths = [p for p in path.iterdir() if p.is_file() and p.name[0] != "."]
         else:
-            found = [p for p in _matches(path) if p.is_file()]
-            if not found:
+            paths = [p for p in _matches(path) if p.is_file()]
+            if not paths:
                 raise DataError(
                     "", "no such file, directory or match", "check the path or pattern", name
                 )
-        data = [p for p in found if _suffix(p) and p.name not in _ABOUT_DATA]
+        data = [p for p in paths if _suffix(p) and p.name not in _ABOUT_DATA]
         if not data:
             below = f", or {name}/**/*.parquet and the like for folders in it"
             what = "data file in this directory" if path.is_dir() else "data file matches"
             raise DataError("", f"no {what}", _suffix_fix() + below * path.is_dir(), name)
-        others = sorted(p.name for p in set(found) - set(data))
+        others = sorted(p.name for p in set(paths) - set(data))
         if others and not quiet:
             log.warning("%s: not read: %s", name, ", ".join(others))
         files |= dict.fromkeys(sorted(data))
@@ -109,10 +109,10 @@ def expand(source: str | Path | Sequence[str | Path], *, quiet: bool = False) ->
 
 def _matches(pattern: Path) -> list[Path]:
     """What matches a pattern; a part that is there by its name is no pattern."""
-    found = [Path(pattern.anchor)]
+    places = [Path(pattern.anchor)]
     for part in pattern.parts[bool(pattern.anchor) :]:
         below: dict[Path, None] = {}
-        for place in found:
+        for place in places:
             if os.path.lexists(place / part):
                 below[place / part] = None
             elif part == "**":
@@ -122,8 +122,8 @@ def _matches(pattern: Path) -> list[Path]:
             elif glob.has_magic(part):
                 inner = glob.glob(os.path.join(glob.escape(str(place)), part))
                 below |= dict.fromkeys(Path(p) for p in inner)
-        found = list(below)
-    return found
+        places = list(below)
+    return places
 
 
 def iterate_rows(path: Path) -> Iterator[Row]:

@@ -221,18 +221,18 @@ def _read_lists(
     fields: Fields, prompt: tuple[Turn, ...] | None, chosen: Any, rejected: Any
 ) -> Said:
     """Texts in lists: every chosen one is 1, every rejected one 0."""
-    found: list[tuple[str, ...]] = []
+    lists: list[tuple[str, ...]] = []
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         texts = (side,) if isinstance(side, str) else fields.texts(name)
         if not texts:
             raise DataError(name, "an empty list", "give at least one text")
         for text in texts:
             check_text(name, text)
-        found.append(texts)
+        lists.append(texts)
     if prompt is None:
         fields.one_of(PROMPTS)  # says what is missing
         raise AssertionError
-    good, bad = found
+    good, bad = lists
     labels = (1.0,) * len(good) + (0.0,) * len(bad)
     return prompt, (*good, *bad), labels
 
@@ -287,20 +287,20 @@ def _read_conversations(
                 name, "starts with another conversation than the prompt's", "give the reply alone"
             )
         whole.append(turns)
-    found = split_replies(whole)
-    if found is None:
+    shared = split_replies(whole)
+    if shared is None:
         raise DataError(
             "rejected",
             "the conversation before the last reply is not that of 'chosen'",
             "a pair needs one shared conversation and two replies to it",
         )
-    return found
+    return shared
 
 
 def _unlike(turns: tuple[Turn, ...], prompt: tuple[Turn, ...]) -> bool:
     """Whether a conversation is not the prompt's. It may have a system turn that the prompt lacks,
     and more turns than the prompt."""
     own_system = turns[0]["role"] == "system" and prompt[0]["role"] != "system"
-    own = turns[1:] if own_system else turns
+    dialogue = turns[1:] if own_system else turns
     # Some sets give the first question as the prompt, some the last.
-    return prompt not in (own[: len(prompt)], own[:-1][-len(prompt) :])
+    return prompt not in (dialogue[: len(prompt)], dialogue[:-1][-len(prompt) :])

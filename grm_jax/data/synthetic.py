@@ -133,14 +133,14 @@ class Item:
 
 
 def _held_combination(task: str, asked: Mapping[str, str]) -> bool:
-    held = {
+    held_out = {
         "sum": ("ending", "bye"),
         "larger": ("start", "sure"),
         "repeat": ("name", "fay"),
         "after": ("topic", "tool"),
         "smaller": ("unit", "kg"),
     }
-    criterion, word = held[task]
+    criterion, word = held_out[task]
     return asked.get(criterion) == word
 
 
@@ -149,13 +149,13 @@ def _held_operands(operands: Sequence[int]) -> bool:
 
 
 def _in_split(split: Split, task: str, operands: Sequence[int], asked: Mapping[str, str]) -> bool:
-    held = (_held_operands(operands), _held_combination(task, asked))
+    held_out = (_held_operands(operands), _held_combination(task, asked))
     wanted = {
         Split.TRAIN: (False, False),
         Split.OPERANDS: (True, False),
         Split.COMBINATIONS: (False, True),
     }
-    return held == wanted[split]
+    return held_out == wanted[split]
 
 
 def _respond(rng: random.Random, draft: Item, defects: set[str]) -> tuple[str, ...]:

@@ -49,8 +49,10 @@ def build_tokenizer() -> ChatTokenizer:
     backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     backend.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in CONTROL])
     # Longest first, so that "10" is not read as "1" and "0"; unknown words stay whole.
-    known = sorted(pieces, key=len, reverse=True)
-    pattern = "|".join([*(_escape(piece) for piece in known), r" ?[^\s,}]+", r"\s", r"[,}]"])
+    longest_first = sorted(pieces, key=len, reverse=True)
+    pattern = "|".join(
+        [*(_escape(piece) for piece in longest_first), r" ?[^\s,}]+", r"\s", r"[,}]"]
+    )
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     backend.decoder = decoders.Fuse()
     config = {

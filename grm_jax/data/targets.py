@@ -102,16 +102,16 @@ def read_targets(
     for file in expand(source):
         for row in iterate_rows(file):
             try:
-                found = parse_trajectory(row.load(), row.where, unused)
-                if isinstance(found, Trajectory) and not found.kept:
+                target = parse_trajectory(row.load(), row.where, unused)
+                if isinstance(target, Trajectory) and not target.kept:
                     rejected += 1
                     continue
-                check_target(found, row.where, many=many, single=single)
+                check_target(target, row.where, many=many, single=single)
             except DataError as error:
                 bad.append(error)
                 causes[error.cause if isinstance(error, TargetError) else "format"] += 1
                 continue
-            rows.append(found)
+            rows.append(target)
             sources.append(row.where)
     if unused:
         log.info("%s: fields of messages not used: %s", source, ", ".join(sorted(unused)))
@@ -181,8 +181,8 @@ def check_target(
             parsed.failure,
         )
     if row.scores is not None and any(
-        not abs(said - own) <= _CLOSE
-        for said, own in zip(shuffle(row.scores, row.order), parsed.scores, strict=True)
+        not abs(said - in_box) <= _CLOSE
+        for said, in_box in zip(shuffle(row.scores, row.order), parsed.scores, strict=True)
     ):
         raise TargetError(
             "scores",
@@ -216,10 +216,10 @@ def _says(
 
 
 def _check_backslashes(field: str, text: str, where: str) -> None:
-    found = _SINGLE_BACKSLASH.search(text)
-    if found is None:
+    match = _SINGLE_BACKSLASH.search(text)
+    if match is None:
         return
-    mark, rest = found.group()[0], found.group()[1:].rstrip("{")
+    mark, rest = match.group()[0], match.group()[1:].rstrip("{")
     letter = _ESCAPES[mark]
     raise TargetError(
         field,

@@ -118,28 +118,28 @@ def parse_trajectory(
         if field not in values:
             name = spelled.get(field, field)
             raise DataError(name, "is missing", "a trajectory needs it", where)
-    known = {field.name for field in dataclasses.fields(Trajectory)}
-    values = {name: value for name, value in values.items() if name in known}
+    field_names = {field.name for field in dataclasses.fields(Trajectory)}
+    values = {name: value for name, value in values.items() if name in field_names}
     for field in ("responses", "labels", "scores", "order", "principles"):
         if values.get(field) is not None:
             if not isinstance(values[field], list):
                 raise DataError(field, show(values[field]), "write a list", where)
             values[field] = tuple(values[field])
     for field in ("responses", "principles"):
-        found = values.get(field) or ()
-        empty = field == "responses" and not found
-        if empty or not all(isinstance(text, str) for text in found):
+        entries = values.get(field) or ()
+        empty = field == "responses" and not entries
+        if empty or not all(isinstance(text, str) for text in entries):
             raise DataError(field, "is not a list of texts", 'write ["..", ".."]', where)
     for field in ("labels", "scores", "order"):
-        found = values.get(field)
-        if found is not None and len(found) != len(values["responses"]):
+        entries = values.get(field)
+        if entries is not None and len(entries) != len(values["responses"]):
             raise DataError(
                 field,
-                f"has {len(found)} entries for {len(values['responses'])} responses",
+                f"has {len(entries)} entries for {len(values['responses'])} responses",
                 "give one a response",
                 where,
             )
-        for index, number in enumerate(found or ()):
+        for index, number in enumerate(entries or ()):
             if type(number) not in (int, float) or not math.isfinite(number):
                 raise DataError(f"{field}[{index}]", show(number), "write a number", where)
     if isinstance(values["query"], list):

@@ -112,10 +112,10 @@ def default_ks(samples: int) -> tuple[int, ...]:
     return (*ks, samples) if samples > 1 else ()
 
 
-def reported(found: Aggregate) -> Method:
+def reported(aggregated: Aggregate) -> Method:
     """The method that tables look at: the largest vote, else the adaptive one, else greedy."""
     rank = {"vote": 3, "adaptive": 2, "greedy": 1}
-    return max(found.methods, key=lambda m: (rank.get(m.kind, 0), m.k))
+    return max(aggregated.methods, key=lambda m: (rank.get(m.kind, 0), m.k))
 
 
 def is_uneven(rows: Sequence[Critique]) -> bool:
@@ -262,7 +262,7 @@ class Tables:
 
     def vote(self, k: int | None) -> Votes:
         """Votes of k samples; None: one vote of all that there are."""
-        found, count = [], 1
+        votes, count = [], 1
         for members, scores, _ in self._parts:
             samples = scores.shape[1]
             plan = np.arange(samples)[None] if k is None else subsets(samples, k, scores.shape[2])
@@ -270,14 +270,14 @@ class Tables:
             np.put_along_axis(chosen, plan, 1.0, axis=1)
             usable = ~np.isnan(scores[..., 0])
             totals = chosen @ np.nan_to_num(scores)  # [R, S, n]
-            found.append((members, _mean(totals, usable @ chosen.T)))
+            votes.append((members, _mean(totals, usable @ chosen.T)))
             count = len(plan)
-        return Votes(tuple(found), count)
+        return Votes(tuple(votes), count)
 
     def guided_vote(self, k: int, keep: int) -> Votes:
         """Votes of the `keep` samples among k that the meta RM ranks highest (earlier ones first
         among equals)."""
-        found, count = [], 1
+        votes, count = [], 1
         for members, scores, meta in self._parts:
             plan = subsets(scores.shape[1], k, scores.shape[2])
             means = np.empty((len(members), len(plan), scores.shape[2]))
@@ -286,24 +286,24 @@ class Tables:
                 kept = np.take_along_axis(scores[:, block], ranked[..., None], axis=1)
                 used = (~np.isnan(kept[..., 0])).sum(axis=1)
                 means[:, s] = _mean(np.nan_to_num(kept).sum(axis=1), used)
-            found.append((members, means))
+            votes.append((members, means))
             count = len(plan)
-        return Votes(tuple(found), count)
+        return Votes(tuple(votes), count)
 
     def adaptive(
         self, bound: float, scales: Scales, threshold: float | None = None
     ) -> tuple[Votes, float]:
         """Each record's samples until it is decided, and how many that were on average."""
-        found, taken = [], []
+        votes, taken = [], []
         for members, scores, _ in self._parts:
             low, high = scales.single if scores.shape[2] == 1 else scales.many
             stop = decided_after(scores, bound, low, high, threshold)  # [R]
             used = np.arange(scores.shape[1]) < stop[:, None]
             usable = used & ~np.isnan(scores[..., 0])
             totals = np.where(usable[..., None], np.nan_to_num(scores), 0.0).sum(axis=1)
-            found.append((members, _mean(totals, usable.sum(axis=1))[:, None]))
+            votes.append((members, _mean(totals, usable.sum(axis=1))[:, None]))
             taken.append(stop)
-        return Votes(tuple(found), 1), float(np.concatenate(taken).mean())
+        return Votes(tuple(votes), 1), float(np.concatenate(taken).mean())
 
 
 def _mean(totals: np.ndarray, used: np.ndarray) -> np.ndarray:
@@ -352,13 +352,13 @@ def _group(
                 f"{missing[0]!r}",
                 "judge all records, or give only those that were judged",
             )
-    for id, found in greedy.items():
-        if len(found) > 1:
-            raise DataError("sample", f"{len(found)} greedy ones of {id!r}", "keep one of them")
-    wanted = list(range(max((len(found) for found in sampled.values()), default=0)))
-    for id, found in sampled.items():
-        found.sort(key=lambda row: row.sample)
-        indices = [row.sample for row in found]
+    for id, samples in greedy.items():
+        if len(samples) > 1:
+            raise DataError("sample", f"{len(samples)} greedy ones of {id!r}", "keep one of them")
+    wanted = list(range(max((len(samples) for samples in sampled.values()), default=0)))
+    for id, samples in sampled.items():
+        samples.sort(key=lambda row: row.sample)
+        indices = [row.sample for row in samples]
         if len(set(indices)) < len(indices) if uneven else indices != wanted:
             raise DataError(
                 "sample",

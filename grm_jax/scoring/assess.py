@@ -68,12 +68,12 @@ def judge_scores(
     Raises:
         DataError: what `aggregate` raises, or a headline that is not defined.
     """
-    found = aggregate(records, rows, **options)
+    aggregated = aggregate(records, rows, **options)
     figures = benchmark.figures(records, rules)
     measures = {"credit": credit, **benchmark.measures}
     wanted = {name for figure in figures for name in figure.measures}
     values = []
-    for method in found.methods:
+    for method in aggregated.methods:
         verdicts = Verdicts(records, method.votes, rules)
         values.append({name: measures[name](verdicts) for name in sorted(wanted)})
     once = np.ones((1, len(records)))
@@ -89,7 +89,7 @@ def judge_scores(
             f"{len(records)} records",
             "give more of them, or rules that count more of the verdicts",
         )
-    return Scored(found, defined, tuple(values))
+    return Scored(aggregated, defined, tuple(values))
 
 
 def assess(
@@ -131,12 +131,12 @@ def assess(
         benchmark, records, rows, rules, ks=ks, k_meta=k_meta, bound=bound, scales=scales,
         threshold=rules.threshold, uneven=adaptive,
     )  # fmt: skip
-    found = scored.aggregate
+    aggregated = scored.aggregate
     methods, comparisons = _intervals(benchmark, records, rules, scored, resamples, seed)
-    chosen = reported(found)
+    chosen = reported(aggregated)
     shown = next(method for method in methods if method.name == chosen.name)
     credits = _pair_credits(records, chosen, rules)
-    own = {
+    used = {
         "ks": None if ks is None else list(ks),
         "k_meta": ["k // 2", *k_meta],
         "rules": dataclasses.asdict(rules),
@@ -153,11 +153,11 @@ def assess(
         headline=(scored.figures[0].group, scored.figures[0].name),
         methods=methods,
         comparisons=comparisons,
-        rates=found.rates,
-        unjudged=found.unjudged,
+        rates=aggregated.rates,
+        unjudged=aggregated.unjudged,
         skipped=records.skipped if isinstance(records, Records) else (),
         notes=records.notes if isinstance(records, BenchmarkRecords) else (),
-        settings={**own, "arguments": dict(settings or {})},
+        settings={**used, "arguments": dict(settings or {})},
         versions=versions(),
         model=dict(model or {}),
         bias=bias_table(
@@ -183,16 +183,16 @@ def _intervals(
     seed: int,
 ) -> tuple[tuple[MethodResult, ...], tuple[Comparison, ...]]:
     """Every figure of every method, and the first differences that a reader asks for."""
-    found, figures = scored.aggregate, scored.figures
+    aggregated, figures = scored.aggregate, scored.figures
     clusters = benchmark.clusters(records)
     functions = [figure.bind(values) for values in scored.values for figure in figures]
     point, drawn = statistics.bootstrap(
         functions, len(records), clusters=clusters, resamples=resamples, seed=seed
     )
-    shape = (len(found.methods), len(figures))
+    shape = (len(aggregated.methods), len(figures))
     point, drawn = point.reshape(shape), drawn.reshape(*shape, -1)
     methods = []
-    for m, method in enumerate(found.methods):
+    for m, method in enumerate(aggregated.methods):
         nested: dict[str, dict[str, Interval]] = {}
         for f, figure in enumerate(figures):
             if np.isnan(point[m, f]):
@@ -213,7 +213,7 @@ def _intervals(
                 method.samples,
             )
         )
-    index = {method.name: m for m, method in enumerate(found.methods)}
+    index = {method.name: m for m, method in enumerate(aggregated.methods)}
     comparisons = tuple(
         Comparison(
             first,
@@ -227,7 +227,7 @@ def _intervals(
                 ),
             ),
         )
-        for first, second in _pairs(found)
+        for first, second in _pairs(aggregated)
         if not np.isnan(point[[index[first], index[second]], 0]).any()
     )
     return tuple(methods), comparisons
@@ -245,8 +245,8 @@ def _interval(
         return statistics.interval(value, drawn, len(_evidence(figure, values, clusters)))
     members = figure.members
     seen = np.concatenate([values[name][members] for name in figure.measures], axis=1)
-    own = None if clusters is None else [clusters[i] for i in members.tolist()]
-    return statistics.figure_interval(seen, value, drawn, clusters=own)
+    of_members = None if clusters is None else [clusters[i] for i in members.tolist()]
+    return statistics.figure_interval(seen, value, drawn, clusters=of_members)
 
 
 def _evidence(
@@ -341,11 +341,11 @@ def compare_runs(
     half, clusters = len(pairs), benchmark.clusters(records)
 
     def independent(method: str, figure: FigureLike) -> int:
-        found = [
+        evidence = [
             _evidence(figure, scored.values[scored.names.index(method)], clusters)
             for scored in (ours, theirs)
         ]
-        return len(found[0] & found[1])
+        return len(evidence[0] & evidence[1])
 
     return tuple(
         Against(
@@ -389,10 +389,10 @@ def compare(
     )
 
 
-def _pairs(found: Aggregate) -> list[tuple[str, str]]:
+def _pairs(aggregated: Aggregate) -> list[tuple[str, str]]:
     """What a reader asks first: what voting gains, and what guiding it gains."""
-    names = [method.name for method in found.methods]
-    votes = [method for method in found.methods if method.kind == "vote"]
+    names = [method.name for method in aggregated.methods]
+    votes = [method for method in aggregated.methods if method.kind == "vote"]
     pairs = []
     if votes:
         largest = max(votes, key=lambda method: method.k).name

@@ -107,11 +107,11 @@ class Benchmark:
         """
         rules = rules or self.authors
         self.check(rules)
-        found = self.read(Path(path).expanduser(), skip_bad_rows, rules.form)
-        records, notes = list(found), [*found.notes]
-        bad, items = len(found.skipped) - found.tied, len({item_of(record) for record in found})
-        rows = items + len(found.skipped)
-        require_few_bad(bad, rows, max_bad_share, found.skipped, str(path))
+        loaded = self.read(Path(path).expanduser(), skip_bad_rows, rules.form)
+        records, notes = list(loaded), [*loaded.notes]
+        bad, items = len(loaded.skipped) - loaded.tied, len({item_of(record) for record in loaded})
+        rows = items + len(loaded.skipped)
+        require_few_bad(bad, rows, max_bad_share, loaded.skipped, str(path))
         if limit is not None:
             members = group_by(records, item_of)
             if limit < len(members):
@@ -124,7 +124,7 @@ class Benchmark:
                 notes.append(note)
         if rules.order == "both":
             records = list(self._games(records))
-        return BenchmarkRecords(records, found.skipped, notes)
+        return BenchmarkRecords(records, loaded.skipped, notes)
 
     def check(self, rules: Rules) -> None:
         """ValueError for rules that this benchmark does not have."""

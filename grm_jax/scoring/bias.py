@@ -66,7 +66,7 @@ def bias_table(
     """
     labels = clusters or [record.id for record in records]
     cluster = {record.id: label for record, label in zip(records, labels, strict=True)}
-    found = [
+    findings = [
         *(_position(records, rows, cluster) if sees_order and rules.order != "fixed" else ()),
         *_length(records, credits, cluster),
         *_identical(probes),
@@ -79,10 +79,10 @@ def bias_table(
         if high.bounds is not None and low.bounds is not None:
             (a, b), (c, d) = low.bounds, high.bounds
             spread = Interval(spread.value, max(0.0, c - b), d - a)
-        found.append(
+        findings.append(
             Finding("domains", "spread: best less worst section", spread, 0.0, len(records))
         )
-    return tuple(found)
+    return tuple(findings)
 
 
 def identical(records: Sequence[Preference], count: int) -> list[Preference]:
@@ -128,7 +128,7 @@ def _position(
         first[name].append((order[0] in winners) / len(winners) - 1.0 / len(order))
     if not first:
         return []
-    found = [
+    findings = [
         Finding(
             "position",
             "first shown wins, above chance",
@@ -152,8 +152,10 @@ def _position(
         (other, "flips: other order", 0.0), (same, "flips: same order (sampling)", None)
     ):  # fmt: skip
         if shares:
-            found.append(Finding("position", title, _mean(shares, cluster), unbiased, len(shares)))
-    return found
+            findings.append(
+                Finding("position", title, _mean(shares, cluster), unbiased, len(shares))
+            )
+    return findings
 
 
 def _pairs(counts: Mapping[Hashable, int]) -> int:
@@ -192,15 +194,15 @@ def _identical(probes: Sequence[Critique]) -> list[Finding]:
         ties[row.example_id].append(float(a == b))
         if a != b:
             first[row.example_id].append(float(a > b) - 0.5)
-    found = []
+    findings = []
     if ties:
         value = mean_interval([float(np.mean(values)) for values in ties.values()])
-        found.append(Finding("identical", "identical responses tie", value, 1.0, len(ties)))
+        findings.append(Finding("identical", "identical responses tie", value, 1.0, len(ties)))
     if first:
         value = mean_interval([float(np.mean(values)) for values in first.values()])
-        found.append(
+        findings.append(
             Finding(
                 "identical", "where not, first shown wins, above chance", value, 0.0, len(first)
             )
         )
-    return found
+    return findings

@@ -80,9 +80,9 @@ class Figure:
         """counts [B, N] -> [B]; NaN where a resample holds nothing that counts."""
         parts = []
         for term in self.terms:
-            found = values[term.measure][term.members]  # [n, S]
-            counted = ~np.isnan(found)
-            parts.append((np.where(counted, found, 0.0).mean(axis=1), counted.mean(axis=1)))
+            selected = values[term.measure][term.members]  # [n, S]
+            counted = ~np.isnan(selected)
+            parts.append((np.where(counted, selected, 0.0).mean(axis=1), counted.mean(axis=1)))
 
         def resampled(counts: np.ndarray) -> np.ndarray:
             total, weights = np.zeros(len(counts)), np.zeros(len(counts))
@@ -127,13 +127,13 @@ class RocAuc:
 
         The negatives are sorted once; a resample then costs one cumulative sum.
         """
-        found = values[self.measure]
+        scores = values[self.measure]
         ranked = []
-        for s in range(found.shape[1]):
-            up = self.positives[~np.isnan(found[self.positives, s])]
-            down = self.negatives[~np.isnan(found[self.negatives, s])]
-            down = down[np.argsort(found[down, s], kind="stable")]
-            low, high = found[up, s], found[down, s]
+        for s in range(scores.shape[1]):
+            up = self.positives[~np.isnan(scores[self.positives, s])]
+            down = self.negatives[~np.isnan(scores[self.negatives, s])]
+            down = down[np.argsort(scores[down, s], kind="stable")]
+            low, high = scores[up, s], scores[down, s]
             below = np.searchsorted(high, low, "left")  # [p] negatives below each positive
             ranked.append((up, down, below, np.searchsorted(high, low, "right")))
 
@@ -177,7 +177,7 @@ class Macro:
         said = {name: np.nan_to_num(values[f"says {name}"]).mean(axis=1) for name in self.classes}
 
         def resampled(counts: np.ndarray) -> np.ndarray:
-            found = []
+            by_class = []
             for name, members in self.classes.items():
                 hits = counts[:, members] @ said[name][members]
                 claimed = counts[:, self.members] @ said[name][self.members]
@@ -186,8 +186,8 @@ class Macro:
                 recall = hits / np.where(true > 0, true, 1.0)
                 both = precision + recall
                 f1 = 2 * precision * recall / np.where(both > 0, both, 1.0)
-                found.append({"precision": precision, "recall": recall, "f1": f1}[self.kind])
-            return np.mean(found, axis=0)
+                by_class.append({"precision": precision, "recall": recall, "f1": f1}[self.kind])
+            return np.mean(by_class, axis=0)
 
         return resampled
 
@@ -214,8 +214,8 @@ class Combined:
         combine = {"mean": np.ma.mean, "largest": np.ma.max}[self.how]
 
         def resampled(counts: np.ndarray) -> np.ndarray:
-            found = np.ma.masked_invalid([function(counts) for function in functions])
-            return np.ma.filled(combine(found, axis=0), np.nan)
+            results = np.ma.masked_invalid([function(counts) for function in functions])
+            return np.ma.filled(combine(results, axis=0), np.nan)
 
         return resampled
 

@@ -148,7 +148,7 @@ def _records(one: Evaluated, room: int) -> list[dict[str, Any]]:
         mean = seen.mean(axis=0).tolist() if len(seen) else None
         judged.append((record, mean, _verdict(mean, record, rules, benchmark.rating)))
     judged.sort(key=lambda it: _RANK[it[2]])  # stable: in file order otherwise
-    found = []
+    shown_records = []
     for record, mean, verdict in judged:
         rows = sorted(by_id[record.id], key=lambda row: row.sample)
         shown = not benchmark.private
@@ -156,7 +156,7 @@ def _records(one: Evaluated, room: int) -> list[dict[str, Any]]:
         room -= sum(map(len, texts)) * shown + sum(_SAMPLE + len(r.text) * shown for r in rows)
         if room < 0:
             break
-        found.append(
+        shown_records.append(
             {
                 "id": record.id,
                 "section": record.domain,
@@ -169,7 +169,7 @@ def _records(one: Evaluated, room: int) -> list[dict[str, Any]]:
                 "samples": [_sample(row, record, rules, benchmark) for row in rows],
             }
         )
-    return found
+    return shown_records
 
 
 def _best(record: Preference) -> list[int]:

@@ -38,27 +38,27 @@ class Votes:
 
     def scores(self) -> list[np.ndarray]:
         """[S, n] of every record, in their order."""
-        found: dict[int, np.ndarray] = {}
+        by_record: dict[int, np.ndarray] = {}
         for members, scores in self.groups:
-            found |= zip(members.tolist(), scores, strict=True)
-        return [found[index] for index in range(len(found))]
+            by_record |= zip(members.tolist(), scores, strict=True)
+        return [by_record[index] for index in range(len(by_record))]
 
     def unjudged(self) -> np.ndarray:
         """Whether a verdict has no readable critique, [N, S]."""
-        found = np.empty((self.records, self.count), bool)
+        missing = np.empty((self.records, self.count), bool)
         for members, scores in self.groups:
-            found[members] = np.isnan(scores[..., 0])
-        return found
+            missing[members] = np.isnan(scores[..., 0])
+        return missing
 
     def undecided(self, threshold: float) -> np.ndarray:
         """Whether the top is shared, or a single response is on the threshold, [N, S]."""
-        found = np.empty((self.records, self.count), bool)
+        tied = np.empty((self.records, self.count), bool)
         for members, scores in self.groups:
             if scores.shape[2] == 1:
-                found[members] = scores[..., 0] == threshold
+                tied[members] = scores[..., 0] == threshold
             else:
-                found[members] = top(scores).sum(axis=2) > 1
-        return found
+                tied[members] = top(scores).sum(axis=2) > 1
+        return tied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def credit(verdicts: Verdicts) -> np.ndarray:
 
 def credit_where(verdicts: Verdicts, counts: Callable[[Preference], bool]) -> np.ndarray:
     """Credit of the records that count, [N, S]; NaN for others, whose labels may be shared."""
-    rules, found = verdicts.rules, verdicts.empty()
+    rules, credits = verdicts.rules, verdicts.empty()
     for members, scores, labels in verdicts.groups():
         n = scores.shape[2]
         if n == 1:
@@ -131,8 +131,8 @@ def credit_where(verdicts: Verdicts, counts: Callable[[Preference], bool]) -> np
         value = np.where(winners > 1, tied, hit)
         value = np.where(np.isnan(scores[..., 0]), unparsed_credit(rules, n), value)
         here = np.asarray([counts(verdicts.records[i]) for i in members.tolist()])
-        found[members] = np.where(here[:, None], value, np.nan)
-    return found
+        credits[members] = np.where(here[:, None], value, np.nan)
+    return credits
 
 
 def unparsed_credit(rules: Rules, n: int) -> float:
@@ -146,26 +146,26 @@ def score(verdicts: Verdicts) -> np.ndarray:
 
     An unreadable one counts as wrong: below every other if the label is 1, above if it is 0.
     """
-    found = verdicts.empty()
+    ratings = verdicts.empty()
     for members, scores, labels in verdicts.groups():
         if scores.shape[2] == 1:
             failed = np.where(labels == 1, -np.inf, np.inf)
             if verdicts.rules.unparsed == "excluded":
                 failed = np.full_like(failed, np.nan)
-            found[members] = np.where(np.isnan(scores[..., 0]), failed, scores[..., 0])
-    return found
+            ratings[members] = np.where(np.isnan(scores[..., 0]), failed, scores[..., 0])
+    return ratings
 
 
 def outcome(verdicts: Verdicts) -> np.ndarray:
     """1: the best response alone has the top; -1: another; 0: it shares it; NaN: unreadable."""
-    found = verdicts.empty()
+    outcomes = verdicts.empty()
     for members, scores, labels in verdicts.groups():
         best = labels == labels.max(axis=1, keepdims=True)
         leading = top(scores)
         hit = (leading & best[:, None]).any(axis=2)
         value = np.where(hit, np.where(leading.sum(axis=2) > 1, 0.0, 1.0), -1.0)
-        found[members] = np.where(np.isnan(scores[..., 0]), np.nan, value)
-    return found
+        outcomes[members] = np.where(np.isnan(scores[..., 0]), np.nan, value)
+    return outcomes
 
 
 def item_measure(combine: Callable[[np.ndarray], np.ndarray], of: Measure = credit) -> Measure:
@@ -175,10 +175,10 @@ def item_measure(combine: Callable[[np.ndarray], np.ndarray], of: Measure = cred
     """
 
     def measure(verdicts: Verdicts) -> np.ndarray:
-        each, found = of(verdicts), verdicts.empty()
+        each, by_item = of(verdicts), verdicts.empty()
         for members in verdicts.items().values():
-            found[members[0]] = combine(each[members])
-        return found
+            by_item[members[0]] = combine(each[members])
+        return by_item
 
     return measure
 

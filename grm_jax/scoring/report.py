@@ -158,11 +158,11 @@ def comparison_grid(
             f"{benchmark} ({records} records)" for benchmark, records in sorted(kinds)
         )
         raise UserError(f"results of {shown} do not compare; evaluate on the same records")
-    found = {
+    figures = {
         label: {method: one.figure(method, figure) for method in methods}
         for label, one in results.items()
     }
-    columns = [method for method in methods if any(row[method] for row in found.values())]
+    columns = [method for method in methods if any(row[method] for row in figures.values())]
     if title is None:
         first = next(iter(results.values()))
         title = (
@@ -176,7 +176,7 @@ def comparison_grid(
                 label,
                 *(_NONE if (value := row[method]) is None else cell(value) for method in columns),
             )
-            for label, row in found.items()
+            for label, row in figures.items()
         ),
     )
 

@@ -106,13 +106,13 @@ class Results:
 
 def versions() -> dict[str, str]:
     """Versions of what computed the figures; jax is named without being imported."""
-    found = {"grm_jax": grm_jax.__version__, "python": platform.python_version()}
+    installed = {"grm_jax": grm_jax.__version__, "python": platform.python_version()}
     for name in ("numpy", "scipy", "jax"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def write_results(path: str | Path, results: Results) -> None:
@@ -153,8 +153,8 @@ def read_results(path: str | Path) -> Results:
             Against(**{**one, "difference": Difference(**one["difference"])})
             for one in values["against"]
         )
-        own = {"methods": methods, "comparisons": comparisons, "rates": rates}
-        return Results(**{**values, **own, "bias": bias, "against": against})
+        parsed = {"methods": methods, "comparisons": comparisons, "rates": rates}
+        return Results(**{**values, **parsed, "bias": bias, "against": against})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             "", f"not a results.json of this version: {error!r}", "evaluate again", str(path)

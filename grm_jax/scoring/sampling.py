@@ -142,21 +142,21 @@ class BenchmarkSampler:
             for probe in identical(records, self._probes)
             if self._judge.prompt_tokens(probe, asked) <= self._limit(asked)
         ]
-        found = []
+        critiques = []
         for what, part, how in (("judging", records, options), ("identical pairs", probes, asked)):
             progress = Progress(f"{what} {benchmark.name}", len(part) * (how.k + how.greedy))
             cache, meta_cache = self._open(how)
             if not part:
-                found.append([])
+                critiques.append([])
                 continue
-            found.append(
+            critiques.append(
                 self._judge.sample(
                     part, how, progress, cache=cache,
                     meta_cache=meta_cache if what == "judging" else None,
                     guided=what == "judging",
                 )
             )  # fmt: skip
-        return found[0], found[1]
+        return critiques[0], critiques[1]
 
     def seconds_per_sample(self, benchmark: Benchmark, rules: Rules) -> float | None:
         """What a sample has cost, by the cache's notes."""
@@ -172,13 +172,13 @@ class BenchmarkSampler:
         if options.adaptive is not None:
             return None, None
         about = {**self._judge.about(options), "weights": self._weights}
-        found: list[SampleCache | None] = []
-        for own in (about, {**about, **self._meta}):
-            if found and not self._meta:
-                found.append(None)
+        caches: list[SampleCache | None] = []
+        for contents in (about, {**about, **self._meta}):
+            if caches and not self._meta:
+                caches.append(None)
                 continue
-            name = json.dumps(own, sort_keys=True)
+            name = json.dumps(contents, sort_keys=True)
             if name not in self._caches:
-                self._caches[name] = SampleCache(self._cache, own)
-            found.append(self._caches[name])
-        return found[0], found[1]
+                self._caches[name] = SampleCache(self._cache, contents)
+            caches.append(self._caches[name])
+        return caches[0], caches[1]

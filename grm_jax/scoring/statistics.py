@@ -264,8 +264,8 @@ def mean_auc_within(
     places: dict[Hashable, list[int]] = {}
     for index, item in enumerate(items):
         places.setdefault(item, []).append(index)
-    found = [_auc(scores[rows], positive[rows]) for rows in places.values()]
-    defined = [auc for auc in found if not math.isnan(auc)]
+    aucs = [_auc(scores[rows], positive[rows]) for rows in places.values()]
+    defined = [auc for auc in aucs if not math.isnan(auc)]
     return float(np.mean(defined)) if defined else math.nan
 
 

@@ -32,7 +32,7 @@ def named_tokens(config: Mapping[str, Any], where: Path | str = "config") -> dic
 
     Raises TokenizerError for anything else; null counts as not given.
     """
-    found: dict[str, str] = {}
+    literals: dict[str, str] = {}
     for field in _NAMED:
         value = config.get(field)
         literal = value.get("content") if isinstance(value, Mapping) else value
@@ -42,8 +42,8 @@ def named_tokens(config: Mapping[str, Any], where: Path | str = "config") -> dic
             raise TokenizerError(
                 f'{where}: {field} is {value!r:.80}; give its text, or {{"content": its text}}'
             )
-        found[field] = literal
-    return found
+        literals[field] = literal
+    return literals
 
 
 def pick_template(config: Mapping[str, Any], literals: Iterable[str], where: Path) -> str:
@@ -124,23 +124,23 @@ def _folder_template(folder: Path, field: Any) -> str | None:
 
     Other places that have another one are named in the log.
     """
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     file = folder / "chat_template.jinja"
     if files.there(file):
-        found[str(file)] = read_template(files.read_text(file, TokenizerError), str(file))
+        templates[str(file)] = read_template(files.read_text(file, TokenizerError), str(file))
     if field is not None:
         where = f"{folder / 'tokenizer_config.json'}: chat_template"
-        found[where] = read_template(field, where)
+        templates[where] = read_template(field, where)
     file = folder / "chat_template.json"
     if files.there(file):
         where = f"{file}: chat_template"
-        found[where] = read_template(read_json(file).get("chat_template"), where)
-    if not found and (more := _more_templates(folder)):
+        templates[where] = read_template(read_json(file).get("chat_template"), where)
+    if not templates and (more := _more_templates(folder)):
         where = str(folder / MORE_TEMPLATES)
-        found[where] = read_template(more, where)
-    if not found:
+        templates[where] = read_template(more, where)
+    if not templates:
         return None
-    (used, template), *others = found.items()
+    (used, template), *others = templates.items()
     for where, other in others:
         if other != template:
             log.warning("%s: another chat template than %s, which is used", where, used)
@@ -160,7 +160,7 @@ def folder_ids(folder: Path) -> dict[str, int | list[int]]:
 
     Raises TokenizerError naming the file for one that is neither an id nor (eos) a list of ids.
     """
-    found: dict[str, int | list[int]] = {}
+    ids_by_name: dict[str, int | list[int]] = {}
     for file in (folder / name for name in _ID_FILES):
         if not files.there(file):
             continue
@@ -173,8 +173,8 @@ def folder_ids(folder: Path) -> dict[str, int | list[int]]:
             if not all(type(i) is int and i >= 0 for i in ids):
                 wanted = "an id or a list of ids" if key == "eos_token_id" else "an id"
                 raise TokenizerError(f"{file}: {key}: {value!r:.80} is not {wanted}; correct it")
-            found.setdefault(key, value)
-    return found
+            ids_by_name.setdefault(key, value)
+    return ids_by_name
 
 
 def write_folder(

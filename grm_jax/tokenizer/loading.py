@@ -94,13 +94,13 @@ def _from_sentencepiece(
     blob: bytes, config: dict[str, Any], stops: list[int], where: Path, name: str
 ) -> ChatTokenizer:
     model = load_sentencepiece(blob, where)
-    own = {
+    model_ids = {
         "bos": model.bos_id(),
         "eos": model.eos_id(),
         "pad": model.pad_id(),
         "unk": model.unk_id(),
     }
-    config = {f"{k}_token": model.id_to_piece(i) for k, i in own.items() if i >= 0} | config
+    config = {f"{k}_token": model.id_to_piece(i) for k, i in model_ids.items() if i >= 0} | config
     named = named_tokens(config)
     pieces = {model.id_to_piece(i): i for i in range(len(model))}
     source = pick_template(config, pieces, where)
@@ -123,11 +123,11 @@ def _from_sentencepiece(
 
 def _added_tokens(config: Mapping[str, Any], folder: Path) -> dict[int, Mapping[str, Any]]:
     """Id -> fields of added_tokens_decoder. Raises TokenizerError for any other structure."""
-    found = config.get("added_tokens_decoder")
+    tokens = config.get("added_tokens_decoder")
     where = f"{folder / 'tokenizer_config.json'}: added_tokens_decoder"
-    if not isinstance(found, Mapping | None):
-        raise TokenizerError(f'{where} is {found!r:.80}; give {{"id": {{"content": ..}}, ..}}')
-    for key, token in (found or {}).items():
+    if not isinstance(tokens, Mapping | None):
+        raise TokenizerError(f'{where} is {tokens!r:.80}; give {{"id": {{"content": ..}}, ..}}')
+    for key, token in (tokens or {}).items():
         if (
             not key.isdecimal()
             or not isinstance(token, Mapping)
@@ -136,7 +136,7 @@ def _added_tokens(config: Mapping[str, Any], folder: Path) -> dict[int, Mapping[
             raise TokenizerError(
                 f'{where}: {key!r} is {token!r:.80}; give an id and {{"content": its text}}'
             )
-    return {int(key): token for key, token in (found or {}).items()}
+    return {int(key): token for key, token in (tokens or {}).items()}
 
 
 def _assemble(
@@ -149,9 +149,9 @@ def _assemble(
     where: Path,
     name: str,
 ) -> ChatTokenizer:
-    known = backend.ids
+    id_of = backend.ids
     for field, literal in named.items():
-        if literal not in known:
+        if literal not in id_of:
             raise TokenizerError(
                 f"{where}: {field} {literal!r} is not in the vocabulary; correct "
                 "tokenizer_config.json"
@@ -162,7 +162,7 @@ def _assemble(
         )
     if "pad_token" not in named:
         log.info("%s: no pad_token; arrays are filled with eos (lengths say what is real)", where)
-    ids = {field: known[literal] for field, literal in named.items()}
+    ids = {field: id_of[literal] for field, literal in named.items()}
     if beyond := [i for i in stops if i >= backend.vocab_size]:
         log.warning(
             "%s: eos_token_id %s is beyond the vocabulary of %d ids and will never be written; "

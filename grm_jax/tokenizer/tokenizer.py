@@ -211,9 +211,9 @@ class ChatTokenizer:
         ids = self._backend.encode(text, position)
         # The vocabulary rules this out; the check guards the guard.
         if not self.control_ids.isdisjoint(ids):
-            found = sorted({self._literals[i] for i in ids if i in self.control_ids})
+            literals = sorted({self._literals[i] for i in ids if i in self.control_ids})
             raise TokenizerError(
-                f"{self.name}: text produced control tokens {found}: {text[:80]!r}"
+                f"{self.name}: text produced control tokens {literals}: {text[:80]!r}"
             )
         return ids
 
@@ -283,8 +283,8 @@ class ChatTokenizer:
         said = (i for i, p in enumerate(pieces) if isinstance(p, Slot) and p.index == 1)
         last = max(said, default=len(pieces))
         after = "".join(p for p in pieces[last:] if isinstance(p, str))
-        found = self._controls.search(after)
-        return self._backend.controls[found.group()] if found else self.eos_id
+        match = self._controls.search(after)
+        return self._backend.controls[match.group()] if match else self.eos_id
 
     def _find_reply_position(self) -> Position:
         """How the text after a generation prompt is encoded.

@@ -160,14 +160,14 @@ class TokenizersVocabulary:
         unk -= {literal for field, literal in named.items() if field != "unk_token"}
         vocab = model["vocab"]
         added = {t["content"]: t for t in added_tokens}
-        known = ids | {content: t["id"] for content, t in added.items()}
-        self.vocab_size = max(known.values()) + 1
-        self.ids = known
+        all_ids = ids | {content: t["id"] for content, t in added.items()}
+        self.vocab_size = max(all_ids.values()) + 1
+        self.ids = all_ids
         flagged = {c for c, t in added.items() if t["special"]} | set(named.values())
         self.controls = {
-            c: known[c]
+            c: all_ids[c]
             for c in (*added, *sorted(flagged - added.keys()))
-            if c in known and c not in unk and is_control(c, c in flagged, template)
+            if c in all_ids and c not in unk and is_control(c, c in flagged, template)
         }
         self.strips = {
             c: (t["lstrip"], t["rstrip"]) for c, t in added.items() if t["lstrip"] or t["rstrip"]
