@@ -93,7 +93,7 @@ def import_model(args: Import) -> None:
     source = hub.resolve(args.input, CheckpointError)
     if not huggingface.is_checkpoint_dir(source) and storage.is_model_dir(source):
         raise CheckpointError(f"{source}: already is a model directory; use `export`")
-    # What can be wrong with small files is found before the weights are read.
+    # Mistakes in small files are reported before the weights are read.
     about = _about(source)
     ids = token_ids(source)
     rows = huggingface.read_config(source).vocab_size
@@ -193,18 +193,20 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     unit = match and _UNITS.get(match[2].upper())
     if not match or not unit or not (size := math.floor(float(match[1]) * unit)):
-        raise UserError(f"max_shard_size {text!r} is no size; give one such as 5GB or 500MB")
+        raise UserError(f"max_shard_size {text!r} is not a size; give one such as 5GB or 500MB")
     return size
 
 
 def _about(source: Path) -> About | None:
-    """What grm.json says of the model; None where there is none."""
+    """The contents of grm.json, or None if the model has none."""
     return About.read(source) if files.there(source / storage.ABOUT_FILE) else None
 
 
 def _keep_ids(file: Path, ids: dict[str, Any]) -> None:
-    """Write special ids that config.json held into generation_config.json, beside what it says:
-    a model directory has no config.json."""
+    """Add the special token ids of config.json to generation_config.json.
+
+    A model directory has no config.json that could keep them.
+    """
     said = read_json(file) if file.exists() else {}
     more = {
         name: value
@@ -229,7 +231,7 @@ def _report(output: Path, params: Params) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. Leaves with status 1 and one line on stderr for what the user can mend."""
+    """Run the command. A user's mistake prints one line to stderr and exits with status 1."""
     args = tyro.cli(Command, args=argv, prog="python -m grm_jax.convert", description=__doc__)  # type: ignore[arg-type]
     setup_logging()
     try:

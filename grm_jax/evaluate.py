@@ -5,11 +5,11 @@
     python -m grm_jax.evaluate --bench preferences --data my.jsonl --judge longer
     python -m grm_jax.evaluate --bench rewardbench --data DIR --model RUN --compare OLD_RUN
 
-Prints a table a benchmark and writes, to OUTPUT/BENCH, results.json, table.md, samples.jsonl and
-accuracy.{png,svg}; to OUTPUT, report.html, which opens from disk. Samples are kept in a cache as
-they end: a second run with other aggregation settings samples nothing, and one that was stopped
-goes on. Exit status: 0 (also when stopped by SIGTERM), 1 for what can be mended (one line says
-how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
+Prints one table per benchmark. Writes results.json, table.md, samples.jsonl and accuracy.{png,svg}
+to OUTPUT/BENCH, and report.html, which opens from disk, to OUTPUT. Samples are kept in a cache as
+they end: a second run with other aggregation settings samples nothing, and a run that was stopped
+continues where it was. Exit status: 0 (also when stopped by SIGTERM), 1 for a mistake that the user
+can correct (one line says how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ REPORT = "report.html"
 
 
 def evaluate(args: Arguments) -> list[Results]:
-    """Load, judge, score, print, save. See `Arguments`.
+    """Load the records, judge them, compute the figures, print and save them.
 
     Raises:
-        DataError, ValueError, OSError: with a message for the user.
+        UserError, OSError: with a message for the user.
     """
     check(args)
     args = resolved(args)
-    todo = [(b, locate(b, args.data, args.model)) for b in _benchmarks(args)]
-    # All that can be wrong with files and rules is found before anything is sampled.
-    tasks = [_task(args, benchmark, path) for benchmark, path in todo]
+    paths = [(b, locate(b, args.data, args.model)) for b in _benchmarks(args)]
+    # Mistakes in files and rules are reported before anything is sampled.
+    tasks = [_task(args, benchmark, path) for benchmark, path in paths]
     output = _output(args)
     require_writable(output, "--output")
     judge = None if args.model is None else _sampler(args)
@@ -76,7 +76,7 @@ def evaluate(args: Arguments) -> list[Results]:
     except KeyboardInterrupt as signal:
         kept = f"; {judge.kept():,} samples are kept in {args.cache}" if judge else ""
         raise stopping.Stopped(
-            f"stopped{kept}; the same command goes on from there",
+            f"stopped{kept}; the same command continues from there",
             terminated=stopping.terminated(signal),
         ) from None
     finally:
@@ -87,11 +87,12 @@ def evaluate(args: Arguments) -> list[Results]:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A benchmark, ready to be judged.
+    """A benchmark that is ready to be judged.
 
     Attributes:
-        rows: samples of an earlier run, and `about`, its results; or none.
-        other: samples of the run that this one is compared with, or none.
+        rows: the samples of an earlier run (`--samples`), or None.
+        about: the results of that run, or None.
+        other: the samples of the run that this one is compared with (`--compare`), or None.
     """
 
     benchmark: Benchmark
@@ -152,7 +153,7 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
     else:
         assert args.judge is not None and args.k is not None
         rows = judge_rows(args.judge, records, k=args.k, seed=args.seed, rating=benchmark.rating)
-    # Samples that were read from this very place are not written again.
+    # Samples that were read from this file are not written to it again.
     samples = directory / "samples.jsonl"
     if args.samples is None or _samples_of(args.samples, benchmark).resolve() != samples.resolve():
         shown = [dataclasses.replace(row, text="") for row in rows] if benchmark.private else rows
@@ -176,7 +177,7 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
         **options,
     )
     if unused := [name for name in benchmark.fixed if getattr(args, name) is not None]:
-        note = f"--{', --'.join(unused)}: no part of how {benchmark.name} is scored"
+        note = f"--{', --'.join(unused)}: has no effect on how {benchmark.name} is scored"
         results = dataclasses.replace(results, notes=(*results.notes, note))
     if task.other is not None:
         against = compare_runs(
@@ -184,7 +185,7 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
             resamples=args.resamples, seed=args.seed, adaptive=adaptive, **options,
         )  # fmt: skip
         results = dataclasses.replace(results, against=against)
-    # Files first: what is printed may have no reader.
+    # The files are written first, since printing may fail.
     files = [samples, *write_report(directory, results)]
     method = reported(aggregate(records, rows, uneven=adaptive, **options))
     if benchmark.name == "rewardbench":
@@ -196,18 +197,18 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
 
 
 def _scales(task: Task) -> Scales:
-    """Ranges of the scores of samples that were read, or of a judge without a model."""
+    """The score ranges of samples that were read, or of a judge without a model."""
     if task.rows is None:
         return JUDGE_SCALES
     if task.about is not None and (stored := task.about.settings.get("scales")) is not None:
         return Scales(**{name: (low, high) for name, (low, high) in stored.items()})
-    # Samples without results beside them, or of an earlier version: the usual templates'.
+    # No results beside the samples, or those of an earlier version: the built-in templates' ranges.
     usual = Scales()
     return Scales(single=usual.many) if task.benchmark.rating else usual
 
 
 def _settings(args: Arguments, task: Task) -> dict[str, Any]:
-    """The arguments; of samples that were read, those of the run that drew them."""
+    """The arguments to store: those about sampling are of the run that drew the samples."""
     settings = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(args).items()
@@ -224,10 +225,12 @@ def _settings(args: Arguments, task: Task) -> dict[str, Any]:
 def _official(
     directory: Path, results: Results, records: BenchmarkRecords, method: Method, rules: Rules
 ) -> list[Path]:
-    """RewardBench's two JSON files, where the run is what its board takes."""
+    """Write RewardBench's two JSON files if its leaderboard would accept the run."""
     cut = any("cut in the middle" in note for note in results.notes)
     if rules.order == "both" or cut or not rewardbench.complete(records):
-        _say("rewardbench: no files for its board: not one game of each of its rows as they are")
+        _say(
+            "rewardbench: no leaderboard files: they need every row, uncut and judged in one order"
+        )
         return []
     return write_rewardbench(directory, results.judge, records, method, rules)
 
@@ -289,8 +292,10 @@ def _benchmarks(args: Arguments) -> list[Benchmark]:
 
 
 def _rules(args: Arguments, benchmark: Benchmark, about: Results | None) -> Rules:
-    """The protocol's rules with those that were given; order and form of samples that were drawn
-    are theirs."""
+    """The rules of the protocol, with those given as options in their place.
+
+    Order and form of samples that were read cannot be changed.
+    """
     base = benchmark.authors if args.protocol == "authors" else benchmark.paper
     if about is not None:
         drawn = {name: about.settings["rules"][name] for name in ("order", "form")}
@@ -314,7 +319,7 @@ def _given(args: Arguments) -> dict[str, Any]:
 
 
 def _samples_of(path: Path, benchmark: Benchmark) -> Path:
-    """samples.jsonl of a file, of a benchmark's directory, or of a run's."""
+    """The samples.jsonl that `path` means: itself, or in a benchmark's or a run's directory."""
     candidates = (path, path / benchmark.name / "samples.jsonl", path / "samples.jsonl")
     for candidate in candidates:
         if candidate.is_file():

@@ -1,4 +1,4 @@
-"""What `grm_jax.evaluate` can be told, and the checks of it: all before anything is sampled."""
+"""The options of `grm_jax.evaluate`, and their checks, which run before anything is sampled."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from grm_jax.scoring.statistics import RESAMPLES
 K = 32
 PROBES = 32
 CACHE = Path("runs/cache")
-# Least values of options, and those that without a model would say nothing.
+# The least value of each numeric option.
 LEAST = {
     "k": 0, "probes": 0, "seed": 0, "k_meta": 1, "resamples": 1, "limit": 1, "max_new_tokens": 1,
     "max_prompt_tokens": 1, "score_tokens": 1,
 }  # fmt: skip
-PATHS = ("data", "samples", "compare", "cache", "output")  # and models, which the hub resolves
+PATHS = ("data", "samples", "compare", "cache", "output")  # models are resolved by the hub module
+# Options that have no effect without --model.
 OF_MODELS = (
     "temperature", "max_new_tokens", "long_prompts", "max_prompt_tokens", "adaptive", "probes",
     "cache", "score_tokens",
@@ -42,82 +43,89 @@ class Arguments:
     """Exactly one of --model, --judge and --samples says who judges."""
 
     bench: str
-    """Benchmark, several with commas, or `all` that --data holds. rewardbench, rewardbench2,
-    ppe-preference, ppe-correctness, rmb, realmistake, rm-bench, judgebench, llmbar, pandalm, hhh,
-    synthetic (the embedded world), preferences (any preference file)."""
+    """A benchmark, several separated by commas, or `all` that --data holds: rewardbench,
+    rewardbench2, ppe-preference, ppe-correctness, rmb, realmistake, rm-bench, judgebench, llmbar,
+    pandalm, hhh, synthetic (the embedded world), preferences (any preference file)."""
     data: Path | None = None
-    """Its file or directory, or one above the directories of several. Default: the Hugging Face
-    hub, where the benchmark is there; for the embedded world the run that the model is of."""
+    """The benchmark's file or directory, or a directory that holds the directories of several
+    benchmarks. Default: downloaded from the Hugging Face hub if the benchmark is there; for the
+    embedded world, the run to which the model belongs."""
     model: Path | None = None
-    """Generative reward model: a run directory, a model directory, a Hugging Face one or a repo id
-    of the hub."""
+    """A generative reward model: a run directory, a model directory, a Hugging Face directory or a
+    repo id of the hub."""
     meta: Path | None = None
-    """Meta RM that guides the votes; only with --model."""
+    """A meta RM that guides the votes; only with --model."""
     judge: JudgeName | None = None
     """A judge without a model: `longer` (more characters win) or `random`."""
     samples: Path | None = None
-    """samples.jsonl of an earlier evaluation (or its directory), to compute its figures again."""
+    """The samples.jsonl of an earlier evaluation, or its directory: its figures are computed again
+    and nothing is sampled."""
     k: Annotated[int | None, tyro.conf.arg(aliases=("-k",))] = None
-    """Samples a record, besides the greedy one; 0: only that one. Default: 32; of --samples, what
-    was drawn."""
+    """The number of samples for each record, besides the greedy one; 0 draws only the greedy one.
+    Default: 32; with --samples, all that were drawn."""
     temperature: float | None = None
-    """Of the k samples; default: the judge's own, else 0.5, at which the paper votes."""
+    """The temperature of the k samples. Default: the judge's own, else 0.5 as in the paper."""
     max_new_tokens: int | None = None
-    """Length limit of a critique, in tokens; default: the judge's own, else 1024."""
+    """The length limit of a critique in tokens. Default: the judge's own, else 1024."""
     long_prompts: LongPrompts | None = None
-    """Prompts that leave no room for a critique: stop before sampling (error, the default), cut the
-    middle out of the longest texts, or leave the item out; both are counted in the results."""
+    """What to do with prompts that are longer than --max-prompt-tokens: stop before sampling
+    (error, the default), cut the middle out of the longest texts (truncate-middle), or leave the
+    item out (skip). Both are counted in the results."""
     max_prompt_tokens: int | None = None
-    """Prompts with more tokens are long; default: as many as the model's positions allow."""
+    """The maximum prompt length in tokens. Default: the model's positions less --max-new-tokens."""
     adaptive: float | None = None
-    """Stop sampling a record once the probability that further samples up to k change its verdict
-    is at most this, e.g. 0.01; 0: only when they can not. Not cached."""
+    """Stop sampling a record once the probability that further samples, up to k, change its verdict
+    is at most this, for example 0.01; 0 stops only when they cannot change it. Not cached."""
     adaptive_bound: float = BOUND
-    """The same for the row `adaptive@k`, which is computed from k samples that were drawn."""
+    """The same probability for the row `adaptive@k`, which is computed from k samples."""
     k_meta: tuple[int, ...] = ()
-    """Samples that guided votes keep, besides half of their k, as in the paper."""
+    """The numbers of samples that guided votes keep, besides half of their k as in the paper."""
     protocol: Protocol = "authors"
-    """Rules for ties, unreadable critiques, order and form: of each benchmark's authors, or the
-    paper's for all. The next five replace single ones."""
+    """The rules for ties, unparsable critiques, order and form: those of each benchmark's authors,
+    or those of the paper for all benchmarks. The next five options replace single rules."""
     ties: TieRule | None = None
-    """The top shared by several: wrong, half, shared or random (1 / sharers), excluded."""
+    """What a verdict earns if several responses share the top score: nothing (wrong), half, one
+    over their number (shared, random), or it does not count (excluded)."""
     unparsed: UnparsedRule | None = None
-    """No readable critique: wrong, half, chance (1 / responses), excluded."""
+    """What a verdict without any parsable critique earns: nothing (wrong), half, one over the
+    number of responses (chance), or it does not count (excluded)."""
     order: OrderRule | None = None
-    """Responses as in the file (fixed), shuffled (random), or pairs in both orders (both)."""
+    """The order of the responses: as in the file (fixed), shuffled (random), or each pair in both
+    orders (both)."""
     form: Form | None = None
-    """What a question shows, where a benchmark has several: all responses (list), pairs, single."""
+    """What one question shows, if the benchmark leaves a choice: all responses (list), two of them
+    (pairs), or one (single)."""
     threshold: float | None = None
-    """Single responses: a mean score above it says correct; default: the middle of the range of
-    the judge's template for single responses."""
+    """A single response is called correct if its mean score is above this. Default: the middle of
+    the range of the judge's template for single responses."""
     compare: Path | None = None
-    """Directory of an earlier evaluation: paired differences to it."""
+    """The directory of an earlier evaluation, to report paired differences to it."""
     limit: int | None = None
     """The number of items to judge: a random sample in which every section is present."""
     probes: int | None = None
-    """Records with two identical responses that a model judges too, for the bias table. Default:
-    32."""
+    """The number of records with two identical responses that a model also judges, for the bias
+    table. Default: 32."""
     cache: Path | None = None
-    """Where samples of a model are kept. Default: runs/cache."""
+    """The directory in which a model's samples are kept. Default: runs/cache."""
     mesh: MeshConfig = MeshConfig()
     """How a model uses the devices, as in training: `--mesh.tensor 2` splits it over two."""
     score_tokens: int | None = None
-    """Most tokens of critiques that the meta RM scores at once on a device. Default: as many as
-    the judge computes of its prompts (8192, or as trained)."""
+    """The maximum number of tokens that the meta RM scores at once on a device. Default: as many as
+    the judge's sampler prefills at once (8192, or as trained)."""
     output: Path | None = None
-    """Directory of the results; default: runs/evaluate/JUDGE, or that of --samples."""
+    """The directory of the results. Default: runs/evaluate/JUDGE, or the directory of --samples."""
     resamples: int = RESAMPLES
-    """Bootstrap resamples of the intervals."""
+    """The number of bootstrap resamples for the intervals."""
     seed: int = 0
-    """Of the samples, the orders of the responses, --limit and the bootstrap."""
+    """The seed of the samples, the orders of the responses, --limit and the bootstrap."""
     skip_bad_rows: bool = False
     """Leave bad rows out and count them, instead of stopping at the first."""
     max_bad_share: float = MAX_BAD_SHARE
-    """With --skip-bad-rows: stop all the same where more than this share of the rows is bad."""
+    """Stop even with --skip-bad-rows if more than this share of the rows is bad."""
 
 
 def check(args: Arguments) -> None:
-    """Raise UserError for options that are out of range, or that would say nothing together."""
+    """Raise UserError for options that are out of range, contradict or have no effect."""
     given = [name for name in ("model", "judge", "samples") if getattr(args, name) is not None]
     if len(given) != 1:
         what = " and ".join(f"--{name}" for name in given) or "none of them"
@@ -175,7 +183,7 @@ def _option(name: str) -> str:
 
 
 def resolved(args: Arguments) -> Arguments:
-    """With the defaults of options that were not given, and `~` in paths."""
+    """The arguments with defaults filled in and `~` in paths expanded."""
     named = {name: getattr(args, name) for name in PATHS}
     paths = {name: expanded(path) for name, path in named.items() if path is not None}
     args = dataclasses.replace(args, **paths)
@@ -189,7 +197,7 @@ def resolved(args: Arguments) -> Arguments:
 
 
 def check_k_meta(k_meta: Sequence[int], rows: Sequence[Critique], file: Path) -> None:
-    """Raise UserError unless there are meta scores, and as many samples as votes keep."""
+    """Raise UserError unless the samples have meta scores, and at least max(k_meta) are there."""
     if not k_meta:
         return
     if all(row.meta is None for row in rows):
@@ -200,7 +208,7 @@ def check_k_meta(k_meta: Sequence[int], rows: Sequence[Critique], file: Path) ->
 
 
 def require_writable(directory: Path, option: str) -> None:
-    """Raise UserError when the directory can not be written or made; makes nothing."""
+    """Raise UserError if the directory cannot be written or created; creates nothing."""
     place = directory.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

@@ -1,8 +1,8 @@
-"""Text and JSON files as people have them: every reader of a whole file goes through here.
+"""Reading whole text and JSON files, and writing files so that they appear whole or not at all.
 
-A UTF-8 byte order mark is legal and dropped. Everything else that is wrong (no such file, a link
-that leads nowhere, a Git LFS pointer in place of the file, another encoding, broken JSON) is an
-error that names the file, says what was found and how to mend it.
+A UTF-8 byte order mark is allowed and dropped. Anything else that is wrong with a file (it is
+missing, a broken symbolic link, a Git LFS pointer, not UTF-8, broken JSON) is an error that names
+the file, the problem and the fix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` and `~name` as home directories. Raises UserError for nobody's."""
+    """The path with `~` and `~name` expanded. Raises UserError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -29,17 +29,17 @@ def expanded(path: str | Path) -> Path:
 
 
 def there(path: str | Path) -> bool:
-    """Whether something has this name, be it a link that leads nowhere.
+    """Whether something has this name, even a broken symbolic link.
 
-    Ask this of a file that need not be there: `is_file` is False for such a link too, and what the
-    file should have said would be missing without a word. Reading it then names the link.
+    Use it for optional files. `is_file` is False for a broken link, so the link would be ignored
+    silently; with this function the file is read, and reading it raises an error about the link.
     """
     path = Path(path)
     return path.exists() or path.is_symlink()
 
 
 def require_content(path: str | Path, kind: type[UserError] = UserError) -> None:
-    """Raise `kind` for a link that leads nowhere and for a Git LFS pointer; reads a few bytes."""
+    """Raise `kind` for a broken symbolic link or a Git LFS pointer; reads a few bytes."""
     path = Path(path)
     if path.is_symlink() and not path.exists():
         raise kind(_dangling(path))

@@ -1,4 +1,4 @@
-"""Where a model or tokenizer is: a path, a folder of the Hugging Face hub's cache, or a repo id.
+"""Finds a model or tokenizer by a path, a folder of the Hugging Face hub's cache, or a repo id.
 
     resolve("models/2b")                          the path, `~` expanded
     resolve("models--google--gemma-2-2b-it")      its snapshot (the layout of the hub's cache)
@@ -18,7 +18,7 @@ from typing import cast
 from grm_jax import files
 from grm_jax.errors import UserError
 
-# What a tokenizer is read from; the last are small and say which ids end a text.
+# The files of a tokenizer; the last two are small and say which ids end a text.
 TOKENIZER_PATTERNS = (
     "tokenizer*.json",
     "*.model",
@@ -29,7 +29,7 @@ TOKENIZER_PATTERNS = (
     "generation_config.json",
     "config.json",
 )
-# Weights: safetensors, or what this project writes. Pickles can run code and are left there.
+# Weights as safetensors or as this package writes them. Pickles can run code: not downloaded.
 MODEL_PATTERNS = (
     *TOKENIZER_PATTERNS,
     "model*.safetensors",
@@ -43,14 +43,14 @@ _CACHED = re.compile(r"models--.+")
 
 
 def resolve(name: str | Path, kind: type[UserError] = UserError, *, weights: bool = True) -> Path:
-    """The file or folder that `name` means.
+    """The file or folder to which `name` refers.
 
     Args:
       name: a path, a folder of the hub's cache, or a repo id such as `google/gemma-2-2b-it`.
-      kind: what to raise.
-      weights: False downloads only what a tokenizer is read from.
+      kind: the class of the exception to raise.
+      weights: False downloads only the files of a tokenizer.
 
-    Raises `kind` when nothing is there, when a cache folder holds no snapshot or several, and when
+    Raises `kind` when nothing is found, when a cache folder holds no snapshot or several, and when
     a repo can not be downloaded; the message says what to do.
     """
     path = files.expanded(name)
@@ -73,7 +73,7 @@ def resolve(name: str | Path, kind: type[UserError] = UserError, *, weights: boo
 
 
 def _may_be_repo(name: str) -> bool:
-    """Whether a name that is no file may be asked of the hub: OWNER/NAME, OWNER no folder here."""
+    """Whether a name may be a repo id: it has the form OWNER/NAME, and OWNER is no local folder."""
     if not _REPO_ID.fullmatch(name) or ".." in name or "--" in name:
         return False
     return not Path(name).parent.exists()
@@ -102,7 +102,7 @@ def _snapshot(path: Path, kind: type[UserError]) -> Path:
 
 
 def _is_cached_repo(path: Path) -> bool:
-    """Whether a folder has the layout of a repo in the hub's cache, be it renamed or copied."""
+    """Whether a folder has the layout of a repo in the hub's cache, under any name."""
     if not (path / "snapshots").is_dir():
         return False
     return _CACHED.fullmatch(path.name) is not None or all(
@@ -145,7 +145,7 @@ class _Unreachable(Exception):
 
 @functools.lru_cache(maxsize=32)
 def _fetch(name: str, weights: bool) -> Path:
-    """Download a repo, once a process. Raises _Unreachable."""
+    """Download a repo, once per process. Raises _Unreachable."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -154,8 +154,8 @@ def _fetch(name: str, weights: bool) -> Path:
         RepositoryNotFoundError,
     )
 
-    # Its bases are the errors of the HTTP library, which come through in the middle of a file; that
-    # library depends on the version of huggingface_hub.
+    # A download that breaks off in the middle of a file raises an error of the HTTP library, which
+    # depends on the version of huggingface_hub. These errors are the bases of HfHubHTTPError.
     broken = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     patterns = MODEL_PATTERNS if weights else TOKENIZER_PATTERNS
     try:

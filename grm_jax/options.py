@@ -1,7 +1,7 @@
-"""Numbers that a recipe can be given: every one is checked before anything starts.
+"""The ranges of all numeric options of the recipes, checked before anything starts.
 
-One table has the range of each numeric field of every recipe; a test walks all recipes and fails
-on a field without one.
+One table has the range of each numeric field of every recipe; a test goes through all recipes and
+fails on a field without a range.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from grm_jax.errors import UserError
 
 INF = math.inf
-# Smallest and largest value, by dataclass and field.
+# Dataclass -> field -> (smallest, largest) value.
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "Setup": {
         "seed": (0, 2**32 - 1),
@@ -95,7 +95,7 @@ ASCENDING = ("length_buckets", "prompt_buckets")
 
 
 def check(recipe: Any) -> None:
-    """Raise UserError naming the first option, as it is typed, whose value is out of range."""
+    """Raise UserError for the first option whose value is out of range, named as it is typed."""
     for option, owner, name, value in numbers(recipe):
         low, high = RANGES[owner][name]
         values = value if isinstance(value, tuple) else (value,)
@@ -111,12 +111,12 @@ def check(recipe: Any) -> None:
 
 
 def numbers(recipe: Any, prefix: str = "--") -> Iterator[tuple[str, str, str, Any]]:
-    """(option as typed, dataclass, field, value) of each numeric field that is set."""
+    """(option as it is typed, dataclass, field, value) for each numeric field that has a value."""
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         option = f"{prefix}{field.name.replace('_', '-')}"
         if dataclasses.is_dataclass(value):
-            # The shared part's fields are options without a prefix.
+            # The fields of `setup` are options without a prefix.
             yield from numbers(value, prefix if field.name == "setup" else f"{option}.")
         elif type(value) in (int, float) or (isinstance(value, tuple) and field.name in ASCENDING):
             yield option, type(recipe).__name__, field.name, value

@@ -1,4 +1,4 @@
-"""Standard output whose reader may leave, as in `evaluate ... | head`: the work goes on."""
+"""Standard output that may be closed early, as in `evaluate ... | head`: the command continues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 
 @contextlib.contextmanager
 def surviving() -> Iterator[None]:
-    """What is printed after the reader of standard output has left is dropped, without an error."""
+    """Drop what is printed after standard output was closed by its reader, without an error."""
     stream = sys.stdout
     sys.stdout = cast(TextIO, _Surviving(stream))
     try:
@@ -22,7 +22,7 @@ def surviving() -> Iterator[None]:
 
 
 class _Surviving:
-    """A text stream that drops what can not be written for want of a reader."""
+    """A text stream that drops its output once its reader has closed the pipe."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -44,7 +44,7 @@ class _Surviving:
             self._drop()
 
     def _drop(self) -> None:
-        """Lead what is still to come, and what waits in the buffer, nowhere."""
+        """Redirect the stream, with what is still in its buffer, to the null device."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

@@ -1,8 +1,8 @@
-"""Benchmarks: one file each, read as it is published and scored as its authors do.
+"""Benchmarks: one file each, read as published and scored by its official metric.
 
     files -> scoring.benchmark.Benchmark.load -> records -> (a judge) -> critiques -> `scoring`
 
-A new benchmark is a module with a `BENCHMARK`, and a line below.
+To add a benchmark, write a module with a `BENCHMARK` and add it to the lists below.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name; a ValueError lists the known ones."""
+    """The benchmark of that name. Raises UserError with a list of them for an unknown name."""
     if name not in BENCHMARKS:
         known = "".join(f"\n  {known}: {BENCHMARKS[known].about}" for known in sorted(BENCHMARKS))
         raise UserError(f"unknown benchmark {name!r}; there are{known}")

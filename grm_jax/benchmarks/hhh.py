@@ -2,9 +2,8 @@
 
 Reads BIG-bench's rows (`HuggingFaceH4/hhh_alignment`: `input, targets: {choices, labels}`, one
 folder or file a part; or `task.json`: `examples: [{input, target_scores: {response: 0 | 1}}]`), and
-the file of prometheus-eval, in which each response stands in a grading
-prompt of its own: query and response are taken out, the rubric is dropped, since it says what to
-look for.
+the file of prometheus-eval, in which each response is inside a grading prompt: the query and
+the response are taken from it, and the rubric is dropped, since it says what to look for.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 Reads the authors' JSONL files (`dataset=judgebench,response_model=....jsonl`): `pair_id, source,
 question, response_A, response_B, label: "A>B" | "B>A"`. The leaderboard uses the GPT-4o file.
 
-Authors' score: a game counts +1 if right, -1 if wrong, 0 for a tie or no verdict; a pair is right
-if its two games add up to more than 0. Others report pairs that are right in *both* games, which is
-8 to 18 points less: it stands beside it. With one game a pair (order "random"), plain accuracy.
+Official metric: a game counts +1 if right, -1 if wrong, 0 for a tie or no verdict; a pair is right
+if its two games add up to more than 0. Others report the pairs that are right in *both* games,
+which is 8 to 18 points less; this is reported too. With one game a pair (order "random") the metric
+is plain accuracy.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _parse(fields: Fields) -> list[Item]:
 
 
 def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
-    """overall: accuracy; sections: categories; games (with both orders): what else they say."""
+    """overall: accuracy; sections: categories; games (with both orders): agreement of the games."""
     games = rules.order == "both"
     name = "net vote" if games else "credit"
     members = group_by(records, lambda record: record.domain)

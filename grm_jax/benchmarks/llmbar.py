@@ -3,8 +3,8 @@
 Reads the repository's folders, `Natural/dataset.json` and `Adversarial/{Neighbor, GPTInst, GPTOut,
 Manual}/dataset.json`: rows of `input, output_1, output_2, label: 1 | 2`, without ids.
 
-Authors' score: the mean accuracy over both orders (`correct_average`), and how often the two agree
-(`equal`). Of judges that rate, a tie and an unreadable rating earn one half.
+Official metric: the mean accuracy over both orders (`correct_average`), and how often the two agree
+(`equal`). For judges that rate, a tie and an unparsable rating earn one half.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _parse(fields: Fields, *, subset: str) -> list[Item]:
 def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
     """overall: mean of the subsets; sections: the subsets, and Adversarial, the mean of its four.
 
-    With both orders: how often the games agree, and are both right.
+    games (with both orders): how often both games agree, and how often both are right.
     """
     members = group_by(records, lambda record: record.domain)
     subsets = [name for name in SUBSETS if name in members]

@@ -1,7 +1,7 @@
-"""Result files in the form that a benchmark's board takes.
+"""Result files in the format of a benchmark's leaderboard.
 
 RewardBench's results repository (allenai/reward-bench-results on the Hugging Face hub) has two JSON
-files a model: `eval-set/MODEL.json` with the accuracy of every subset, and
+files for each model: `eval-set/MODEL.json` with the accuracy of every subset, and
 `eval-set-scores/MODEL.json` with columns for every row: text_chosen, text_rejected, results,
 scores_chosen, scores_rejected, subset, id.
 """
@@ -29,7 +29,7 @@ def write_rewardbench(
     """The two files of one method below `directory`, named after the model.
 
     Results are expected credits (a tie of two is 0.5); scores are means over the method's samples,
-    null where none could be read. Rows that the rules do not count have no result.
+    null if no critique was parsable. Rows that the rules do not count have no result.
     """
     credits = method.credits(records, rules)
     means = []

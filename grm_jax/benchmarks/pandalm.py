@@ -1,11 +1,12 @@
 """PandaLM test set (Wang et al., arXiv:2306.05087): 999 pairs, three annotators, ties are a class.
 
 Reads `testset-v1.json`: `idx, instruction, input, response1, response2, annotator1..3: 0 | 1 | 2`,
-0 for a tie. The truth is the majority's; the figures are accuracy over the three classes and the
-macro averages of precision, recall and F1. A judge says "tie" where its top is shared.
+0 for a tie. The true class is the majority of the annotators; the figures are accuracy over the
+three classes and the macro averages of precision, recall and F1. A judge's verdict is "tie" if both
+responses have the same score.
 
-The authors' file holds empty responses, and `true` where a response was the word: both are judged
-as texts.
+The authors' file has empty responses, and the JSON value `true` where a response was this word;
+both are judged as texts.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     records = collect(
         rows_of(test_sets or paths), lambda f: _parse(f, odd), path, skip_bad_rows=skip_bad_rows
     )
-    note = f"{len(odd)} responses are empty or no texts in the file; judged as they are"
+    note = f"{len(odd)} responses are empty or not texts in the file; judged as they are"
     return BenchmarkRecords(records, records.skipped, [note] if odd else [])
 
 
@@ -91,7 +92,7 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[FigureLike, ..
 
 
 def _says(name: str) -> Measure:
-    """1 where a verdict is of the class; none, where it could not be read."""
+    """1 where a verdict is this class, else 0; 0 for unjudged records."""
 
     def measure(verdicts: Verdicts) -> np.ndarray:
         values = verdicts.empty()
@@ -110,7 +111,8 @@ def _says(name: str) -> Measure:
 
 
 def _right(verdicts: Verdicts) -> np.ndarray:
-    """1 where a verdict is the majority's class; a third, for `unparsed="chance"`."""
+    """1 where a verdict is the true class. Unjudged records earn what the rules say, with chance
+    1/3."""
     rules, values = verdicts.rules, verdicts.empty()
     unread = unparsed_credit(rules, 3)
     for name, labels in CLASSES.items():

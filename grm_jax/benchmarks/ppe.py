@@ -1,7 +1,7 @@
 """PPE, Preference Proxy Evaluations (Frick et al., arXiv:2410.14872): human votes, and truth.
 
 Preference (`lmarena-ai/PPE-Human-Preference-V1`): `question_id, prompt, response_1, response_2,
-winner, language`; accuracy on the rows that are no human ties. The arena's other dump (55k votes:
+winner, language`; accuracy on the rows that are not human ties. The arena's other file (55k votes:
 `response_a, winner_model_a, winner_model_b, winner_tie`, lists of turns as JSON) is read too.
 
 Correctness (`lmarena-ai/PPE-*-Best-of-K`, five data sets): `question_id, prompt, response_1 ..
@@ -47,7 +47,7 @@ from grm_jax.scoring.measures import Measure, Verdicts, score
 from grm_jax.scoring.rules import Form, Rules
 
 OFFICIAL = ("MMLU-Pro", "MATH", "GPQA", "MBPP-Plus", "IFEval")
-SETS = {  # data set -> how its files and folders are told
+SETS = {  # data set -> pattern of the names of its files and folders
     "GSM8K": r"gsm8k|grade[-_]school",
     "MMLU-Pro": r"mmlu[-_]?pro",
     "MATH": r"math",
@@ -74,7 +74,7 @@ CORRECTNESS = Source(_GET, folders=("ppe-correctness", "ppe", "gsm8k_solutions")
 
 
 def read_preference(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
-    """Votes that have a winner; `domain` is the language, where it is given."""
+    """Votes that have a winner; `domain` is the language, if it is given."""
     ties: list[str] = []
 
     def parse(fields: Fields) -> list[Item]:
@@ -83,7 +83,7 @@ def read_preference(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRec
     paths = files(path, PREFERENCE)
     chosen = [file for file in paths if "best-of-k" not in str(file).lower()] or paths
     records = collect(rows_of(chosen), parse, path, skip_bad_rows=skip_bad_rows)
-    notes = [f"{len(ties):,} human ties are not counted, as the authors do"] if ties else []
+    notes = [f"{len(ties):,} human ties are not counted, as in the official metric"] if ties else []
     return BenchmarkRecords(records, records.skipped, (*records.notes, *notes))
 
 
@@ -121,9 +121,10 @@ def _vote(fields: Fields, ties: list[str]) -> list[Item]:
 def _conversation(
     fields: Fields, names: tuple[str, str]
 ) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
-    """Texts, or JSON lists of turns; of several turns, the last replies are compared.
+    """The prompt and two responses, from texts or from JSON lists with one text per turn.
 
-    The turns before them are shown with both replies, since they differ between the two models.
+    In a dialogue of several turns the two models share only the questions. A response is then the
+    whole rest of the dialogue after the first question, as one text.
     """
     if "winner_model_a" not in fields:  # only the 55k dump has its lists as JSON
         return user(fields.text("prompt", empty=True)), tuple(
@@ -178,7 +179,7 @@ def read_correctness(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRe
     repeats: list[str] = []
     for file in files(path, CORRECTNESS):
         if path.is_dir() and re.search("human[-_]?preference", str(file), re.IGNORECASE):
-            continue  # stands beside the others, where all of PPE was downloaded
+            continue  # it lies beside the other sets if all of PPE was downloaded
         name = _set_of(file)
         parse = functools.partial(_row, name=name, form=form, repeats=repeats)
         of_file = collect(rows_of([file]), parse, file, skip_bad_rows=skip_bad_rows)
@@ -186,12 +187,12 @@ def read_correctness(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRe
         skipped += of_file.skipped
     notes = missing_note(records, OFFICIAL)
     if repeats:
-        notes.append(f"{len(repeats)} sampled pairs that stand twice (or reversed) are asked once")
+        notes.append(f"{len(repeats)} sampled pairs that are repeated (or reversed) are asked once")
     return BenchmarkRecords(records, skipped, notes)
 
 
 def _set_of(file: Path) -> str:
-    """The data set of a file, by the nearest of its own and its folders' names that tells."""
+    """The data set of a file, from its name or the name of the nearest folder that matches."""
     for part in (file.name, *reversed(file.parent.parts)):
         for name, pattern in SETS.items():
             if re.search(pattern, part, re.IGNORECASE):
@@ -287,7 +288,7 @@ def _pairs(fields: Fields, right: Sequence[bool]) -> list[tuple[int, int]]:
 def correctness_figures(records: Sequence[Preference], rules: Rules) -> tuple[FigureLike, ...]:
     """Pairs: mean accuracy of the data sets. Single: the best-of-K curve and the ROC-AUC."""
     sets = group_by(records, lambda record: record.domain)
-    # GSM8K stands beside PPE's own sets, not among them.
+    # GSM8K is reported, but is not one of the sets in PPE's mean.
     mean = {name: sets[name] for name in OFFICIAL if name in sets} or sets
     if rules.form == "single":
         return _single_figures(records, sets, mean)
@@ -299,7 +300,7 @@ def correctness_figures(records: Sequence[Preference], rules: Rules) -> tuple[Fi
 def _single_figures(
     records: Sequence[Preference], sets: dict[str, np.ndarray], mean: dict[str, np.ndarray]
 ) -> tuple[FigureLike, ...]:
-    # Of K that every row has: a mean over fewer sets would be of other sets.
+    # Only K that every row has, so that all points of the curve are over the same rows.
     count = min(map(len, group_by(records, item_of).values()))
     right = np.asarray([record.labels[0] == 1 for record in records])
     ks = [k for k in (1, 2, 4, 8, 16, 32) if k < count] + [count]
@@ -350,7 +351,7 @@ def best_of(scores: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _curves(verdicts: Verdicts) -> dict[int, np.ndarray]:
-    """(`best_of`) of every item at its first record: [S, 2, n]."""
+    """Index of an item's first record -> its curves by `best_of`: [S, 2, n]."""
     if "curves" not in verdicts.shared:
         scores = np.concatenate(verdicts.votes.scores(), axis=1)  # [S, N]: one response a record
         right = np.asarray([record.labels[0] == 1 for record in verdicts.records])
@@ -378,7 +379,7 @@ def _of_curve(value: str, k: int = 0) -> Measure:
 
 
 def _scaled(verdicts: Verdicts) -> np.ndarray:
-    """Scores scaled to 0..1 within each item; where all are equal, all are 0."""
+    """Scores scaled to 0..1 within each item; if all are equal, they are 0."""
     values = score(verdicts)
     for members in verdicts.items().values():
         part = values[members]

@@ -1,7 +1,7 @@
-"""Preference records of your own: accuracy over all of them, by domain, by number of responses.
+"""Preference records of your own: accuracy overall, by domain and by number of responses.
 
-Any file that `data.preferences.read_preferences` takes. Records need a unique best response; a
-single response is labelled 1 (correct) or 0.
+Reads any file that `data.preferences.read_preferences` takes. Records must have a unique best
+response; a single response is labelled 1 (correct) or 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def responses_key(record: Preference) -> str:
 
 
 def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
-    """overall: accuracy; sections: by domain, where one is given; responses: by their number."""
+    """overall: accuracy; sections: by domain, if there are any; responses: by their number."""
     domains = group_by(records, lambda record: record.domain)
     sizes = group_by(records, responses_key)
     shown = [mean_figure("overall", "accuracy", np.arange(len(records)))]
@@ -37,7 +37,7 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
 
 
 def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
-    """All records; those whose best label is shared are bad rows here."""
+    """All records. A record without a single best label is a bad row here."""
     records = read_preferences(path, skip_bad_rows=skip_bad_rows, unique_best=True)
     return BenchmarkRecords(records, records.skipped, records.notes, records.tied)
 

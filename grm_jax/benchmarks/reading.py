@@ -1,4 +1,4 @@
-"""What every reader does: find the files, take a row's fields, leave bad rows out if told to.
+"""What all readers share: finding files, taking a row's fields, leaving bad rows out.
 
 files(path, source) -> Fields of every row -> items -> collect -> BenchmarkRecords
 """
@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 class Fields:
-    """The fields of one row; what is missing or wrong raises a `DataError` with its place.
+    """The fields of one row. A missing or wrong field raises a `DataError` with its place.
 
     Attributes:
         where: "file:line" or "file:row N".
@@ -36,7 +36,7 @@ class Fields:
         return self.row.get(name) is not None
 
     def get(self, name: str, fix: str = "give it") -> Any:
-        """The value of a field that must be there."""
+        """The value of a required field."""
         if self.row.get(name) is None:
             null = name in self.row
             raise self.wrong(
@@ -45,11 +45,11 @@ class Fields:
         return self.row[name]
 
     def text(self, name: str, *, empty: bool = False) -> str:
-        """A text; with `empty`, it may be one without characters."""
+        """A text. empty: whether it may be blank."""
         return self.checked(name, self.get(name, "give a string"), empty=empty)
 
     def checked(self, name: str, value: Any, *, empty: bool = False) -> str:
-        """A value that must be a text."""
+        """The value, after checking that it is a text."""
         try:
             check_text(name, value, filled=not empty)
         except DataError as error:
@@ -57,7 +57,7 @@ class Fields:
         return value
 
     def texts(self, name: str, count: int | None = None, *, empty: bool = False) -> list[str]:
-        """A list of texts (one text counts as a list of one); `count`: how many there must be."""
+        """A list of texts, or a single text as a list. count: the required number of texts."""
         value = self.get(name, "give a list of strings")
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not texts or (count is not None and len(texts) != count):
@@ -68,9 +68,9 @@ class Fields:
         ]
 
     def choice(self, name: str, values: Mapping[Any, Value]) -> Value:
-        """What a field's value stands for; no other value is legal."""
+        """The meaning of a field's value; any value that is not in `values` is an error."""
         value = self.get(name, f"give one of {', '.join(map(repr, values))}")
-        # 1 == True == 1.0, and neither of the latter is a label.
+        # The types are compared too, since 1 == True == 1.0.
         for legal, meaning in values.items():
             if type(value) is type(legal) and value == legal:
                 return meaning
@@ -91,7 +91,7 @@ class Fields:
         return str(value)
 
     def decoded(self, name: str) -> Any:
-        """A field that some data sets store as JSON in a text; other values pass."""
+        """The value of a field, decoded if it is a text that holds JSON."""
         value = self.get(name)
         if not isinstance(value, str):
             return value
@@ -101,7 +101,7 @@ class Fields:
             raise self.wrong(name, f"not JSON: {error}", "give a JSON list") from None
 
     def inner(self, name: str) -> Fields:
-        """A field that is an object."""
+        """The fields of a field that is an object."""
         value = self.get(name, "give an object")
         if not isinstance(value, Mapping):
             raise self.wrong(name, show(value), "give an object")
@@ -109,7 +109,7 @@ class Fields:
 
 
 class _Inner(Fields):
-    """The fields of an object in a row; messages name both."""
+    """The fields of an object within a row; messages name both fields."""
 
     def __init__(self, row: Mapping[str, Any], where: str, outer: str):
         super().__init__(row, where)
@@ -135,7 +135,7 @@ def collect(
     """Parse every row into its items.
 
     Raises:
-        DataError: the first bad row or repeated id, or no good row at all.
+        DataError: the first bad row or repeated id (without `skip_bad_rows`), or no good row.
     """
     records: dict[str, Item] = {}
     skipped: list[str] = []
@@ -146,7 +146,7 @@ def collect(
                 if item.id in records:
                     raise DataError(
                         "id",
-                        f"{item.id!r} stands already at {records[item.id].source}",
+                        f"{item.id!r} is already the id of {records[item.id].source}",
                         "give each row once, with an id of its own" + SKIPPABLE,
                         place,
                     )
@@ -172,11 +172,11 @@ def rows_of(files: Iterable[Path]) -> Iterator[tuple[str, Callable[[], Fields]]]
 def files(path: Path, source: Source, patterns: Sequence[str] | None = None) -> list[Path]:
     """The benchmark's files: `path` itself, or those below it that match a pattern.
 
-    Patterns are matched with the path below `path`, ignoring case; of a pattern that starts with
-    "*/", the folder may be missing. Hidden files are not looked at.
+    Patterns are matched with the path relative to `path`, ignoring case. A pattern that starts with
+    "*/" also matches files directly in `path`. Hidden files are ignored.
 
     Raises:
-        DataError: nothing there; the message says what to download.
+        DataError: no files are found; the message says what to download.
     """
     if path.is_file():
         return [path]

@@ -1,13 +1,13 @@
 """ReaLMistake (Kamoi et al., arXiv:2404.03602): does a response contain an error?
 
-Reads the authors' `data.zip` as they give it, encrypted, in memory: they ask that no row appears in
-plain text on the web, so results and reports hold neither rows nor critiques (`private`); only the
-cache, which stays on the machine, holds critiques. The password is the one in their README. Rows:
-`input, llm_response, error_label: "error" | "no_error", metadata`, three tasks x two models.
+Reads the authors' encrypted `data.zip`, in memory. They ask that no row appears as plain text on
+the web, so results and reports have neither rows nor critiques (`private`); only the cache, which
+stays on the machine, has critiques. The password is printed in their README. Rows: `input,
+llm_response, error_label: "error" | "no_error", metadata`, three tasks x two models.
 
 As in the paper of DeepSeek-GRM, each response is rated alone, 1-10, and the figure is the ROC-AUC
-of the rating, for "no error"; a tie counts one half. How the six cells are pooled is not stated
-there, so both ways stand: over all rows (headline), and the mean of the cells.
+of the rating, for "no error"; a tie counts one half. The paper does not say how the six cells are
+pooled, so both ways are reported: over all rows (the headline), and the mean of the cells.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TASKS = (
     "finegrained_fact_verification",
     "answerability_classification",
 )
-_PASSWORD = b"open-realmistake"  # printed in the authors' README: against crawlers, not people
+_PASSWORD = b"open-realmistake"  # printed in the authors' README; it is meant against crawlers
 SOURCE = Source(
     "clone github.com/psunlpgroup/ReaLMistake and give its data.zip, as it is",
     folders=("realmistake", "ReaLMistake"),

@@ -2,7 +2,8 @@
 
 Reads the original schema of allenai/reward-bench (prompt, chosen, rejected, subset, id) and the
 renamed one in circulation (question, response_A, response_B, subset, id; A is always the chosen
-one), as parquet or JSONL. In every file the chosen response comes first: show them shuffled.
+one), as parquet or JSONL. The chosen response is the first in every file, so responses must be
+shown shuffled.
 
 Scores follow the authors' code (`calculate_scores_per_section`, `EXAMPLE_COUNTS`): a section is the
 mean of its subsets weighted by *nominal* counts, in which math-prm counts 984 although it has 447
@@ -10,8 +11,8 @@ rows, so that math weighs as much as code. The paper of DeepSeek-GRM reports the
 four sections, without the prior sets. The leaderboard adds those with half a section's weight, if
 there are any.
 
-The authors' generative protocol shows each pair in one random order (unseeded there, seeded here)
-and gives ties and unreadable verdicts 0.5.
+The authors' protocol for generative judges shows each pair in one random order (not seeded there,
+seeded here) and gives ties and unparsable verdicts 0.5.
 """
 
 from __future__ import annotations
@@ -81,14 +82,15 @@ def section_of(record: Preference) -> str:
 
 
 def complete(records: Sequence[Preference]) -> bool:
-    """Whether all rows of the four sections are there."""
+    """Whether the records have all rows of the four sections."""
     return sum(record.domain in _SECTION_OF for record in records) == ROWS
 
 
 def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
-    """overall: mean, and leaderboard where there are prior sets (else it is the same number);
-    sections; subsets: plain accuracy. A subset, section or prior set that is not there is left out
-    of its mean.
+    """overall: the mean, and with prior sets the leaderboard's figure (otherwise it is the same);
+    sections; subsets: plain accuracy.
+
+    A subset, section or prior set without records is left out of its mean.
     """
     members = group_by(records, lambda record: record.domain)
     sections: dict[str, tuple[Term, ...]] = {}
@@ -115,8 +117,8 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
 def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """All pairs of a file or directory; `domain` is the subset, the id is "subset/id".
 
-    Of a directory as the hub has it, only the `filtered` split is read: `raw` holds rows that the
-    authors took out.
+    In a directory with the layout of the hub, only the `filtered` split is read; `raw` has rows
+    that the authors removed.
     """
     paths, notes = _files(path)
     records = collect(rows_of(paths), _parse, path, skip_bad_rows=skip_bad_rows, notes=notes)
@@ -151,7 +153,7 @@ def _parse(fields: Fields) -> list[Item]:
 
 
 def _turns(fields: Fields, name: str) -> tuple[Turn, ...]:
-    """The prompt: a text, or (prior sets) a list of messages."""
+    """The prompt: a text, or in prior sets a list of messages."""
     if not isinstance(fields.get(name, "give the prompt"), list):
         return user(fields.text(name, empty=True))
     try:
@@ -161,7 +163,7 @@ def _turns(fields: Fields, name: str) -> tuple[Turn, ...]:
 
 
 def _reply(fields: Fields, name: str) -> str:
-    """A response: a text, or (prior sets) a list of one message of the assistant's."""
+    """A response: a text, or in prior sets a list with one message of the assistant."""
     value = fields.get(name, "give the response")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         return fields.checked(f"{name}[0].content", value[0].get("content"), empty=True)

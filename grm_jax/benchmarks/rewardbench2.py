@@ -1,10 +1,11 @@
 """RewardBench 2 (Malik et al., arXiv:2506.01937): best of four in five domains, and Ties.
 
 Reads allenai/reward-bench-2 as it is on the hub: `id, prompt, chosen: [str], rejected: [str],
-num_correct, subset`. The correct responses come first in the file: show them shuffled.
+num_correct, subset`. The correct responses are the first in the file, so responses must be shown
+shuffled.
 
 The five domains: the one correct response must win against three; ties share the credit, an
-unreadable critique earns 1/4. Ties: prompts with several equally right answers ("tied") and the
+unparsable verdict earns 1/4. Ties: prompts with several equally right answers ("tied") and the
 same with one right answer ("ref"), whose scores must keep every right answer above every wrong one,
 by more than the right ones differ among themselves (`process_single_model` in the authors' code):
 
@@ -96,7 +97,7 @@ def _parse(fields: Fields) -> list[Item]:
 
 
 def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
-    """overall: mean of the subsets that are there; sections: the subsets; ties: its parts."""
+    """overall: mean of the subsets that have records; sections: each of them; ties: its parts."""
     members = group_by(records, lambda record: record.domain)
     sections = [
         mean_figure("sections", name, members[name], "best of n")

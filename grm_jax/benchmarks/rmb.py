@@ -4,12 +4,12 @@ Reads the repository's folders (Pairwise_set and BoN_set, each with Helpfulness 
 Pairs: `pair_uid, conversation_input, chosen: {answer}, reject: {answer}`; best-of-n: `bon_uid,
 conversation_input, bon_best: {answer}, loser_list: [{answer}]`.
 
-The figure is the plain mean of {Help, Harm} x {BoN, Pair}, each a mean over rows.
+The headline is the plain mean of {Help, Harm} x {BoN, Pair}, each a mean over rows.
 
     form "pairs"  best-of-n as n - 1 pairs, all of which must be right (authors; a tie is a miss)
-    form "list"   all n responses in one list, the best must come first (paper of DeepSeek-GRM)
+    form "list"   all n responses in one list, the best must win (paper of DeepSeek-GRM)
 
-The best response comes first in every file: show them shuffled.
+The best response is the first in every file, so responses must be shown shuffled.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
         for record in records:
             if record.id in seen:
                 raise DataError(
-                    "pair_uid", f"{record.id!r} stands already at {seen[record.id]}",
+                    "pair_uid", f"{record.id!r} is already the id of {seen[record.id]}",
                     "give each file once", record.source,
                 )  # fmt: skip
             seen[record.id] = record.source
@@ -130,7 +130,7 @@ def _answer(fields: Fields, empty: list[str], name: str = "answer") -> str:
 
 
 def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
-    """overall: the mean of the four sections that are there; sections."""
+    """overall: the mean of those of the four sections that have rows; sections: each of them."""
     members = group_by(records, lambda record: record.domain)
     names = [name for name in SECTIONS if name in members]
     terms = tuple(Term(1.0, members[name], "all right") for name in names)

@@ -7,8 +7,9 @@ repeat between files.
     M[i][j] = share of rows whose chosen response in style i wins against the rejected one in j
     hard = mean of i < j (the chosen one is plainer), normal = diagonal, easy = i > j
 
-by domain (both safety files are one); a domain's figure is the mean of the three, the benchmark's
-the mean of the domains. A tie loses. Without all four domains there is no official overall figure.
+These are computed for each domain (the two safety files are one domain). A domain's figure is the
+mean of the three, the headline is the mean of the domains. A tie loses. Without all four domains
+there is no official headline.
 
     form "pairs"  nine questions a row      form "list"  its six responses in one question
 """
@@ -143,7 +144,7 @@ def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
 
 
 def _cell(i: int, j: int) -> Measure:
-    """Of lists of six: credit of chosen style i against rejected style j."""
+    """For lists of six: the credit of chosen style i against rejected style j."""
 
     def measure(verdicts: Verdicts) -> np.ndarray:
         values, rules = verdicts.empty(), verdicts.rules

@@ -1,4 +1,4 @@
-"""Where a benchmark's files are: given, beside others, in a run, or on the Hugging Face hub."""
+"""Locates a benchmark's files: given, among others, in a run, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def locate(
     """The file or directory that holds a benchmark.
 
     Args:
-        data: its file or directory, or one that holds its folder (`Source.folders`); None: the run
-            above an embedded world's model, or the hub.
-        strict: without, `data` must hold a folder of the benchmark's name; None if it does not.
+        data: the benchmark's file or directory, or a directory that holds its folder under one of
+            the names in `Source.folders`. None: for the embedded world the run to which the model
+            belongs, for other benchmarks the hub.
+        strict: False returns None unless `data` is a directory that holds the benchmark's folder.
 
     Raises:
-        DataError: not there; the message says what to download.
+        DataError: the files are not found; the message says what to download.
     """
     source = benchmark.source
     if data is not None:

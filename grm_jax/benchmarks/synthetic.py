@@ -1,7 +1,8 @@
 """The embedded world's held-out records (`data.synthetic_files` writes them).
 
-Domains: `fresh` (of the training distribution, none seen in training), `operands` (operand pairs
-never seen) and `combinations` (pairs of a task and a wish never seen). The headline is `fresh`.
+Domains: `fresh` (new records of the training distribution), `operands` (operand pairs that are not
+in the training data) and `combinations` (pairs of a task and a wish that are not). The headline is
+the accuracy on `fresh`.
 """
 
 from __future__ import annotations

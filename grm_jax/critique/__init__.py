@@ -1,4 +1,4 @@
-"""The language of a generative reward model: prompts out, verdicts in. No JAX."""
+"""The language of a generative reward model: prompts, parsing, rewards and votes. Without JAX."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-r"""What stands in a `\boxed{...}`: n numbers, or the name of what stands there instead.
+r"""The contents of `\boxed{...}`: n numbers, or the cause why there are none.
 
 Read as separators: `,` `，` `、` `،`, or `;` `；`, one kind in one box (`8,5; 9` could be two or
-three numbers). Read as numbers: also full-width digits. Left away where it can not change a number:
-LaTeX spaces, `\text{8}` and its like, braces, brackets and parentheses around all or around one
-entry. Two numbers are never joined: markup between them counts as a space.
+three numbers). Full-width digits are read as digits. What cannot change a number is removed: LaTeX
+spaces, `\text{8}` and similar commands, and braces, brackets and parentheses around the whole list
+or one entry. Two numbers are never joined: markup between them counts as a space.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Literal
 
 Cause = Literal["empty", "separators", "markup", "wrong_count", "not_a_number"]
 
-# A full-width character stands for one plain one, so that positions in the text stay.
+# Each full-width character is replaced by one plain character, so that positions do not change.
 _PLAIN = str.maketrans("０１２３４５６７８９，；．＋－\u2212｛｝［］＼", "0123456789,;.+--{}[]\\")
 _BOX_OR_BRACE = re.compile(r"\\{1,2}boxed[ \t]*\{|[{}]")
 _BOX = re.compile(r"\s*\\+boxed[ \t]*\{")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
-# What an attempt at a number looks like: used to tell `9/10` and `NaN` from `x`.
+# An attempt at a number: distinguishes `9/10` and `NaN` from a placeholder such as `x`.
 _ATTEMPT = re.compile(r"\d|^[+-]?(?:nan|inf|infinity)$", re.IGNORECASE)
-# What a bare bracket may hold beside plain numbers and still be a (failed) verdict.
+# What a bare bracket may hold besides plain numbers and still be a (failed) verdict.
 _NUMBER_LIKE = re.compile(r"[+-]?(?:nan|inf|infinity|[\d.]+(?:e[+-]?\d+|/\d+|%)?)", re.IGNORECASE)
 _SEPARATORS = (",、،", ";")
 _SEPARATOR = re.compile(r"[,、،;]")
@@ -35,13 +35,14 @@ _AROUND_ALL = re.compile(
 )
 _OTHER_SEPARATORS = re.compile(r"(?:[\s,;、،/|&:+-]|and|or|vs\.?|to)*", re.IGNORECASE)
 _WORDS = re.compile(r"(?<![0-9.])[0-9]+(?:\.[0-9]+)?")
-_DEPTH = 4  # layers of markup that are taken off
-LONGEST = 400  # characters of a group with braces inside, or beyond plain lists, that is looked at
+_DEPTH = 4  # layers of markup that are removed
+LONGEST = 400  # maximum length of a group with braces inside, or of one that is not a plain list
 
 
 @dataclass(frozen=True)
 class Group:
-    """A bracketed list in a text. text: what it holds, None if too long and nested to be read."""
+    """A bracketed list in a text. text: its contents, None if it is too long and nested to be
+    read."""
 
     start: int
     end: int
@@ -50,12 +51,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Content:
-    """What a group says of n responses.
+    """What a group says about n responses.
 
     Attributes:
-        numbers: n plain numbers, or None. cause: why there are none, or None.
-        decides: whether it is a verdict, readable or not; the others are passed over.
-        value: the number of a group that holds one plain number.
+        numbers: n plain numbers, or None.
+        cause: why there are no numbers, or None.
+        decides: whether the group is a verdict, parsable or not; other groups are skipped.
+        value: the number, if the group holds one plain number.
+        single: whether it holds one plain number.
     """
 
     numbers: tuple[float, ...] | None
@@ -66,14 +69,15 @@ class Content:
 
 
 def to_ascii(text: str) -> str:
-    """`text` with full-width digits and brackets made plain; as long as before."""
+    """`text` with full-width digits and brackets replaced by plain ones; its length stays the
+    same."""
     return text if text.isascii() else text.translate(_PLAIN)
 
 
 def find(text: str) -> tuple[list[Group], int | None]:
-    r"""The closed `\boxed{}` groups in the order of their ends; the start of the last unclosed one.
+    r"""The closed `\boxed{}` groups in the order of their ends, and the start of the last open one.
 
-    A long group with braces inside is not read: reading each level again would cost quadratic
+    A long group with braces inside is not read, since reading each level again would cost quadratic
     time.
     """
     groups: list[Group] = []
@@ -108,12 +112,12 @@ def find_brackets(text: str) -> list[Group]:
 
 
 def content(text: str | None, n: int) -> Content:
-    """Reads a group's text as scores of n responses."""
+    """Read a group's text as the scores of n responses."""
     if text is None:
         return Content(None, "markup", decides=False)
     marked = "\\" in text or "{" in text
     text = _unwrapped(text)
-    if _BOX.match(text) and text.rstrip().endswith("}"):  # the box inside speaks for itself
+    if _BOX.match(text) and text.rstrip().endswith("}"):  # the inner box is a group of its own
         return Content(None, "markup", decides=False)
     if not _SEPARATOR.sub("", text).strip():
         return Content(None, "empty", decides=False)
@@ -139,7 +143,7 @@ def content(text: str | None, n: int) -> Content:
 
 
 def _unwrapped(text: str) -> str:
-    """`text` without LaTeX spaces and without markup around it all or around single entries."""
+    """`text` without LaTeX spaces and without markup around the whole or around single entries."""
     if len(text) > LONGEST:
         return text
     text = _SPACE.sub(" ", text)

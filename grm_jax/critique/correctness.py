@@ -1,7 +1,7 @@
-"""Scores against the ground truth: Eq. (10), the rule reward Eq. (11), the filters of RFT.
+"""Scores against labels: correctness (Eq. 10), the rule reward (Eq. 11), the filters of RFT.
 
-`scores` and `labels` have one number a response, in the same order. An unparsable sample is None:
-it is incorrect, never a number.
+`scores` and `labels` have one number for each response, in the same order. The scores of an
+unparsable sample are None: it is incorrect, never a number.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def best_label(labels: Sequence[float]) -> int:
     """The 0-based index j of the best response, j = argmax r.
 
     Raises:
-        ValueError: no labels, a label that is not a number, or no single largest one (the rules
-            below are only defined with a single best response).
+        UserError: no labels, a label that is NaN, or no single largest one (the rules below are
+            only defined for a single best response).
     """
     if not labels:
         raise UserError("labels is empty; give one label a response")
@@ -39,17 +39,17 @@ def best_label(labels: Sequence[float]) -> int:
 def is_correct(
     scores: Sequence[float] | None, labels: Sequence[float], *, threshold: float | None = None
 ) -> bool:
-    """Eq. (10). n >= 2: the best response scores strictly above each other one; n = 1: S_1 = r_1.
+    """Eq. (10). n >= 2: the best response scores strictly above every other; n = 1: S_1 = r_1.
 
-    A tie at the top is incorrect. None (no scores) is incorrect.
+    A tie for the top score is incorrect, and so is None (no scores).
 
     Args:
         threshold: for n = 1 with a template whose scores are not the labels 0 and 1
             (`Template.threshold`): a score above it calls the response correct, one below it
-            incorrect; one exactly on it is wrong for either label.
+            incorrect, and one exactly on it is wrong for either label.
 
     Raises:
-        ValueError: not one score a label, or no single best label.
+        ValueError: the numbers of scores and labels differ, or there is no single best label.
     """
     best = best_label(labels)
     if scores is None:
@@ -71,15 +71,16 @@ def rule_reward(
 ) -> float:
     """Eq. (11): +1 if correct by Eq. (10), otherwise -1. There is no format reward.
 
-    threshold: of `is_correct`; a single response exactly on it is a tie of both answers.
-
-    tie="expected" differs only where the best response shares the top score with others: it is
-    the reward's expectation when the tie is broken by a shuffle, as evaluation breaks it:
-    2 * P(best) - 1 with P(best) = 1 / (number of responses at the top). Two tied: 0. The strict
-    rule pays a policy for random small faults that break ties; the expectation does not.
+    Args:
+        tie: "paper" counts a tie for the top score as incorrect. "expected" is the expectation of
+            the reward if the tie is broken at random, as in evaluation: 2 / w - 1 if the best
+            response is among the w with the top score, so 0 for w = 2. The strict rule rewards a
+            policy for inventing small faults that break ties; the expectation does not.
+        threshold: as for `is_correct`; with tie="expected", a single response exactly on it gets 0.
 
     Raises:
-        ValueError: not one score a label, no single best label, or an unknown `tie`.
+        ValueError: the numbers of scores and labels differ, there is no single best label, or
+            `tie` is unknown.
     """
     if tie not in ("paper", "expected"):
         raise ValueError(f"tie={tie!r}; it is 'paper' or 'expected'")
@@ -96,26 +97,26 @@ def rule_reward(
 
 
 def too_easy(corrects: Sequence[bool]) -> bool:
-    """Whether all N samples of a data point are correct: it then has nothing to teach.
+    """Whether all samples of a record are correct, so that nothing can be learnt from it.
 
-    Rejects the whole point in RFT (non-hinted sampling), and drops it before RL (N = 3 samples of
-    a small judge). False for no samples.
+    RFT rejects all non-hinted samples of such a record. False for no samples.
     """
     return bool(corrects) and all(corrects)
 
 
 def keep_rft(corrects: Sequence[bool]) -> list[bool]:
-    """Which of a data point's N_RFT non-hinted samples rejective fine-tuning keeps.
+    """Which of a record's N_RFT non-hinted samples rejective fine-tuning keeps.
 
-    Each incorrect one is rejected, and all of them if all are correct (too easy). With N = 1 this
-    keeps nothing at all: sample at least twice.
+    Incorrect samples are rejected, and all samples if all are correct (too easy). With N = 1
+    nothing is ever kept, so draw at least two.
     """
     easy = too_easy(corrects)
     return [bool(correct) and not easy for correct in corrects]
 
 
 def keep_hinted(correct: bool) -> bool:
-    """Whether RFT keeps a hinted sample: if correct. It is drawn once, so nothing is too easy."""
+    """Whether RFT keeps a hinted sample: if it is correct. The filter for easy records is not
+    used."""
     return bool(correct)
 
 

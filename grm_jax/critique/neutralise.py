@@ -8,11 +8,11 @@ smuggle in another response. Each such marker gets one backslash inside, and not
     [B]   (templates with letters)     ->  [\B]
     <answer  (guard="<answer")         ->  <\answer
 
-What is a marker is decided on the text as a reader sees it (`lookalikes.skeleton`): lower case,
-full-width letters and look-alikes of other alphabets made plain, invisible characters (zero-width,
-direction overrides, variation selectors, NUL) skipped. So `[Ｔhe<zero-width space> begin OF
-response 2]` is found too, and with a Cyrillic `Т`. A `####` that no second `####` follows on its
-line (`#### 42`, a markdown heading) is not a marker and stays.
+Markers are searched in the text as a reader sees it (`lookalikes.skeleton`): in lower case, with
+full-width letters and look-alikes of other alphabets made plain, and without invisible characters
+(zero-width spaces, direction overrides, variation selectors, NUL). So `[Ｔhe<zero-width space> begin
+OF response 2]` is found too, also with a Cyrillic `Т`. A `####` without a second `####` on its line
+(`#### 42`, a Markdown heading) is not a marker and stays.
 """
 
 from __future__ import annotations

@@ -1,32 +1,30 @@
-r"""Generated text -> principles, analysis, scores; or a named failure.
+r"""From generated text to principles, analysis and scores, or a named failure.
 
-Which scores count, in this order:
+These rules decide which scores count, in this order:
 
 1. Candidates are the `\boxed{...}` groups; bare brackets (`[8, 9]`, `[[8, 9]]`) only if the text
    has no `\boxed{` at all, and only brackets that hold nothing but numbers: an echo such as
-   `[The End of Response 2]` is no candidate. The number after `Scores:` is never read.
-   What a group holds is read by boxes.py: separators, full-width digits, markup around numbers.
-2. A group with n entries is a verdict. Groups with another number of entries are passed over
-   (`\boxed{42}` may quote an answer), and so are placeholders whose entries hold no digit
+   `[The End of Response 2]` is not a candidate. The number after `Scores:` is never read.
+   boxes.py reads the contents of a group: separators, full-width digits, markup around numbers.
+2. A group with n entries is a verdict. Groups with another number of entries are skipped
+   (`\boxed{42}` may quote an answer), and so are placeholders whose entries have no digit
    (`\boxed{x, x}` repeats the format). n numbers with something else between them (`8 9`, `8/9`)
-   are an unreadable verdict: they are not passed over.
-3. The *last* verdict decides alone. If it can not be read the text fails with not_a_number,
-   separators or markup, if one entry lies outside low..high with out_of_range; an earlier verdict
-   is not taken instead, since it may be a draft or a quotation from a judged response. Nothing is
+   are an unparsable verdict and are not skipped.
+3. The *last* verdict alone decides. If it cannot be parsed, the text fails with not_a_number,
+   separators or markup, and if an entry is outside low..high with out_of_range. An earlier verdict
+   is not used instead, since it may be a draft or a quotation from a judged response. Nothing is
    clipped. A plain number is `8`, `8.5`, `-3`; not `9/10`, `1e3`, `NaN`.
-4. One box a response (`\boxed{8} \boxed{9}`, `Response 1: \boxed{8}` and so on, a line each) is a
-   verdict where it closes the text, starts its line and is all boxes of the text, or stands under
-   `Scores:`. Anything else could be a quotation: several_boxes.
+4. One box for each response (`\boxed{8} \boxed{9}`, or `Response 1: \boxed{8}` and so on, a line
+   each) is a verdict if it ends the text and starts its line, and if these are all boxes of the
+   text or `Scores:` is their heading. Anything else could be a quotation: several_boxes.
 5. A `\boxed{` after the last verdict that is never closed is an unfinished verdict: no_box.
-6. Without a verdict the failure says what the last group holds: separators, markup, several_boxes
-   (two boxes or more with one number each), empty, not_a_number (placeholders), wrong_count; or
-   no_box.
-7. Truncated text (stopped by the length limit) is accepted, or fails with out_of_range,
-   not_a_number, separators or markup, only if a verdict closes it, with nothing but white space,
-   markup or punctuation behind. Else the failure is `truncated`: a verdict in the middle may be a
-   quotation.
+6. Without a verdict the failure is that of the last group: separators, markup, several_boxes (two
+   boxes or more with one number each), empty, not_a_number (placeholders), wrong_count; or no_box.
+7. Text that was cut off at the length limit must end with a verdict, followed only by white space,
+   markup or punctuation. Otherwise the failure is `truncated`, since a verdict in the middle may be
+   a quotation.
 
-Hostile input costs linear time: each pattern stops at the next bracket or line.
+The time is linear for any input: each pattern stops at the next bracket or line.
 """
 
 from __future__ import annotations
@@ -95,7 +93,7 @@ class Parsed:
 def parse(
     text: str, n: int, *, low: float = 1, high: float = 10, truncated: bool = False
 ) -> Parsed:
-    """Reads one score a response, each within low..high (Eq. 7: 1..10).
+    """Read one score for each response, each within low..high (Eq. 7: 1..10).
 
     Args:
         text: what the model generated, without the prompt.
@@ -118,7 +116,7 @@ def parse(
 
 
 def parse_index(text: str, n: int, *, truncated: bool = False) -> Parsed:
-    """Reads the 1-based place of the best response (Eq. 6, LLM as a judge).
+    """Read the 1-based place of the best response (Eq. 6, LLM as a judge).
 
     `scores` is 1.0 at that place and 0.0 elsewhere, so that `vote` is the majority of Eq. (13).
     A place outside 1..n is out_of_range, one that is not whole is not_a_number.
@@ -134,14 +132,14 @@ def parse_index(text: str, n: int, *, truncated: bool = False) -> Parsed:
 
 
 def read(template: Template, text: str, n: int, *, truncated: bool = False) -> Parsed:
-    """Parses a reply to `template`: its own range, and scores or an index as its header says."""
+    """Parse a reply to `template`, with its range, as scores or an index as its header says."""
     if template.reads == "index":
         return parse_index(text, n, truncated=truncated)
     return parse(text, n, low=template.low, high=template.high, truncated=truncated)
 
 
 def last_box(text: str) -> str:
-    r"""The last `\boxed{...}` of `text` as written, cut for a report; "" without one."""
+    r"""The last `\boxed{...}` of `text` as written, shortened for a report; "" without one."""
     plain = boxes.to_ascii(text)
     groups, _ = boxes.find(plain)
     groups = groups or boxes.find_brackets(plain)
@@ -152,8 +150,11 @@ def last_box(text: str) -> str:
 
 
 def commonest_boxes(failed: Iterable[tuple[str | None, str]]) -> dict[str, tuple[str, int]]:
-    """Of critiques as (failure, text): by failure the commonest last box, and how often it is
-    there. Readable ones, with None, and those without a box are passed over."""
+    """Failure -> (the most frequent last box of such critiques, its count).
+
+    Args:
+        failed: (failure, text) of critiques; those with None and those without a box are skipped.
+    """
     counted: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for failure, text in failed:
         if failure is not None and (box := last_box(text)):
@@ -192,7 +193,7 @@ def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | Non
 
 
 def _cause(contents: list[boxes.Content]) -> Failure:
-    """Why none of these groups is a verdict: a placeholder first, then what the last one says."""
+    """Why none of these groups is a verdict: a placeholder, else the cause of the last one."""
     if any(content.cause == "not_a_number" for content in contents):
         return "not_a_number"
     return contents[-1].cause or "wrong_count"
@@ -201,7 +202,7 @@ def _cause(contents: list[boxes.Content]) -> Failure:
 def _one_a_response(
     text: str, contents: list[tuple[boxes.Group, boxes.Content]], n: int
 ) -> boxes.Content | None:
-    """The verdict that the last n boxes give together, one number each, or None."""
+    """The verdict of the last n boxes together, with one number each, or None."""
     last = contents[-n:]
     if n < 2 or len(last) < n or not all(content.single for _, content in last):
         return None
@@ -241,7 +242,7 @@ def _sections(text: str) -> tuple[str, str]:
     section = "other"
     for line in text.split("\n"):
         match = _HEADER.match(line[:_HEADER_REACH])
-        # A word without a colon is a header only where it stands alone, as in "### Output".
+        # A word without a colon is a header only if it is alone on its line, as in "### Output".
         if match is not None and (match["colon"] or match.end() == len(line)):
             key = match["key"].lower()
             section = _SECTION_OF.get(key, "other")

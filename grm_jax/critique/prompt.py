@@ -1,6 +1,6 @@
-"""Query + responses (+ hint, + reference, + the user's principles) -> chat messages.
+"""From a query and responses (and a hint, a reference, principles) to chat messages.
 
-One user message, no system prompt: what the released DeepSeek-GRM models were trained with.
+There is one user message and no system prompt, as the released DeepSeek-GRM models expect.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def render(
         template: a `Template`, or what `Template.load` takes.
         query: the user's query, or a conversation whose last turn is the user's query.
         responses: n texts, n >= 1. An empty text is legal.
-        hint: from `Template.hint_text` (hinted sampling); leave out otherwise.
+        hint: from `Template.hint_text`, for hinted sampling only.
         reference: a reference answer to judge against (the paper's Table 12).
         principles: principles to judge by, instead of leaving all of them to the model (Eq. 8).
 
@@ -126,7 +126,7 @@ def _check_responses(template: Template, responses: Sequence[str]) -> list[str]:
 
 
 def _hint(hint: str, template: Template, n: int) -> str:
-    # Our own hints name a response by the tag that outside text must not forge ("best [B]").
+    # Hints made here name a response by a tag that text from outside must not forge ("best [B]").
     if n == 1:
         our_hints = {template.hint_text(0, 1, (right,)) for right in (0, 1)}
     else:
@@ -135,7 +135,7 @@ def _hint(hint: str, template: Template, n: int) -> str:
 
 
 def _conversation(query: str | Sequence[Turn], template: Template) -> str:
-    """A single query bare; several turns as `User: ...` and `Assistant: ...` rounds."""
+    """A single query as it is; several turns as lines `User: ...` and `Assistant: ...`."""
     if isinstance(query, str):
         return neutralise(query, template)
     turns = list(query)

@@ -1,10 +1,10 @@
-"""Prompt templates: data files with a machine-readable first line.
+"""Prompt templates: jinja2 files with a machine-readable first line.
 
-A template is a jinja2 file whose first line is a comment that we parse:
+The first line is a comment that says how the answer is read:
 
     {# grm_jax: name=grm low=1 high=10 reads=scores #}
 
-    name       what logs call it
+    name       the name of the template in logs
     low, high  the range of a score, both ends allowed (`high=n` where the box holds an index)
     reads      `scores`: the box holds one score a response; `index`: the place of the best one, of
                two responses or more
@@ -53,11 +53,11 @@ _FIELDS = ("name", "low", "high", "reads", "labels", "responses", "guard")
 
 
 class TemplateError(UserError):
-    """A template that cannot be used, or used so. Says the file, the line and the fix."""
+    """A template that cannot be used, or not in this way. The message has file, line and fix."""
 
 
-# No autoescape: prompts are plain text. Block tags take their newline with them, so that a template
-# file can end with one and still render without it.
+# No autoescape, since prompts are plain text. Block tags remove the newline after them, so that a
+# template file can end with a newline that is not part of the prompt.
 _ENVIRONMENT = SandboxedEnvironment(
     undefined=jinja2.StrictUndefined,
     keep_trailing_newline=True,
@@ -69,7 +69,7 @@ _ENVIRONMENT = SandboxedEnvironment(
 
 @functools.lru_cache(maxsize=64)
 def _compile(source: str) -> jinja2.Template:
-    # Kept here and not in Template, so that a Template is plain data that can be pickled.
+    # Cached here and not in Template, so that a Template is plain data that can be pickled.
     return _ENVIRONMENT.from_string(source)
 
 
@@ -129,28 +129,28 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """The first 12 hex digits of the text's SHA-256: says in a log which wording was used."""
+        """The first 12 hex digits of the text's SHA-256, which identify the wording in logs."""
         return hashlib.sha256(self.source.encode("utf-8")).hexdigest()[:12]
 
     @property
     def scale(self) -> tuple[float, float]:
-        """The range of the scores that `read` gives: of an index 1 there and 0 elsewhere."""
+        """The range of the scores that `read` returns; 0..1 where the box holds an index."""
         return (0.0, 1.0) if self.reads == "index" else (self.low, self.high)
 
     @property
     def threshold(self) -> float | None:
-        """Above which a score calls a single response correct: the middle of the range.
+        """A score above it calls a single response correct: the middle of the range.
 
-        None where the scores are the labels 0 and 1 themselves, as in the paper.
+        None if the scores are the labels 0 and 1 themselves, as in the paper.
         """
         return None if self.scale == (0.0, 1.0) else sum(self.scale) / 2
 
     def hint_text(self, best: int, n: int, labels: Sequence[float] | None = None) -> str:
-        """`hint_text` in the way this template names its responses."""
+        """`hint_text` with the names that this template gives to responses."""
         return hint_text(best, n, labels, style=self.labels)
 
     def fill(self, **variables: object) -> str:
-        """The rendered body. Low level: `prompt.render` checks and neutralises what goes in."""
+        """The rendered body. Use `prompt.render`, which checks and neutralises the variables."""
         try:
             return _compile(self.source).render(**variables)
         except (jinja2.TemplateError, TypeError) as error:
@@ -166,7 +166,7 @@ def _load_builtin(name: str) -> Template:
 
 
 def label(index: int, style: LabelStyle) -> str:
-    """How the text names the response at 0-based `index`: "Response 3" or "[C]"."""
+    """The name of the response at 0-based `index` in the text: "Response 3" or "[C]"."""
     return f"Response {index + 1}" if style == "number" else f"[{string.ascii_uppercase[index]}]"
 
 
@@ -180,10 +180,10 @@ def hint_text(
     """The hint of hinted sampling: which response the ground truth prefers (SPCT, section 3.1).
 
     Args:
-        best: 0-based place of the best response *as it is shown*, after any shuffling.
+        best: 0-based place of the best response in the order *in which responses are shown*.
         n: number of responses shown.
         labels: ground truth, needed only for n = 1 (1 correct, 0 incorrect). The paper gives no
-            wording for that case; this one is ours.
+            wording for that case.
         style: how the template names a response.
 
     Raises:

@@ -1,16 +1,15 @@
-"""Messages as data sets have them -> turns of text: the roles system, user and assistant.
+"""Messages of data sets, read as turns of text with the roles system, user and assistant.
 
 A message is {"role": .., "content": ..} or ShareGPT's {"from": .., "value": ..}. Other names of the
-three roles are read (`developer`, `human`, `gpt`, `model`, ..). Content is a text or a list of text
-parts, which are joined by line breaks; any other part (an image, say) is refused by its type.
+three roles are read too (`developer`, `human`, `gpt`, `model`, ..). Content is a text or a list of
+text parts, which are joined by line breaks; any other part, such as an image, is refused.
 
-Tools become text that a judge can read; nothing of a call vanishes:
+Tool calls and their results become text that a judge can read, without loss:
 
     an assistant's `tool_calls` or `function_call`   [tool call] weather {"city": "Oslo"}
     a `tool` or `function` message                   a user's turn: [tool result] 4 degrees
 
-A call stands on a line of its own below the text of its message. Results that follow each other are
-one turn.
+A call is on its own line below the text of its message. Consecutive results are one turn.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _NAMES = {
     "user": ("user", "human", "prompter"),
     "assistant": ("assistant", "gpt", "model", "bot", "chatgpt", "bing", "bard"),
     "tool": ("tool", "function", "ipython", "observation", "function_response"),
-    "call": ("function_call", "tool_call"),  # ShareGPT: a message that is a call and nothing else
+    "call": ("function_call", "tool_call"),  # ShareGPT: a message that is only a call
 }
 _ROLE = {name: role for role, names in _NAMES.items() for name in names}
 _CALLS = ("tool_calls", "function_call")
-# What a message may have beside its text; `tool_call_id` only says which call a result is of.
+# The fields of a message that are read; `tool_call_id` only says to which call a result belongs.
 _READ = {"role", "content", "from", "value", "name", "tool_call_id", *_CALLS}
 _MEDIA = ("images", "image", "audio", "audios", "video", "videos")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -44,12 +43,12 @@ def read_turns(name: str, messages: Any, unused: set[str] | None = None) -> tupl
     """The turns of a list of messages, in order; roles and texts are checked.
 
     Args:
-        name: of the field, for errors: `name[i].content`.
-        messages: what stands in the field.
-        unused: gets the names of message fields that hold something and were not read.
+        name: the name of the field, for errors: `name[i].content`.
+        messages: the value of the field.
+        unused: names of non-empty message fields that were not read are added to it.
 
     Raises:
-        DataError: what is no list of messages, an unknown role, content that is not text.
+        DataError: not a list of messages, an unknown role, content that is not text.
     """
     if not isinstance(messages, list):
         raise DataError(name, show(messages), "give a list of messages")
@@ -70,8 +69,9 @@ def read_turns(name: str, messages: Any, unused: set[str] | None = None) -> tupl
 
 
 def read_conversation(name: str, messages: Any) -> tuple[Turn, ...]:
-    """The turns of a benchmark's conversation, the last one the user's; it may be empty, as in some
-    rows of published files. Raises DataError naming `name[i]`.
+    """The turns of a benchmark's conversation, of which the last is the user's.
+
+    Its text may be empty, as in some rows of published files. Raises DataError naming `name[i]`.
     """
     turns = read_turns(name, messages)
     check_turns(name, turns, filled=False)
@@ -86,9 +86,9 @@ def is_message(value: Any) -> bool:
 
 
 def transcript(turns: Iterable[Turn]) -> str:
-    """The turns of a reply as one text: the first as it is, others below "[user]", "[assistant]".
+    """The turns of a reply as one text: the first as it is, the others below their role.
 
-    A tool's result says itself what it is.
+    The result of a tool has no heading, since its text begins with one.
 
     >>> transcript([{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}])
     'a\\n\\n[user]\\nb'
@@ -103,10 +103,10 @@ def transcript(turns: Iterable[Turn]) -> str:
 def split_replies(
     conversations: Sequence[tuple[Turn, ...]],
 ) -> tuple[tuple[Turn, ...], tuple[str, ...]] | None:
-    """Whole conversations -> the turns that all share, and what follows in each as one text.
+    """Split whole conversations into their common turns and, for each, the rest as one text.
 
-    The shared part ends with the user's turn; replies start with the assistant's and hold the same
-    questions of the user. None where the conversations are not of that kind.
+    The common part ends with a user's turn. The rest begins and ends with the assistant's and has
+    the same questions of the user in all conversations; otherwise the result is None.
     """
     shared = 0
     for column in zip(*(turns[:-1] for turns in conversations), strict=False):
@@ -126,14 +126,14 @@ def split_replies(
 
 
 def _is_result(turn: Turn) -> bool:
-    """Whether a tool says this: results differ with the calls, and say themselves what they are."""
+    """Whether the turn is the result of a tool, which may differ between conversations."""
     return turn["content"].startswith("[tool result")
 
 
 def split_hh(text: str) -> tuple[Turn, ...] | None:
     r"""The turns of "\n\nHuman: a\n\nAssistant: b.."; None for a text of another form.
 
-    Texts are trimmed. An empty reply at the end, where an answer is to follow, is no turn.
+    Texts are trimmed. An empty reply at the end, where an answer is to follow, is dropped.
     """
     parts = _HH_TURN.split(text)
     if parts[0].strip() or len(parts) < 3:
@@ -173,7 +173,7 @@ def check_turns(name: str, turns: Any, *, filled: bool = True) -> None:
 
 
 def _message(name: str, message: Any, unused: set[str]) -> tuple[str, str]:
-    """(role, text); the role `tool` is still to be made a user's."""
+    """(role, text) of one message. The caller turns the role `tool` into a user's turn."""
     if not isinstance(message, Mapping):
         raise DataError(name, show(message), "give {'role': 'user', 'content': '...'}")
     given = {key: value for key, value in message.items() if value is not None}
@@ -186,7 +186,7 @@ def _message(name: str, message: Any, unused: set[str]) -> tuple[str, str]:
         raise DataError(f"{name}.{keys[0]}", show(who), f"use one of {', '.join(ROLES)}, tool")
     for medium in _MEDIA:
         if given.get(medium):
-            raise DataError(f"{name}.{medium}", "not text", "a judge here reads text alone")
+            raise DataError(f"{name}.{medium}", "not text", "a judge reads only text")
     unused |= {key for key, value in given.items() if key not in _READ and value not in ("", [])}
     calls = [line for call in _CALLS for line in _calls(f"{name}.{call}", given.get(call))]
     if keys[1] in given or not calls:
@@ -218,14 +218,14 @@ def _content(name: str, content: Any) -> str:
         else:
             what = part.get("type") if isinstance(part, Mapping) else None
             problem = f"a part of type {what!r}, not text" if what else show(part)
-            raise DataError(place, problem, "give text parts: a judge here reads text alone")
+            raise DataError(place, problem, "give text parts: a judge reads only text")
         check_text(place, text)
         texts.append(text)
     return "\n".join(texts)
 
 
 def _calls(name: str, calls: Any) -> list[str]:
-    """One line a call: name and arguments, or the JSON of a call of another form."""
+    """One line for each call: name and arguments, or the JSON of a call of another form."""
     if not calls:
         return []
     lines = []

@@ -1,4 +1,5 @@
-"""One judgement of one record as a row of samples.jsonl: what every figure is computed from."""
+"""The record type of a critique, and its file samples.jsonl, from which all figures are
+computed."""
 
 from __future__ import annotations
 
@@ -12,23 +13,23 @@ from typing import Any
 from grm_jax.data.rows import DataError, iterate_rows, show
 from grm_jax.files import written_whole
 
-GREEDY = -1  # Critique.sample of the one judgement at temperature 0
+GREEDY = -1  # `Critique.sample` of the critique at temperature 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Critique:
-    """One sample of a judge on one record. Raises `DataError` for fields that cannot be.
+    """One critique of one record. Raises DataError for invalid fields.
 
     Attributes:
         example_id: id of the record.
         sample: index of the sample, 0..k-1; GREEDY (-1) for the greedy one.
-        order: order[j] is the original index of the response shown in place j.
-        scores: one finite number a response, in the record's order; None if it failed.
-        failure: why there are no scores; None if there are.
+        order: order[j] is the record's index of the response shown in place j.
+        scores: one finite number for each response, in the record's order; None if it failed.
+        failure: why there are no scores; None if there are scores.
         finish_reason: "stop" or "length" (truncated).
-        text: what the judge wrote.
-        meta: the meta RM's score of this sample; None without one.
-        tokens: number of generated tokens.
+        text: the generated text.
+        meta: the meta RM's score of this critique; None without a meta RM.
+        tokens: the number of generated tokens.
     """
 
     example_id: str
@@ -92,11 +93,10 @@ _NEEDED = ("example_id", "sample", "order", "finish_reason")
 
 
 def read_critiques(path: str | Path) -> list[Critique]:
-    """The rows of a samples.jsonl, in file order.
+    """The critiques of a samples.jsonl, in file order.
 
     Raises:
-        DataError: a missing or empty file, or "file:line: field: what is wrong; fix: ..."; also
-            for two rows of one sample.
+        DataError: a missing or empty file, an invalid row, or two rows of one sample.
     """
     path = Path(path)
     if not path.is_file():
@@ -109,7 +109,7 @@ def read_critiques(path: str | Path) -> list[Critique]:
         if name in seen:
             raise DataError(
                 "sample",
-                f"{row.sample} of {row.example_id!r} stands already at {seen[name]}",
+                f"{row.sample} of {row.example_id!r} is already in {seen[name]}",
                 "keep one of them",
                 line.where,
             )
@@ -119,7 +119,7 @@ def read_critiques(path: str | Path) -> list[Critique]:
 
 
 def write_critiques(path: str | Path, rows: Iterable[Critique]) -> None:
-    """Write rows as JSONL; the file appears whole or not at all."""
+    """Write critiques as JSONL; the file appears whole or not at all."""
     with (
         written_whole(Path(path)) as partial,
         # A lone surrogate of a byte-level tokenizer becomes an escape that JSON reads back.
@@ -130,7 +130,7 @@ def write_critiques(path: str | Path, rows: Iterable[Critique]) -> None:
 
 
 def critique_from_json(values: Mapping[str, Any], where: str) -> Critique:
-    """A row from what `vars` of it became as JSON. `DataError` names the place."""
+    """A critique from the JSON of its `vars`. Raises DataError naming `where`."""
     try:
         return _from_json(values)
     except DataError as error:

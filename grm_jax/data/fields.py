@@ -1,7 +1,7 @@
-"""The fields of one row: what is missing is told from what is null, what was not read is known.
+"""The fields of one row, with a record of which were read and which were null.
 
-Values are taken as data sets really hold them: numbers in texts ("8.5"), `true` for 1, lists as
-JSON in a text. Anything else is refused by its value.
+Values are accepted in the forms that data sets use: numbers as texts ("8.5"), `true` for 1, lists
+as JSON in a text. Anything else is refused with an error that shows the value.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Fields:
     """One row of a file.
 
     Attributes:
-        unused: names of fields of messages that hold something and were not read.
+        unused: names of non-empty fields of messages that were not read.
     """
 
     def __init__(self, row: Mapping[str, Any], *, cells: bool = False) -> None:
-        """cells: the row is of a CSV file, where messages stand as JSON in a cell."""
+        """cells: the row is from a CSV file, in which messages are JSON in a cell."""
         self._row = {name: value for name, value in row.items() if value is not None}
         self._null = set(row) - set(self._row)
         self._read: set[str] = set()
@@ -36,11 +36,11 @@ class Fields:
         self.unused: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        """Whether the field is there and not null."""
+        """Whether the row has the field and it is not null."""
         return name in self._row
 
     def without(self, name: str) -> Fields:
-        """The same row, one field aside; what is read of either is read of both."""
+        """The same row without one field. Both share the record of what was read."""
         other = copy.copy(self)
         other._row = {key: value for key, value in self._row.items() if key != name}
         return other
@@ -49,22 +49,22 @@ class Fields:
         return sorted([*self._row, *self._null])
 
     def not_read(self) -> set[str]:
-        """Fields that hold something and that nobody asked for."""
+        """The non-empty fields that were not read."""
         return (self._row.keys() - self._read) | self.unused
 
     def get(self, name: str) -> Any:
-        """The value, None where it is missing or null."""
+        """The value; None if the field is missing or null."""
         self._read.add(name)
         value = self._row.get(name)
         if self._cells and isinstance(value, str) and value[:1] in ("[", "{"):
-            # Of texts that may be JSON themselves only messages are decoded.
+            # Only messages are decoded, since an ordinary text may be JSON too.
             messages = decoded(value)
             one = messages[0] if isinstance(messages, list) and messages else messages
             return messages if is_message(one) else value
         return value
 
     def need(self, name: str, fix: str) -> Any:
-        """The value of a field that must be there."""
+        """The value of a required field."""
         value = self.get(name)
         if value is None:
             raise DataError(name, self.absence(name), fix)
@@ -74,7 +74,7 @@ class Fields:
         return "null" if name in self._null else f"missing; the row has {self.names()}"
 
     def one_of(self, names: Sequence[str]) -> str:
-        """The name of the one field of several that must be there."""
+        """The name of the field, exactly one of `names`, that the row has."""
         present = [name for name in names if name in self]
         if len(present) == 1:
             return present[0]
@@ -83,7 +83,8 @@ class Fields:
             nulls = [name for name in names if name in self._null]
             first = nulls[0] if nulls else names[0]
             raise DataError(first, self.absence(first), f"give one of {listed}")
-        raise DataError(present[1], f"stands beside {present[0]!r}", f"give only one of {listed}")
+        problem = f"given together with {present[0]!r}"
+        raise DataError(present[1], problem, f"give only one of {listed}")
 
     def text(self, name: str, *, filled: bool = False) -> str:
         value = self.need(name, "give a string")
@@ -91,7 +92,7 @@ class Fields:
         return value
 
     def items(self, name: str, fix: str) -> list[Any]:
-        """A list, or the JSON of one in a text."""
+        """A list, which may be JSON in a text."""
         value = self.need(name, fix)
         if isinstance(value, str):
             parsed = decoded(value)
@@ -111,12 +112,12 @@ class Fields:
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number, be it in a text. Raises DataError naming the value."""
+    """A finite number, which may be written as a text. Raises DataError naming the value."""
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value.strip()):
             raise DataError(name, show(value), "give a number")
         value = float(value)
-    if type(value) not in (int, float):  # bool is an int to Python, but not a grade
+    if type(value) not in (int, float):  # bool is a subclass of int, but not a grade
         raise DataError(name, show(value), "give a number")
     if not -_HUGE <= value <= _HUGE:  # false for NaN, and safe for integers beyond floats
         raise DataError(name, show(value), "give a finite number")
@@ -130,7 +131,7 @@ def grade(name: str, value: Any) -> float:
 
 
 def grades(name: str, values: Sequence[Any]) -> tuple[float, ...]:
-    """Numbers, or booleans alone: both together are no scale."""
+    """Numbers, or only booleans; a mixture of both is an error."""
     truths = [_truth(value) for value in values]
     if all(truth is not None for truth in truths):
         return tuple(float(bool(truth)) for truth in truths)
@@ -144,7 +145,7 @@ def _truth(value: Any) -> bool | None:
 
 
 def decoded(text: str) -> Any:
-    """What JSON in a text says; None for other texts."""
+    """The value of a text that is JSON; None for other texts."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,19 +1,19 @@
-"""Preference records: one conversation, n candidate responses, one label a response.
+"""Preference records: a conversation, n responses to it, and a label for each response.
 
-`read_preferences` takes one file or many, with rows of every shape in `data/shapes.py`:
+`read_preferences` reads one file or several, with rows of all shapes in `data/shapes.py`:
 
     {"query" | "turns" | "prompt" | .., "responses": [..], "labels" | "scores" | "best"}
     {"query" | .., "response": "..", "label": 0 | 1 | false | true}         a single response
     {"prompt": .., "chosen": .., "rejected": ..}                            texts, or messages
     rows of HelpSteer, UltraFeedback, Nectar, arena votes, .. as they are published
 
-`id`, `domain`, `reference` and `principles` may stand in any of them; null means absent; fields
-that are not read are named in the log. A row without an id gets a `content_id`.
+Any row may have `id`, `domain`, `reference` and `principles`; null means absent. Fields that are
+not read are named in the log. A row without an id gets a `content_id`.
 
-HelpSteer rates one response a row: rows of one prompt that follow each other in a file become one
-record, its labels their `helpfulness`.
+A row of HelpSteer rates one response: consecutive rows with the same prompt become one record, with
+their `helpfulness` as labels.
 
-Every fault is a `DataError`: "file:line: field: what was found; fix: what to do".
+Every mistake in a file is a `DataError`: "file:line: field: the problem; fix: what to do".
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ _LONE = "one rated response to its prompt, and no other to compare it with"
 
 @dataclass(frozen=True)
 class Preference:
-    """A conversation, n >= 1 responses to its last turn, and what is known of their quality.
+    """A conversation, n >= 1 responses to its last turn, and labels of their quality.
 
-    labels: one finite number a response, higher is better; for n = 1 it is 1 (correct) or 0. Ties
-    are legal here (evaluation sets have them); training asks `require_unique_best`.
-    Raises `DataError` for anything else, so that a record that exists is a valid one.
+    labels: one finite number for each response, higher is better; for n = 1 it is 1 (correct) or 0.
+    Ties are allowed here, since evaluation sets have them; training calls `require_unique_best`.
+
+    Raises DataError for anything else, so that every record is valid.
     """
 
     id: str
@@ -79,7 +80,8 @@ class Preference:
 
     def __post_init__(self) -> None:
         check_text("id", self.id, filled=True)
-        # Only rows of a user must say something: files of benchmarks hold empty last turns.
+        # The last turn may be empty, since some files of benchmarks have such rows. Rows of a
+        # user's own file are checked by their reader.
         check_turns("turns", self.turns, filled=False)
         _check_texts("responses", self.responses)
         _check_labels("labels", self.labels, len(self.responses))
@@ -113,11 +115,11 @@ class Preference:
 
 
 class Records(list[Preference]):
-    """A list of records that also says what was left out.
+    """A list of records, with what was left out.
 
-    skipped: the message of each row left out under `skip_bad_rows`, in file order; empty otherwise.
+    skipped: the message of each row that `skip_bad_rows` left out, in file order.
     notes: what else a reader should know, such as fields that were not read.
-    tied: how many of the skipped rows were sound, and had no unique best response.
+    tied: how many of the skipped rows are valid, but have no unique best response.
     """
 
     def __init__(
@@ -142,18 +144,19 @@ def read_preferences(
 ) -> Records:
     """Read records from files, directories or glob patterns.
 
-    Formats: see `rows.SUFFIXES`. Files of a directory or pattern are read in order of their names,
-    rows in file order. Ids must be unique over all that is read; rows without an id that say the
-    same get `-2`, `-3` after it.
+    `rows.SUFFIXES` lists the formats. Files of a directory or pattern are read in order of their
+    names. Ids must be unique over all files; of rows without an id that have the same content, the
+    second and third get `-2` and `-3` after their id.
 
     Args:
         source: a file, a directory (its data files, not those of sub-directories), a glob pattern
             (`**` for sub-directories), or several of them.
         skip_bad_rows: leave bad rows out and list them in `.skipped` (and count them in the log).
-            Missing, unreadable and empty files, and no good row at all, remain errors.
-        unique_best: records whose best label is shared are an error, or left out likewise.
-        max_bad_share: stop where more than this share of the rows is bad. Shared bests do not
-            count: they are what raters said, not damage.
+            Files that are missing, empty or cannot be read, and files without any good row, are
+            errors all the same.
+        unique_best: a record whose best label is shared is an error, or left out likewise.
+        max_bad_share: raise if more than this share of the rows is bad. Records with a shared best
+            label do not count, since they are not damaged.
     """
     reader = _Reader(skip_bad_rows, unique_best)
     for path in expand(source):
@@ -162,7 +165,7 @@ def read_preferences(
 
 
 class _Reader:
-    """Gathers records over files: ids, twins, and rows that are one record together."""
+    """Collects records over files: unique ids, repeated rows, rows that form one record."""
 
     def __init__(self, skip_bad_rows: bool, unique_best: bool) -> None:
         self.skip, self.unique_best = skip_bad_rows, unique_best
@@ -197,7 +200,7 @@ class _Reader:
             self.notes.append(note)
 
     def close_group(self) -> None:
-        """Make one record of the rows that were gathered, most often one."""
+        """Make one record of the collected rows; in most data sets it is a single row."""
         group, self.group = self.group, []
         if not group:
             return
@@ -219,7 +222,7 @@ class _Reader:
         if record.id in self.places:
             raise DataError(
                 "id",
-                f"{record.id!r} stands already at {self.places[record.id]}",
+                f"{record.id!r} is already the id of {self.places[record.id]}",
                 "give each row an id of its own (or none)",
             )
         if self.unique_best and self.skip and not record.has_unique_best:
@@ -257,7 +260,7 @@ class _Reader:
 
 
 def _join(rated: Sequence[Content]) -> Content:
-    """Rated responses of one prompt as one content; their ratings are the labels."""
+    """Join the rated responses of one prompt; their ratings become the labels."""
     if len(rated) == 1:
         raise DataError("helpfulness", _LONE, "put the rows of a prompt below each other")
     responses = tuple(one.responses[0] for one in rated)
@@ -267,16 +270,16 @@ def _join(rated: Sequence[Content]) -> Content:
 
 
 def require_few_bad(bad: int, rows: int, most: float, messages: Sequence[str], source: str) -> None:
-    """Raise DataError where more than a share `most` of the rows is bad.
+    """Raise DataError if more than a share `most` of the rows is bad.
 
-    messages: of all rows that were left out; those of ties are not of bad rows.
+    messages: those of all rows that were left out; rows with tied labels are not bad rows.
     """
     if bad > most * rows:
         raise DataError(
             "",
             f"{bad} of {rows} rows are bad, more than {100 * most:g}%; the first: "
             f"{_first_bad(messages)}",
-            "mend them, or give a larger --max-bad-share",
+            "correct them, or give a larger --max-bad-share",
             source,
         )
 
@@ -286,11 +289,11 @@ def _first_bad(messages: Sequence[str]) -> str:
 
 
 def write_preferences(path: str | Path, records: Iterable[Preference]) -> None:
-    """Write records so that `read_preferences` gives the same ones back (`source` aside).
+    """Write records so that `read_preferences` returns equal ones (except for `source`).
 
-    The suffix says the format: .jsonl, .jsonl.gz, .json or .parquet. The file appears whole or not
-    at all. `DataError` for an unknown suffix, no records, an id twice, or identical responses with
-    different labels.
+    The suffix gives the format: .jsonl, .jsonl.gz, .json or .parquet. The file appears whole or not
+    at all. Raises DataError for an unknown suffix, no records, a repeated id, or identical
+    responses with different labels.
     """
     path = Path(path)
     rows: dict[str, dict[str, Any]] = {}
@@ -316,7 +319,7 @@ def write_preferences(path: str | Path, records: Iterable[Preference]) -> None:
 
 
 def require_unique_best(records: Iterable[Preference]) -> None:
-    """Raise one `DataError` that names the records (n >= 2) whose best label is shared."""
+    """Raise a DataError that names the records (n >= 2) whose best label is shared."""
     tied = [r for r in records if not r.has_unique_best]
     if tied:
         shown = ", ".join(f"{r.source or 'record'} {r.id!r} {list(r.labels)}" for r in tied[:5])
@@ -336,10 +339,10 @@ def content_id(
     reference: str | None = None,
     principles: Sequence[str] | None = None,
 ) -> str:
-    """An id from what the record says: the first 16 hex digits of the SHA-256 of its JSON.
+    """An id from the content of a record: the first 16 hex digits of the SHA-256 of its JSON.
 
     The JSON is the list of the six arguments in this order (turns as [role, content] pairs, labels
-    as floats), ASCII, without spaces. It stays the same in any file, row and process.
+    as floats), ASCII, without spaces. The id does not depend on the file, row or process.
     """
     said = [
         [[t["role"], t["content"]] for t in turns],
@@ -356,9 +359,9 @@ def content_id(
 
 
 def parse_row(row: Mapping[str, Any], where: str = "") -> Preference:
-    """One row of any known shape -> a record. `where` ("file:line") opens every error.
+    """A record from one row of any known shape. Errors begin with `where` ("file:line").
 
-    A rated response of HelpSteer is one of several rows of a record: `read_preferences` reads it.
+    Rated responses of HelpSteer are several rows of one record; only `read_preferences` reads them.
     """
     fields = Fields(row)
     try:
@@ -368,9 +371,6 @@ def parse_row(row: Mapping[str, Any], where: str = "") -> Preference:
         return _record(fields, content, where)
     except DataError as e:
         raise e.at(where) from None
-
-
-_LONE = "one rated response to its prompt, and no other to compare it with"
 
 
 def _record(fields: Fields, content: Content, where: str) -> Preference:
@@ -388,7 +388,7 @@ def _record(fields: Fields, content: Content, where: str) -> Preference:
     )
     if given is not None:
         return checked
-    # Only now: a content id needs sound content.
+    # The content id is computed last, since it needs valid content.
     said = (checked.turns, checked.responses, checked.labels)
     return replace(
         checked, id=content_id(*said, checked.domain, checked.reference, checked.principles)
@@ -396,7 +396,7 @@ def _record(fields: Fields, content: Content, where: str) -> Preference:
 
 
 def _id(given: Any) -> Any:
-    """Many data sets number their rows; a column of numbers with gaps holds floats."""
+    """An id as a text. Many data sets number their rows; a column with gaps holds floats."""
     if type(given) is float and given.is_integer():
         given = int(given)
     return str(given) if type(given) is int else given

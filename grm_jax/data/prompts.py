@@ -1,9 +1,9 @@
-"""The prompt of a row, in whichever field it stands -> turns.
+"""The prompt of a row, from whichever field has it, as turns.
 
-It is one of `query`, `turns`, `prompt`, `messages`, `question`, `conversations`, `instruction`
-(with `input` below it and `history` before it), or else `context` or `input`: a text, a list of
-messages, or HH's "\\n\\nHuman: ..\\n\\nAssistant:". `system` or `system_prompt` beside it is a
-system turn.
+The field is one of `query`, `turns`, `prompt`, `messages`, `question`, `conversations`,
+`instruction` (with `input` below it and `history` before it), or else `context` or `input`: a text,
+a list of messages, or HH's "\\n\\nHuman: ..\\n\\nAssistant:". A field `system` or `system_prompt`
+becomes a system turn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from grm_jax.data.fields import Fields
 from grm_jax.data.rows import DataError, check_text, show
 
 PROMPTS = ("query", "turns", "prompt", "messages", "question", "conversations", "instruction")
-LAST_PROMPTS = ("context", "input")  # prompts only where no other is: many sets use these names
+# Used only if there is no other prompt: many data sets have fields of these names.
+LAST_PROMPTS = ("context", "input")
 _SYSTEM = ("system", "system_prompt")
 _TEXTS = ("query", "question", "input")
 _LISTS = ("turns", "messages", "conversations")
@@ -24,7 +25,7 @@ _EXTRA_ID = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 def read_prompt(fields: Fields) -> tuple[Turn, ...]:
-    """The turns of the prompt, without a system text beside it. Raises DataError."""
+    """The turns of the prompt, without the system text of another field. Raises DataError."""
     last = next((name for name in LAST_PROMPTS if name in fields), None)
     if last is None or any(name in fields for name in PROMPTS):
         name = fields.one_of(PROMPTS)
@@ -45,7 +46,7 @@ def read_prompt(fields: Fields) -> tuple[Turn, ...]:
 
 
 def _spoken(text: str) -> tuple[Turn, ...]:
-    """A prompt in one text: the user's, or HH's conversation up to the reply that is to come."""
+    """A prompt in one text: the user's turn, or HH's conversation before the reply."""
     if text.startswith("\n\nHuman:") and text.rstrip().endswith("\n\nAssistant:"):
         turns = split_hh(text)
         if turns is not None:
@@ -54,7 +55,7 @@ def _spoken(text: str) -> tuple[Turn, ...]:
 
 
 def _instruction(fields: Fields) -> tuple[Turn, ...]:
-    """Alpaca: the instruction, its input below it; `history` holds pairs of texts before."""
+    """Alpaca: the instruction and its input below it, after the pairs of texts in `history`."""
     text = fields.text("instruction", filled=True)
     more = fields.get("input")
     if more is not None:
@@ -72,7 +73,7 @@ def _instruction(fields: Fields) -> tuple[Turn, ...]:
 
 
 def with_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The turns behind the system text that stands beside the prompt, if one does."""
+    """The turns, after a system turn if the row has a system text."""
     given = [name for name in _SYSTEM if name in fields and fields.get(name) != ""]
     if not given:
         return turns
@@ -82,13 +83,13 @@ def with_system(fields: Fields, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
         return turns
     if turns and turns[0]["role"] == "system":
         if turns[0]["content"] != text:
-            raise DataError(name, "stands beside another system turn", "give one of the two")
+            raise DataError(name, "given together with another system turn", "give one of the two")
         return turns
     return (Turn(role="system", content=text), *turns)
 
 
 def helpsteer_prompt(fields: Fields) -> tuple[Turn, ...]:
-    """HelpSteer's prompt: one text, its turns parted by "<extra_id_1>Assistant" on a line."""
+    """HelpSteer's prompt: one text with its turns separated by lines "<extra_id_1>Assistant"."""
     turns = read_prompt(fields)
     if len(turns) != 1:
         return turns

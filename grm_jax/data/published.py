@@ -1,4 +1,4 @@
-"""Rows of published preference sets -> turns, responses, labels. `shapes.py` has the table.
+"""Readers for the rows of published preference sets. `shapes.py` has the table of their fields.
 
 Field names are those of the authors' files.
 """
@@ -48,7 +48,7 @@ def _mean_rating(i: int, row: Mapping[str, Any]) -> float:
 
 
 def read_nectar(fields: Fields) -> Said:
-    fields.get("turns")  # a count here
+    fields.get("turns")  # the number of turns, not a conversation
     turns = read_prompt(fields.without("turns"))
     rows = _objects(fields, "answers")
     responses = tuple(_inner_text("answers", i, row, "answer") for i, row in enumerate(rows))
@@ -69,7 +69,7 @@ def read_helpsteer3(fields: Fields) -> Said:
 def _of_two(
     fields: Fields, turns: tuple[Turn, ...], first: str, second: str, preference: str
 ) -> Said:
-    """Below 0: the first is better, above 0: the second."""
+    """A strength below 0 means that the first response is better, above 0 the second."""
     strength = fields.number(preference)
     labels = _TIE if strength == 0 else (float(strength < 0), float(strength > 0))
     return turns, (fields.text(first), fields.text(second)), labels
@@ -152,7 +152,7 @@ def _inner_text(name: str, i: int, row: Mapping[str, Any], field: str) -> str:
     return row[field]
 
 
-# By the field that tells the shape.
+# The field by which a shape is recognised -> its reader.
 READERS: dict[str, Callable[[Fields], Said]] = {
     "completions": read_ultrafeedback,
     "answers": read_nectar,

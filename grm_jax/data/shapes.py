@@ -1,6 +1,6 @@
-"""Row shapes of preference data -> turns, responses, labels.
+"""The shapes of rows of preference data, read as turns, responses and labels.
 
-A row has a prompt (`prompts.py` says in which fields) and one of
+A row has a prompt (`prompts.py` says in which fields) and one of these groups of fields:
 
     responses, labels | scores | best             n responses; best: an index from 0
     response | completion, label                  one response: 1 or true is correct, 0 or false not
@@ -18,12 +18,13 @@ A row has a prompt (`prompts.py` says in which fields) and one of
     conversation_a, conversation_b, winner        arena votes, whole conversations
     response_a, response_b, winner_model_a, ..    arena votes, JSON lists of texts
 
-Labels are what the row says of its responses, higher is better. Where it says only which of two is
-better they are 1 and 0, where it calls them equal (a tie, both bad) 0.5 and 0.5. `score_chosen` and
-`score_rejected` are labels; a chosen response of the lower score is an error.
+Labels are the ratings of a row, higher is better. If a row only says which of two responses is
+better, they are 1 and 0; if it calls them equal (a tie, both bad), 0.5 and 0.5. `score_chosen` and
+`score_rejected` are labels; a chosen response with the lower score is an error.
 
-Conversations that part before their last reply (arena votes of several turns, tools) share the
-turns before; a reply is then all that follows, as one text (`conversation.transcript`).
+Two conversations may differ before their last reply (arena votes of several turns, tool calls).
+Their common turns are then the prompt, and each response is all that follows, as one text
+(`conversation.transcript`).
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ _KNOWN = (
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a row says. rated: it is one response of a record, its label a rating among others."""
+    """The content of a row. rated: the row is one rated response of a record of several rows."""
 
     turns: tuple[Turn, ...]
     responses: tuple[str, ...]
@@ -80,7 +81,7 @@ def read_content(fields: Fields) -> Content:
     """The content of a row of any known shape. Raises DataError naming the field and a fix."""
     for name in _MEDIA:
         if name in fields and fields.get(name) not in ("", []):
-            raise DataError(name, "not text", "a judge here reads text alone: leave the row out")
+            raise DataError(name, "not text", "a judge reads only text: leave the row out")
     reader = _shape(fields)
     turns, responses, labels = reader(fields)
     turns = with_system(fields, turns)
@@ -91,7 +92,7 @@ def read_content(fields: Fields) -> Content:
 
 
 def require_consistent(responses: Sequence[str], labels: Sequence[float]) -> None:
-    """Raise DataError for identical responses with different labels: noise, not a preference."""
+    """Raise DataError for identical responses with different labels, which are not a preference."""
     first: dict[str, int] = {}
     for i, text in enumerate(responses):
         j = first.setdefault(text, i)
@@ -105,7 +106,7 @@ def require_consistent(responses: Sequence[str], labels: Sequence[float]) -> Non
 
 
 def _shape(fields: Fields) -> Callable[[Fields], Said]:
-    """The reader for this row's fields. Of the plain shapes exactly one must fit."""
+    """The reader for this row's fields. Exactly one of the plain shapes must fit."""
     plain = [name for name in ("responses", *_SINGLE, "chosen") if name in fields]
     if not plain and "rejected" in fields:
         plain = ["chosen"]
@@ -145,7 +146,7 @@ def _best(fields: Fields, n: int) -> tuple[float, ...]:
     try:
         best = number("best", given)
     except DataError:
-        best = -1.0  # what it is said below
+        best = -1.0  # the error below says what it is
     if best not in range(n):
         raise DataError(
             "best",
@@ -183,7 +184,7 @@ def _read_pair(fields: Fields) -> Said:
     for name in _LABELS:
         if name in fields:
             raise DataError(
-                name, "stands beside 'chosen'", "drop it: the pair says which is better"
+                name, "given together with 'chosen'", "drop it: the pair says which is better"
             )
     others = [name for name in (*PROMPTS, *LAST_PROMPTS) if name in fields]
     if "prompt" in fields and "messages" in others:
@@ -209,7 +210,7 @@ def _read_pair(fields: Fields) -> Said:
 
 
 def _side(value: Any) -> Any:
-    """One message in place of a list of them (ShareGPT) is a list of one."""
+    """A single message in place of a list of messages (ShareGPT) becomes a list of one."""
     return [value] if is_message(value) else value
 
 
@@ -220,7 +221,7 @@ def _messages(values: list[Any]) -> bool:
 def _read_lists(
     fields: Fields, prompt: tuple[Turn, ...] | None, chosen: Any, rejected: Any
 ) -> Said:
-    """Texts in lists: every chosen one is 1, every rejected one 0."""
+    """Lists of texts: every chosen one has label 1, every rejected one 0."""
     lists: list[tuple[str, ...]] = []
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         texts = (side,) if isinstance(side, str) else fields.texts(name)
@@ -238,7 +239,7 @@ def _read_lists(
 
 
 def _scores(fields: Fields) -> tuple[float, float]:
-    """1 and 0, or what a set that was made from scores says."""
+    """1 and 0, or the scores, if the pair was made from scores."""
     names = ("score_chosen", "score_rejected")
     if not all(name in fields for name in names):
         return 1.0, 0.0
@@ -253,7 +254,7 @@ def _read_hh(chosen: str, rejected: str) -> tuple[tuple[Turn, ...], tuple[str, s
     r"""Two texts "\n\nHuman: a\n\nAssistant: b" of one conversation; texts are trimmed.
 
     The replies start at the last "\n\nAssistant:" that both share. (In 5 of the 2,312 rows of
-    harmless-base/test a reply goes on and makes up further turns: they are part of that reply.)
+    harmless-base/test a reply continues with invented turns, which are part of that reply.)
     """
     start = chosen.rfind(_HH_REPLY)
     while start >= 0 and not rejected.startswith(chosen[: start + len(_HH_REPLY)]):
@@ -272,7 +273,8 @@ def _read_hh(chosen: str, rejected: str) -> tuple[tuple[Turn, ...], tuple[str, s
 def _read_conversations(
     fields: Fields, sides: tuple[list[Any], list[Any]], prompt: tuple[Turn, ...] | None
 ) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
-    """Messages that end with the assistant's; before them nothing, or the prompt (again)."""
+    """Messages that end with the assistant's. The prompt may be in both, or only in its own
+    field."""
     whole = []
     for name, messages in zip(("chosen", "rejected"), sides, strict=True):
         turns = read_turns(name, messages, fields.unused)
@@ -298,8 +300,8 @@ def _read_conversations(
 
 
 def _unlike(turns: tuple[Turn, ...], prompt: tuple[Turn, ...]) -> bool:
-    """Whether a conversation is not the prompt's. It may have a system turn that the prompt lacks,
-    and more turns than the prompt."""
+    """Whether a conversation does not continue the prompt. It may have a system turn that the
+    prompt lacks, and more turns than the prompt."""
     own_system = turns[0]["role"] == "system" and prompt[0]["role"] != "system"
     dialogue = turns[1:] if own_system else turns
     # Some sets give the first question as the prompt, some the last.

@@ -1,11 +1,10 @@
-r"""What supervised training is to write, checked when it is read: a critique must say its scores.
+r"""The targets of supervised training, checked when they are read: critiques need parsable scores.
 
-    file -> rows -> critique -> box -> scores     what the run's template can read, and what the
-                                                  row's own `scores` and `correct` say too
-
-A model that learns critiques without a readable box never gives a verdict, and nothing in its loss
-shows that. The usual cause is one backslash in the JSON: `"\boxed"` is a backspace and "oxed".
-Trajectories that a stage has sampled hold failed critiques rightly; they are not read with this.
+The run's template must be able to parse each critique, and its scores must agree with the row's own
+`scores` and `correct`. A model that learns critiques without a parsable box never gives a verdict,
+and its loss does not show that. The usual cause is a single backslash in the JSON: `"\boxed"` is a
+backspace and "oxed". Trajectories that a stage has sampled may have failed critiques; they are not
+read with this module.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from grm_jax.data.trajectories import Instruction, Trajectory, parse_trajectory
 log = logging.getLogger("grm_jax")
 
 _LISTED = 10  # bad rows that the log shows
-_CLOSE = 1e-6  # scores that differ by less are the same number, written in two ways
+_CLOSE = 1e-6  # scores that differ by less count as equal
 
-# What JSON makes of a LaTeX command with one backslash, where no text means it: "\b" and "oxed".
+# What becomes of a LaTeX command with a single backslash in JSON, such as "\b" and "oxed".
 _ESCAPES = {"\b": "b", "\f": "f", "\t": "t", "\r": "r", "\n": "n"}
 _SINGLE_BACKSLASH = re.compile(
     "\b[a-z]+|\f(?:rac|orall)(?![a-z])|\t(?:ext[a-z]*\\{|imes(?![a-z])|heta(?![a-z]))"
@@ -52,10 +51,11 @@ class Targets:
     """Rows to learn from.
 
     Attributes:
-      rows, sources: trajectories and instructions, and where each stands: "file:line".
+      rows: trajectories and instructions.
+      sources: the place of each row, as "file:line".
       skipped: the message of each bad row that was left out, in file order.
-      causes: how many bad rows there were, by cause.
-      rejected: rows with `kept: false`, which their own stage rejected; they are left out, too.
+      causes: the number of bad rows by cause.
+      rejected: the number of rows with `kept: false`, which are left out too.
     """
 
     rows: list[Trajectory | Instruction]
@@ -66,7 +66,7 @@ class Targets:
 
 
 class TargetError(DataError):
-    """A row that nothing right can be learnt from; `cause` names the kind of fault."""
+    """A row that is not a valid target; `cause` names the kind of mistake."""
 
     def __init__(
         self, field: str, problem: str, fix: str, where: str = "", cause: str = "format"
@@ -86,12 +86,12 @@ def read_targets(
     """Read the trajectories and instructions of `--instructions`, each checked.
 
     Args:
-      many, single: the templates whose replies the critiques are.
+      many, single: the templates to which the critiques reply.
       skip_bad_rows: leave bad rows out and count them.
-      max_bad_share: of all rows; more bad ones than this stop all the same.
+      max_bad_share: raise if more than this share of the rows is bad.
 
-    Raises DataError for the first bad row, with the number of the others by cause; with
-    `skip_bad_rows` for too many of them, or for nothing left.
+    Raises DataError for the first bad row, with the number of bad rows by cause; with
+    `skip_bad_rows` if too many rows are bad or none is left.
     """
     rows: list[Trajectory | Instruction] = []
     sources: list[str] = []
@@ -134,7 +134,7 @@ def _report(
     skip_bad_rows: bool,
     max_bad_share: float,
 ) -> None:
-    """Raise for bad rows, or say which are left out."""
+    """Raise for bad rows, or log which are left out."""
     first, total = bad[0], good + len(bad)
     counted = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
     shown = f"{len(bad)} of {total} rows are bad ({counted})"
@@ -145,7 +145,8 @@ def _report(
         raise DataError(
             "",
             f"{shown}, more than {100 * max_bad_share:g}%; the first: {first}",
-            "correct the file, so many are no accident; or give a larger --max-bad-share",
+            "correct the file, since this many bad rows are no accident; or give a larger "
+            "--max-bad-share",
             source,
         )
     for error in bad[:_LISTED]:
@@ -156,8 +157,8 @@ def _report(
 def check_target(
     row: Trajectory | Instruction, where: str = "", *, many: Template, single: Template
 ) -> None:
-    """Raise TargetError for a critique that the template can not read, or that does not say what
-    the row says of it; and for a text in which JSON has eaten a backslash."""
+    """Raise TargetError for a critique that the template cannot parse or that contradicts its row,
+    and for a text that has lost a backslash in JSON."""
     if isinstance(row, Instruction):
         reply = row.messages[-1]["content"]
         if not reply.strip():
@@ -207,7 +208,7 @@ def check_target(
 def _says(
     scores: tuple[float, ...], labels: tuple[float, ...], threshold: float | None
 ) -> bool | None:
-    """Whether the scores are right; None where the labels do not say it, or the top is shared."""
+    """Whether the scores are correct; None if the labels do not decide it, or the top is tied."""
     if max(labels) in sorted(labels)[:-1] or max(scores) in sorted(scores)[:-1]:
         return None
     if len(labels) == 1 and (labels[0] not in (0, 1) or scores[0] == threshold):

@@ -1,15 +1,15 @@
-"""Trajectories: critiques with what they were about, which training learns from, as readable JSONL.
+"""Trajectories: critiques with their records, from which training learns, and their JSONL files.
 
     {"example_id": .., "query": .. | [turns], "responses": [..], "text": ".."       needed
      "order": [..], "labels": [..], "scores": [..] | null, "failure": .., "finish_reason": ..,
      "correct": .., "hinted": .., "kept": .., "sample": .., "reference": .., "principles": [..]}
 
-`responses`, `labels` and `scores` stand in the record's order; `order` says in which order the
-responses were shown: order[j] is the index of the one in place j.
+`responses`, `labels` and `scores` are in the record's order; order[j] is the index of the response
+that was shown in place j.
 
-A critique that somebody wrote, or another program, may be called `critique` (and its id `id`): then
-`responses`, `labels` and `scores` are in the order in which they were shown, as in files of earlier
-versions; `order`, if it is there, leads back to the record's.
+In critiques written by people or by other programs the text may be called `critique`, and the id
+`id`. Then `responses`, `labels` and `scores` are in the order in which they were shown, as in files
+of earlier versions, and `order`, if given, maps it to the record's order.
 
 A row may instead be plain instruction data, which supervised training mixes in:
 {"messages": [.., {"role": "assistant", "content": ..}]}.
@@ -45,13 +45,14 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trajectory(Critique):
-    """One critique and what it was about.
+    """One critique with its record.
 
     Attributes:
-      query, responses, reference, principles: as the record has them.
-      labels: of the responses, if they are known.
-      correct: whether the scores are right by the labels.
-      hinted: drawn with the best response given away. kept: not rejected.
+      query, responses, reference, principles: those of the record.
+      labels: the labels of the responses, if they are known.
+      correct: whether the scores are correct by the labels.
+      hinted: whether the prompt revealed the best response.
+      kept: whether it was not rejected.
     """
 
     query: str | tuple[Turn, ...]
@@ -69,7 +70,7 @@ class Trajectory(Critique):
         return shuffle(self.responses, self.order)
 
     def _check_verdict(self) -> None:
-        """Scores may be unknown: a critique that was written is read when it is learnt from."""
+        """Scores may be unknown: they are parsed when the critique is used for training."""
         if self.scores is not None:
             super()._check_verdict()
 
@@ -82,7 +83,7 @@ class Instruction:
 
 
 def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
-    """Write a JSONL file, whole or not at all. Fields that are not known are left out."""
+    """Write a JSONL file, whole or not at all. Fields that are None are left out."""
     write_rows(Path(path), [dataclasses.asdict(trajectory) for trajectory in trajectories])
 
 
@@ -100,7 +101,7 @@ def parse_trajectory(
 ) -> Trajectory | Instruction:
     """One row. Raises DataError.
 
-    unused: gets the names of fields of messages that hold something and were not read.
+    unused: names of non-empty fields of messages that were not read are added to it.
     """
     if not isinstance(row, dict):
         raise DataError("row", show(row), "write {...}", where)
@@ -108,7 +109,7 @@ def parse_trajectory(
         return Instruction(_messages("messages", row["messages"], "assistant", where, unused))
     values = dict(row)
     as_shown = "critique" in values
-    spelled: dict[str, str] = {}  # how such a row calls a field
+    spelled: dict[str, str] = {}  # field -> its name in such a row
     if "critique" in values or "id" in values:
         spelled = {"text": "critique", "example_id": "id"}
     for name, other in spelled.items():

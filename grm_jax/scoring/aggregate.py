@@ -1,19 +1,20 @@
-"""Samples of a judge -> the verdicts of each way of judging; rates of what went wrong.
+"""From the critiques of a judge to the verdicts of each method, and the rates of failures.
 
     greedy      the greedy sample
     sample@1    every single sample is a verdict
     vote@k      Eq. (14): k samples vote
-    meta@k      the same votes, guided: the k // 2 samples that the meta RM ranks highest vote;
-                meta@k/m: the m that rank highest
-    adaptive@k  samples vote in turn until further ones up to k would hardly change the verdict
+    meta@k      guided votes: of k samples, the k // 2 that the meta RM ranks highest vote;
+                meta@k/m: the m that it ranks highest
+    adaptive@k  samples vote in turn until further ones, up to k, would hardly change the verdict
 
 Votes are over subsets of the samples drawn (`subsets`): disjoint blocks of k, then blocks of
-reshuffled samples, so that vote@8 of 32 samples is a mean over sixteen votes and not over one.
-Samples change places only with those that saw the same order of the responses: a vote of k keeps
-the balance of orders that k samples drawn alone have.
+reshuffled samples, so that vote@8 of 32 samples is a mean over sixteen votes or more. Samples are
+only exchanged with others that saw the same order of the responses, so that a vote of k keeps the
+balance of orders that k samples drawn alone have.
 
-A failed sample is left out of its vote and counted. What a vote without any usable sample earns
-is a rule of the benchmark's (`rules.UnparsedRule`); it is counted as unjudged.
+A failed sample, one without scores, is left out of its vote and counted. A vote without any sample
+that has scores is counted as unjudged; what it earns is a rule of the benchmark
+(`rules.UnparsedRule`).
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ _VOTES = 16  # verdicts a record, where the samples allow it
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """The verdicts of one way of judging.
+    """The verdicts of one method.
 
     Attributes:
         name: "greedy", "sample@1", "vote@8", "meta@8", "meta@8/2", "adaptive@8".
-        k: samples a verdict; of adaptive votes, the most.
+        k: the number of samples in a verdict; for adaptive votes the maximum.
         votes: the verdicts.
-        samples: mean number of samples that a verdict took.
+        samples: the mean number of samples that a verdict took.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Method:
     samples: float
 
     def credits(self, records: Sequence[Preference], rules: Rules = Rules()) -> dict[str, float]:
-        """Record id -> mean credit of its verdicts that count; NaN if none counts."""
+        """Record id -> mean credit over its verdicts that count; NaN if none counts."""
         values = credit(Verdicts(records, self.votes, rules))
         counted = (~np.isnan(values)).sum(axis=1)
         mean = np.nansum(values, axis=1) / np.where(counted > 0, counted, np.nan)
@@ -68,13 +69,15 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What went wrong among single samples; shares of `samples`.
+    """The failures among single samples.
 
     Attributes:
-        samples: their number. failed: share without scores. failures: the same, by kind.
-        boxes: by kind, the last box that such critiques most often hold, as written, and its count.
-        truncated: share stopped by the length limit, with or without scores.
-        tokens: mean number of generated tokens.
+        samples: the number of samples.
+        failed: the share without scores.
+        failures: the same share by kind of failure.
+        boxes: by kind of failure, the most frequent last box of such critiques and its count.
+        truncated: the share stopped by the length limit, with or without scores.
+        tokens: the mean number of generated tokens.
     """
 
     samples: int
@@ -90,8 +93,8 @@ class Aggregate:
     """All methods that the samples allow, in the order of the table above.
 
     Attributes:
-        rates: by "greedy" and "sampled", of those that are there.
-        unjudged: ids of the records without a single usable sample.
+        rates: the failures of "greedy" and of "sampled" critiques, if there are any critiques.
+        unjudged: ids of the records without a single parsable critique.
     """
 
     methods: tuple[Method, ...]
@@ -99,7 +102,7 @@ class Aggregate:
     unjudged: tuple[str, ...]
 
     def method(self, name: str) -> Method:
-        """The method of that name; KeyError names those that there are."""
+        """The method of that name. Raises KeyError with the names that exist."""
         for method in self.methods:
             if method.name == name:
                 return method
@@ -107,13 +110,13 @@ class Aggregate:
 
 
 def default_ks(samples: int) -> tuple[int, ...]:
-    """2, 4, 8, ... up to the number of samples, which is itself always among them (if above 1)."""
+    """2, 4, 8, ... and the number of samples itself; empty for a single sample."""
     ks = [2**i for i in range(1, samples.bit_length()) if 2**i < samples]
     return (*ks, samples) if samples > 1 else ()
 
 
 def reported(aggregated: Aggregate) -> Method:
-    """The method that tables look at: the largest vote, else the adaptive one, else greedy."""
+    """The method to report on: the largest vote, else the adaptive one, else greedy."""
     rank = {"vote": 3, "adaptive": 2, "greedy": 1}
     return max(aggregated.methods, key=lambda m: (rank.get(m.kind, 0), m.k))
 
@@ -125,11 +128,11 @@ def is_uneven(rows: Sequence[Critique]) -> bool:
 
 
 def subsets(samples: int, k: int, n: int) -> np.ndarray:
-    """Which samples vote together, [S, k], ascending in each vote; S does not depend on n.
+    """The samples that vote together: [S, k], ascending in each vote. S does not depend on n.
 
-    The first votes are the disjoint blocks (0..k-1), (k..2k-1), ...; a rest smaller than k is not
-    used. The others are blocks after reshuffling samples i among those with the same i mod n, which
-    saw the n responses in the same order (`critique.orders`).
+    The first votes are the disjoint blocks (0..k-1), (k..2k-1), ...; a remainder smaller than k is
+    not used. The others are blocks after shuffling samples i among those with the same i mod n,
+    which saw the n responses in the same order (`critique.orders`).
     """
     blocks = samples // k
     rounds = 1 if k in (1, samples) else math.ceil(_VOTES / blocks)
@@ -159,19 +162,19 @@ def aggregate(
 
     Args:
         records: what was judged.
-        rows: for each record a greedy row, or samples 0..k-1 (the same k for all), or both. Rows of
-            other records are refused.
-        ks: sizes of the votes; default `default_ks`.
-        k_meta: numbers of samples that guided votes keep, besides half of k.
-        bound: of adaptive votes: the probability of another verdict that is accepted.
-        scales: the ranges of scores, which say what further samples could change.
-        threshold: of single responses, for adaptive votes; default: the middle of their range.
-        uneven: records have as many samples as it took to decide them; the one vote, "adaptive@k",
-            is over all of a record's, and single samples are those that every record has.
+        rows: for each record a greedy critique, or samples 0..k-1 (the same k for all records), or
+            both. Critiques of other records are refused.
+        ks: sizes of the votes; default: `default_ks`.
+        k_meta: the numbers of samples that guided votes keep, besides half of k.
+        bound: for adaptive votes: the accepted probability of another verdict.
+        scales: the ranges of scores, which bound what further samples could change.
+        threshold: for adaptive votes on single responses; default: the middle of their range.
+        uneven: records have as many samples as it took to decide them. The only vote, "adaptive@k",
+            is over all samples of a record; "sample@1" uses the samples that every record has.
 
     Raises:
-        DataError: no records, an id twice, a record without rows, gaps in the samples, meta scores
-            for a part of the samples only, another number of scores than responses.
+        DataError: no records, a repeated id, a record without critiques, gaps in the samples, meta
+            scores for only a part of the samples, another number of scores than responses.
         ValueError: a `ks` or `k_meta` that the samples do not allow.
     """
     greedy, sampled = _group(records, rows, uneven=uneven)
@@ -261,7 +264,7 @@ class Tables:
         return Votes(tuple((members, s[:, :count]) for members, s, _ in self._parts), count)
 
     def vote(self, k: int | None) -> Votes:
-        """Votes of k samples; None: one vote of all that there are."""
+        """Votes of k samples; None: one vote of all samples."""
         votes, count = [], 1
         for members, scores, _ in self._parts:
             samples = scores.shape[1]
@@ -275,8 +278,10 @@ class Tables:
         return Votes(tuple(votes), count)
 
     def guided_vote(self, k: int, keep: int) -> Votes:
-        """Votes of the `keep` samples among k that the meta RM ranks highest (earlier ones first
-        among equals)."""
+        """Votes of the `keep` samples of k that the meta RM ranks highest.
+
+        Of samples with equal meta scores, earlier ones are kept.
+        """
         votes, count = [], 1
         for members, scores, meta in self._parts:
             plan = subsets(scores.shape[1], k, scores.shape[2])
@@ -293,7 +298,7 @@ class Tables:
     def adaptive(
         self, bound: float, scales: Scales, threshold: float | None = None
     ) -> tuple[Votes, float]:
-        """Each record's samples until it is decided, and how many that were on average."""
+        """Votes of each record's samples until it is decided, and their mean number."""
         votes, taken = [], []
         for members, scores, _ in self._parts:
             low, high = scales.single if scores.shape[2] == 1 else scales.many
@@ -307,9 +312,9 @@ class Tables:
 
 
 def _mean(totals: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Totals [..., n] over `used` [...] samples; NaN over none.
+    """Totals [..., n] divided by the number `used` [...] of samples; NaN where it is 0.
 
-    Sums of floats are rounded to nine digits, so that the order of the samples does not break ties.
+    Totals are rounded to nine digits, so that the order of float additions does not break ties.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.round(totals, 9) / np.where(used > 0, used, np.nan)[..., None]
@@ -318,7 +323,7 @@ def _mean(totals: np.ndarray, used: np.ndarray) -> np.ndarray:
 def _group(
     records: Sequence[Preference], rows: Sequence[Critique], *, uneven: bool
 ) -> tuple[_Grouped, _Grouped]:
-    """Greedy rows and sampled rows (ascending) by record; each empty, or whole."""
+    """Greedy and sampled critiques (ascending) by record. Each is empty or has all records."""
     by_id = {record.id: record for record in records}
     if not records or len(by_id) != len(records):
         what = "no records" if not records else "records with the same id"

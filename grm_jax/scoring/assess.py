@@ -1,4 +1,4 @@
-"""Samples of one judge on one benchmark -> figures with intervals, and how two judges differ."""
+"""From a judge's critiques of a benchmark to figures with intervals, and differences of judges."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from grm_jax.scoring.statistics import Difference, Interval
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """One judge's verdicts on a benchmark, bound to its figures.
+    """One judge's verdicts on a benchmark, with the figures to compute from them.
 
     Attributes:
-        values: of each method: the measures that the figures ask for.
+        values: for each method, the measures that the figures need.
     """
 
     aggregate: Aggregate
@@ -46,11 +46,11 @@ class Scored:
 
     @property
     def names(self) -> list[str]:
-        """Of the methods."""
+        """The names of the methods."""
         return [method.name for method in self.aggregate.methods]
 
     def bound(self, method: str, figure: FigureLike) -> Resampled:
-        """A figure of a method, to resample."""
+        """A figure of a method, ready to be resampled."""
         return figure.bind(self.values[self.names.index(method)])
 
 
@@ -61,12 +61,12 @@ def judge_scores(
     rules: Rules,
     **options: Any,
 ) -> Scored:
-    """Aggregate samples and measure their verdicts; `options` are those of `aggregate`.
+    """Aggregate critiques and measure their verdicts; `options` are those of `aggregate`.
 
-    A figure that no method defines (a ROC-AUC without negatives) is left out.
+    A figure that is not defined for any method (a ROC-AUC without negatives) is left out.
 
     Raises:
-        DataError: what `aggregate` raises, or a headline that is not defined.
+        DataError: as `aggregate` raises, or if the headline is not defined.
     """
     aggregated = aggregate(records, rows, **options)
     figures = benchmark.figures(records, rules)
@@ -111,17 +111,18 @@ def assess(
     settings: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> Results:
-    """All figures of a judge from its samples.
+    """All figures of a judge, from its critiques.
 
     Args:
         judge: its name in tables.
-        rules: default: the benchmark's authors'.
-        ks, k_meta, bound, scales: see `aggregate.aggregate`; adaptive: its `uneven`.
+        rules: default: those of the benchmark's authors.
+        ks, k_meta, bound, scales: see `aggregate.aggregate`.
+        adaptive: the `uneven` of `aggregate.aggregate`.
         resamples, seed: of the bootstrap.
-        probes: samples on identical responses (`bias.identical`).
-        seconds_per_sample: what sampling cost, if it is known.
+        probes: critiques of records with identical responses (`bias.identical`).
+        seconds_per_sample: the mean cost of a sample, if it is known.
         settings: stored in the results as `arguments`, beside those above.
-        model: stored in the results; `trained`: whether its weights were.
+        model: stored in the results; `trained` False marks random weights.
 
     Raises:
         DataError, ValueError: as `aggregate` raises.
@@ -182,7 +183,7 @@ def _intervals(
     resamples: int,
     seed: int,
 ) -> tuple[tuple[MethodResult, ...], tuple[Comparison, ...]]:
-    """Every figure of every method, and the first differences that a reader asks for."""
+    """Every figure of every method with its interval, and the differences between methods."""
     aggregated, figures = scored.aggregate, scored.figures
     clusters = benchmark.clusters(records)
     functions = [figure.bind(values) for values in scored.values for figure in figures]
@@ -240,7 +241,7 @@ def _interval(
     drawn: np.ndarray,
     clusters: Sequence[Hashable] | None,
 ) -> Interval:
-    """Of means over records, one that is honest where all have the same value; else percentiles."""
+    """A percentile interval; for means over records that all have the same value a Wilson one."""
     if not isinstance(figure, Figure) or figure.total:
         return statistics.interval(value, drawn, len(_evidence(figure, values, clusters)))
     members = figure.members
@@ -252,14 +253,14 @@ def _interval(
 def _evidence(
     figure: FigureLike, values: Mapping[str, np.ndarray], clusters: Sequence[Hashable] | None
 ) -> set[Hashable]:
-    """The clusters of the figure's records that count: have a value of one of its measures."""
+    """The clusters of the figure's records that have a value of one of its measures."""
     members = figure.members
     counted = np.any([~np.isnan(values[name][members]).all(axis=1) for name in figure.measures], 0)
     return {i if clusters is None else clusters[i] for i in members[counted].tolist()}
 
 
 def _pair_credits(records: Sequence[Preference], method: Method, rules: Rules) -> dict[str, float]:
-    """Credit of the records that have one best response and a verdict that counts."""
+    """Record id -> credit, for records with one best response and a verdict that counts."""
     values = credit_where(
         Verdicts(records, method.votes, rules), lambda record: record.has_unique_best
     )
@@ -276,8 +277,8 @@ def _cost(
     seconds: float | None,
     shown: MethodResult,
 ) -> dict[str, float]:
-    """Of one record's verdict by the reported method: samples, tokens and, where known, seconds;
-    and the same for one that is right."""
+    """Samples, tokens and (if known) seconds of one verdict by the reported method, and of one
+    right verdict."""
     tokens = float(np.mean([row.tokens for row in rows])) * shown.samples
     cost = {"samples": shown.samples, "tokens": tokens}
     if seconds is not None:
@@ -301,14 +302,16 @@ def compare_runs(
     adaptive: bool = False,
     **options: Any,
 ) -> tuple[Against, ...]:
-    """Overall and section figures of the methods that both have, less those of the other run.
+    """Overall and section figures of the methods that both runs have, minus those of the other run.
 
-    Both are scored anew under the same rules and resampled together.
+    Both are scored under the same rules and resampled together.
 
     Args:
+        rows, other: the critiques of this run and of the other run.
         run: the other run's name.
-        adaptive: our samples are uneven; the other run's are looked at.
-        options: of `aggregate`.
+        adaptive: this run's records have different numbers of samples. For the other run this is
+            detected.
+        options: those of `aggregate`.
 
     Raises:
         DataError: the other run judged other records, or no method is in both.
@@ -373,7 +376,7 @@ def compare(
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """The headline of two judges' credits (`aggregate.Method.credits`) on the same records."""
+    """The difference of the headline between two judges' credits (`aggregate.Method.credits`)."""
     headline = benchmark.figures(records, benchmark.authors)[0]
     ours, theirs = (
         headline.bind({"credit": np.asarray([[credits[record.id]] for record in records])})
@@ -390,7 +393,7 @@ def compare(
 
 
 def _pairs(aggregated: Aggregate) -> list[tuple[str, str]]:
-    """What a reader asks first: what voting gains, and what guiding it gains."""
+    """The pairs of methods to compare: what voting gains, and what guiding the vote gains."""
     names = [method.name for method in aggregated.methods]
     votes = [method for method in aggregated.methods if method.kind == "vote"]
     pairs = []

@@ -1,4 +1,4 @@
-"""What a benchmark is: how its files are read, what is asked, and which figures it has.
+"""The definition of a benchmark: how its files are read, what is asked, which figures it has.
 
 Dimensions: N records, S verdicts a record, B bootstrap resamples.
 
@@ -30,13 +30,13 @@ from grm_jax.scoring.rules import PAPER, Form, Rules
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a benchmark comes from.
+    """Where the files of a benchmark come from.
 
     Attributes:
-        get: what to download, in words, for messages.
-        folders: names that its folder has inside a folder of several benchmarks.
-        hub: data set on the Hugging Face hub, or "".
-        patterns: files of it that are read.
+        get: what to download, as a sentence for error messages.
+        folders: names that its folder may have inside a folder of several benchmarks.
+        hub: the id of the data set on the Hugging Face hub, or "".
+        patterns: glob patterns of the files that are read.
     """
 
     get: str
@@ -50,19 +50,21 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: on the command line.
-        about: one line.
-        read: (path, skip_bad_rows, form) -> all its items; `domain` is the subset or section key.
-        figures: (records, rules) -> the figures that they allow, the headline first.
-        measures: what its figures are means of, by name, beside `measures.credit`.
-        authors: the rules of its authors; paper: those of the paper of DeepSeek-GRM.
-        forms: the forms of question that it can ask.
-        rating: single responses are rated 1-10, as in the paper, not called right or wrong.
-        rankings: figures rank by `measures.score`, which has no half credit for what is unreadable.
-        fixed: rules that its headline does not look at.
-        private: its authors ask that rows are not published as plain text: reports hold none.
-        strata: from coarse to fine, what a sample of `limit` items must keep in proportion.
-        cluster: records with the same value are not independent (a repeated prompt).
+        name: its name on the command line.
+        about: one line about it.
+        read: (path, skip_bad_rows, form) -> all items; `domain` is the subset or section.
+        figures: (records, rules) -> the figures that these records allow, the headline first.
+        measures: by name, what its figures average, besides `measures.credit`.
+        authors: the rules of its authors.
+        paper: the rules of the DeepSeek-GRM paper.
+        forms: the forms of question that it supports.
+        rating: single responses are rated from 1 to 10 as in the paper, not called right or wrong.
+        rankings: its figures rank responses by `measures.score`, for which an unparsable critique
+            cannot earn half a credit.
+        fixed: rules that have no effect on its headline.
+        private: its authors ask that rows are not published as plain text, so reports hold none.
+        strata: from coarse to fine, the groups that a sample of `limit` items keeps in proportion.
+        cluster: records with the same value (a repeated prompt) are not independent.
     """
 
     name: str
@@ -91,19 +93,19 @@ class Benchmark:
         skip_bad_rows: bool = False,
         max_bad_share: float = 1.0,
     ) -> BenchmarkRecords:
-        """Its records, in file order; with `order="both"` the two games of every pair.
+        """The records in file order; with `order="both"` the two games of every pair.
 
         Args:
-            rules: order and form of the questions; default: the authors'.
-            limit: take a sample of so many items, spread over `strata` (files are grouped by
-                subset, so the first rows are not a sample). `.notes` says what was done.
-            seed: of that sample.
+            rules: order and form of the questions; default: the authors' rules.
+            limit: the size of a random sample of items, stratified by `strata` (files are grouped
+                by subset, so the first rows are not a sample). `.notes` says what was done.
+            seed: the seed of that sample.
             skip_bad_rows: leave bad rows out and list them in `.skipped`.
-            max_bad_share: stop where they are more than this share of the items.
+            max_bad_share: raise if more than this share of the items is bad.
 
         Raises:
             DataError: a missing file, a bad row, or a limit below the number of coarse strata.
-            ValueError: a form or an order that this benchmark does not have.
+            UserError: a form or an order that this benchmark does not have.
         """
         rules = rules or self.authors
         self.check(rules)
@@ -127,7 +129,7 @@ class Benchmark:
         return BenchmarkRecords(records, loaded.skipped, notes)
 
     def check(self, rules: Rules) -> None:
-        """ValueError for rules that this benchmark does not have."""
+        """Raise UserError for rules that this benchmark does not support."""
         if rules.form not in self.forms:
             raise UserError(
                 f"{self.name} has no form {rules.form!r}; give one of {', '.join(self.forms)}"
@@ -150,9 +152,9 @@ class Benchmark:
             yield swapped(game)
 
     def clusters(self, records: Sequence[Preference]) -> list[Hashable] | None:
-        """The cluster of each record, for `statistics.bootstrap`; None if all are independent.
+        """The cluster of each record for `statistics.bootstrap`; None if all are independent.
 
-        Records of one item, and of one prompt where prompts repeat, are one cluster.
+        Records of one item are one cluster, and so are records with the same `cluster` value.
         """
         if self.cluster is None and all(item_of(r) == r.id for r in records):
             return None
@@ -171,6 +173,6 @@ class Benchmark:
 
 
 def missing_note(records: Sequence[Preference], names: Sequence[str]) -> list[str]:
-    """A note where not all of these domains are there."""
+    """A note if some of these domains have no records."""
     missing = [name for name in names if all(record.domain != name for record in records)]
     return [f"no rows of {', '.join(missing)}: not the official figure"] if missing else []

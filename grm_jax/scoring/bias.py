@@ -1,15 +1,15 @@
-"""What moves a judge besides quality: position, length, identical responses, domains.
+"""What influences a judge besides quality: position, length, identical responses, domains.
 
-Each finding is a number with an interval and what an unbiased judge would have.
+Each finding is a number with its interval and the number that an unbiased judge would have.
 
-    position   first shown wins        share of verdicts won by the response shown first, less 1/n
-               flips, other order      two samples of one record that saw other orders disagree
-               flips, same order       ... that saw the same order: what sampling alone does
-    length     best is longest         accuracy there
-               best is not longest     accuracy there; an unbiased judge has the same in both
+    position   first shown wins        share of verdicts won by the response shown first, minus 1/n
+               flips, other order      two samples of a record with different orders disagree
+               flips, same order       two samples with the same order disagree, from sampling alone
+    length     best is longest         accuracy on these records
+               best is not longest     accuracy on these; an unbiased judge has the same in both
     identical  tie                     two identical responses get the same score
-               first shown wins        ... and where not: how often the first, less 1/2
-    domains    spread                  best less worst section
+               first shown wins        where they do not: how often the first wins, minus 1/2
+    domains    spread                  the best section minus the worst
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PROBE = "#identical"
 class Finding:
     """One row of the bias table; figures are fractions of 1.
 
-    unbiased: what a judge without this bias has; None: compare with the row before.
-    records: number of records it is computed from.
+    unbiased: the value of a judge without this bias; None: to be compared with the row before.
+    records: the number of records from which it is computed.
     """
 
     kind: str
@@ -58,11 +58,11 @@ def bias_table(
     """All findings that the samples allow.
 
     Args:
-        credits: of the records that have any, by the method that is reported on.
-        sections: its figures by section.
-        probes: samples on records with identical responses (`identical`).
-        clusters: of the records; those of one are drawn together in intervals.
-        sees_order: whether the judge was shown an order; without one there is no position.
+        credits: record id -> credit by the method that is reported.
+        sections: the figures of this method by section.
+        probes: critiques of records with identical responses (`identical`).
+        clusters: the cluster of each record; the records of one are drawn together.
+        sees_order: whether the judge depends on the order in which responses are shown.
     """
     labels = clusters or [record.id for record in records]
     cluster = {record.id: label for record, label in zip(records, labels, strict=True)}
@@ -86,7 +86,7 @@ def bias_table(
 
 
 def identical(records: Sequence[Preference], count: int) -> list[Preference]:
-    """Probes: the best response of evenly spread records of several responses, twice."""
+    """Probe records: the best response, twice, of evenly spread records with several responses."""
     several = [record for record in records if len(record.responses) > 1]
     step = max(1, len(several) // max(count, 1))
     probes = []
@@ -105,7 +105,7 @@ def _winners(scores: Sequence[float]) -> frozenset[int]:
 
 
 def _mean(values: Mapping[str, float], cluster: Mapping[str, Hashable]) -> Interval:
-    """The mean over records, by id."""
+    """The mean of values by record id, with its interval."""
     return mean_interval(list(values.values()), clusters=[cluster[name] for name in values])
 
 
@@ -113,7 +113,7 @@ def _position(
     records: Sequence[Preference], rows: Sequence[Critique], cluster: Mapping[str, Hashable]
 ) -> list[Finding]:
     sizes = {record.id: len(record.responses) for record in records}
-    # By pair, games together: (order shown, winners) in the order of the file.
+    # Record id -> (order shown, winners), as indices in the file; the games of a pair together.
     seen: dict[str, list[tuple[tuple[int, ...], frozenset[int]]]] = collections.defaultdict(list)
     first: dict[str, list[float]] = collections.defaultdict(list)
     for row in rows:
@@ -159,7 +159,7 @@ def _position(
 
 
 def _pairs(counts: Mapping[Hashable, int]) -> int:
-    """Pairs of equal ones among so many of each."""
+    """The number of pairs of equal elements, from the count of each element."""
     return sum(n * (n - 1) // 2 for n in counts.values())
 
 

@@ -1,11 +1,11 @@
-"""Figures: numbers computed from one or more values a record, also on resampled records.
+"""Figures: numbers computed from the values of records, also on bootstrap resamples.
 
 Dimensions: N records, S verdicts a record (votes over different samples), B bootstrap resamples.
 
     measures.Measure: verdicts -> values [N, S]      (NaN: the record does not count)
     Figure, RocAuc, ...: values -> a function of counts [B, N] -> figures [B]
 
-A figure is bound to one method's values once and then asked for every resample.
+A figure is bound to one method's values once, and then computed for all resamples.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Resampled = Callable[[np.ndarray], np.ndarray]  # counts [B, N] -> [B]
 
 
 class FigureLike(Protocol):
-    """A figure of some group."""
+    """What all kinds of figures have in common."""
 
     @property
     def group(self) -> str: ...
@@ -29,22 +29,22 @@ class FigureLike(Protocol):
     def name(self) -> str: ...
     @property
     def members(self) -> np.ndarray:
-        """Indices of the records that it looks at."""
+        """Indices of the records from which it is computed."""
         ...
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What it is computed from."""
+        """The names of the measures from which it is computed."""
         ...
 
     def bind(self, values: Values) -> Resampled:
-        """The figure of these values, on resampled records."""
+        """A function that computes the figure on resampled records: counts [B, N] -> [B]."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A group of records, the weight of its mean in a figure, and what the mean is of."""
+    """A group of records, the measure that is averaged, and the weight of this mean in a figure."""
 
     weight: float
     members: np.ndarray  # [n] indices of records, n >= 1
@@ -59,8 +59,8 @@ class Figure:
         group: "overall", "sections", or a finer level. The first figure of "overall" is the
             headline.
         name: unique in its group.
-        terms: never empty. In a resample that draws no record of a term, the term is left out.
-        total: do not divide by the weights: a sum of weighted means, which needs all its terms.
+        terms: never empty. A term is left out of a resample that draws none of its records.
+        total: the figure is the weighted sum, not divided by the weights; it needs all its terms.
     """
 
     group: str
@@ -77,7 +77,7 @@ class Figure:
         return tuple(dict.fromkeys(term.measure for term in self.terms))
 
     def bind(self, values: Values) -> Resampled:
-        """counts [B, N] -> [B]; NaN where a resample holds nothing that counts."""
+        """counts [B, N] -> [B]; NaN where no record of a resample counts."""
         parts = []
         for term in self.terms:
             selected = values[term.measure][term.members]  # [n, S]
@@ -104,8 +104,8 @@ class Figure:
 class RocAuc:
     """The share of (positive, negative) pairs in which the positive scores higher; a tie is half.
 
-    positives, negatives: indices of records. The measure is a score; NaN: left out; -inf and inf:
-    below and above all others.
+    positives, negatives: indices of records. The measure is a score: NaN is left out, -inf and inf
+    are below and above all others.
     """
 
     group: str
@@ -155,9 +155,9 @@ class RocAuc:
 class Macro:
     """Precision, recall or F1 of a classification, averaged over its classes.
 
-    classes: by name, the indices of the records that truly are of it; the measure "says NAME" is
-    the share of verdicts that say so. A class that is never said has precision 0, as scikit-learn's
-    `zero_division=0` has it.
+    classes: name of a class -> indices of the records that truly belong to it. The measure "says
+    NAME" is the share of verdicts for this class. A class without verdicts has precision 0, like
+    scikit-learn's `zero_division=0`.
     """
 
     group: str
@@ -194,7 +194,7 @@ class Macro:
 
 @dataclasses.dataclass(frozen=True)
 class Combined:
-    """The mean or the largest of figures of any kind; of those that a resample defines."""
+    """The mean or the largest of several figures, over those that are defined in a resample."""
 
     group: str
     name: str

@@ -1,8 +1,8 @@
-"""One HTML file a run: figures, tables, the bias table, and a browser of critiques.
+"""One HTML file for each run: figures, tables, the bias table, and a browser of critiques.
 
-It opens from disk and needs no network (its content policy forbids any). Texts of models and
-benchmarks are escaped: in tables by the template, in the browser by becoming text nodes, and in the
-data by writing "<" as \\u003c, so that no text can end the script element that it stands in.
+The page opens from disk and uses no network, which its content policy forbids. Texts of models and
+benchmarks are escaped: in tables by the template, in the browser by using text nodes, and in the
+embedded data by writing "<" as \\u003c, so that no text can close its script element.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from grm_jax.scoring.results import Results
 from grm_jax.scoring.rules import Rules
 from grm_jax.scoring.statistics import TOO_FEW
 
-ROOM = 40_000_000  # characters of records and critiques in one file
-_SAMPLE = 150  # characters that a sample takes without its text
+CHARACTERS = 40_000_000  # the maximum size of the records and critiques in one file
+_SAMPLE = 150  # characters of a sample besides its text
 _RANK = {"wrong": 0, "unjudged": 1, "tie": 2, "rated": 3, "right": 4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """What the report shows of one benchmark; method: whose verdicts are right or wrong."""
+    """One benchmark in the report. method: its verdicts are shown as right or wrong."""
 
     benchmark: Benchmark
     results: Results
@@ -52,18 +52,18 @@ class Evaluated:
 
 
 def write_html(
-    path: str | Path, evaluated: Sequence[Evaluated], *, title: str, room: int = ROOM
+    path: str | Path, evaluated: Sequence[Evaluated], *, title: str, characters: int = CHARACTERS
 ) -> Path:
     """Write the report; the file appears whole or not at all.
 
     Args:
-        room: for records and critiques, shared out evenly between the benchmarks. Wrong verdicts
-            come first; the page says how many records it holds.
+        characters: the maximum size of records and critiques, divided evenly among the benchmarks.
+            Wrong verdicts come first; the page says how many of the records it holds.
     """
     folder = resources.files("grm_jax.scoring") / "html_report"
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((folder / "report.html").read_text(encoding="utf-8"))
-    share = room // max(len(evaluated), 1)
+    share = characters // max(len(evaluated), 1)
     data = [
         {"records": _records(one, share), "of": len(one.records), "private": _private(one)}
         for one in evaluated
@@ -87,7 +87,7 @@ def _private(one: Evaluated) -> bool:
 
 
 def _embedded(data: Any) -> str:
-    """JSON that may stand in a script element."""
+    """JSON that is safe inside a script element."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
                "\u2029": "\\u2029"}  # fmt: skip
@@ -131,12 +131,12 @@ def _bench(results: Results, about: str) -> dict[str, Any]:
 
 
 def _inline(text: str) -> str:
-    """An SVG document as an element of a page. matplotlib escapes the texts in it."""
+    """An SVG document as an element of an HTML page; matplotlib has escaped its texts."""
     return text[text.index("<svg") :]
 
 
-def _records(one: Evaluated, room: int) -> list[dict[str, Any]]:
-    """What the browser shows, as far as there is room: wrong verdicts first."""
+def _records(one: Evaluated, characters: int) -> list[dict[str, Any]]:
+    """The records of the browser, wrong verdicts first, up to a number of characters."""
     rules = Rules(**one.results.settings["rules"])
     benchmark = one.benchmark
     by_id: dict[str, list[Critique]] = {record.id: [] for record in one.records}
@@ -153,8 +153,10 @@ def _records(one: Evaluated, room: int) -> list[dict[str, Any]]:
         rows = sorted(by_id[record.id], key=lambda row: row.sample)
         shown = not benchmark.private
         texts = [*(turn["content"] for turn in record.turns), *record.responses]
-        room -= sum(map(len, texts)) * shown + sum(_SAMPLE + len(r.text) * shown for r in rows)
-        if room < 0:
+        characters -= sum(map(len, texts)) * shown + sum(
+            _SAMPLE + len(r.text) * shown for r in rows
+        )
+        if characters < 0:
             break
         shown_records.append(
             {
@@ -184,7 +186,7 @@ def _verdict(scores: Sequence[float] | None, record: Preference, rules: Rules, r
         return "unjudged"
     if len(scores) == 1:
         if rating:
-            return "rated"  # only its rank among the others counts
+            return "rated"  # only its rank among the other responses counts
         if scores[0] == rules.threshold:
             return "tie"
         return "right" if (scores[0] > rules.threshold) == (record.labels[0] == 1) else "wrong"

@@ -1,4 +1,4 @@
-"""Records with their place in a benchmark, and samples of them in proportion to its parts."""
+"""Records as items of a benchmark, and random samples stratified by its sections."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class Item(Preference):
     """One question to the judge.
 
     Attributes:
-        item: records of one item (the pairs of a list, the games of a pair) belong together: a
-            sample of the benchmark and a resample hold all of them or none. "": one by itself.
+        item: the id shared by records that belong together (the pairs of a list, the two games of
+            a pair): a sample of the benchmark and a bootstrap resample hold all of them or none.
+            "" for a record by itself.
         place: which of the item's records this is.
     """
 
@@ -29,13 +30,13 @@ class Item(Preference):
 
 
 def as_item(record: Preference, item: str = "", place: str = "") -> Item:
-    """The record with its place in a benchmark."""
+    """The record as an `Item`."""
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(Preference)}
     return Item(**fields, item=item, place=place)
 
 
 def item_of(record: Preference) -> str:
-    """The item that a record belongs to; by itself, its id."""
+    """The id of the item to which a record belongs; the record's own id if it is by itself."""
     return (record.item if isinstance(record, Item) else "") or record.id
 
 
@@ -43,7 +44,7 @@ SWAPPED = "#swapped"  # ends the id of the second game of a pair
 
 
 def swapped(record: Item) -> Item:
-    """The second game of a pair: its responses in the other order."""
+    """The second game of a pair, with its responses swapped."""
     return dataclasses.replace(
         record,
         id=f"{record.id}{SWAPPED}",
@@ -58,13 +59,13 @@ def place_of(record: Preference) -> str:
 
 
 class BenchmarkRecords(Records):
-    """Records, what was left out (`skipped`), and what a reader must know (`notes`)."""
+    """Records, the rows that were left out (`skipped`), and notes for the results (`notes`)."""
 
 
 def group_by(
     records: Sequence[Preference], key: Callable[[Preference], str]
 ) -> dict[str, np.ndarray]:
-    """Indices of the records by key, keys in order of appearance."""
+    """Key -> indices of the records that have it; keys in order of appearance."""
     groups: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         groups.setdefault(key(record), []).append(index)
@@ -72,7 +73,7 @@ def group_by(
 
 
 def prompt_key(record: Preference) -> str:
-    """A digest of the conversation: the same for records that repeat a prompt."""
+    """A digest of the conversation, equal for records with the same prompt."""
     said = json.dumps([[turn["role"], turn["content"]] for turn in record.turns])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
@@ -83,9 +84,10 @@ def stratified(
     strata: Sequence[Callable[[Preference], str]],
     seed: int,
 ) -> list[Preference]:
-    """`limit` random records, in their order, spread over nested strata in proportion.
+    """`limit` random records in their order, in proportion to nested strata.
 
-    Every coarse stratum gets at least one; a finer one does where the quota around it allows.
+    Every coarse stratum gets at least one record; a finer stratum does if the quota of its coarser
+    stratum allows it.
 
     Raises:
         DataError: limit < 1, or below the number of coarse strata.
@@ -98,16 +100,16 @@ def stratified(
             f"{limit} records cannot hold all {needed} sections",
             f"give {needed} or more, or leave it out for all records",
         )
-    # By id, not by place: the draw survives a file that was sorted in another way.
+    # Sorted by id, so that the sample does not depend on the order of the file.
     rng = random.Random(f"{seed} limit")
     places = sorted(range(len(records)), key=lambda place: records[place].id)
     return [records[place] for place in sorted(_draw(records, places, limit, strata, rng))]
 
 
 def quotas(sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """`total` shared out in proportion to `sizes`, at most a group's size, rests to the largest.
+    """Divide `total` among groups in proportion to `sizes`, at most a group's size to each.
 
-    Each group gets at least one if there are enough, else the largest groups get one each.
+    Each group gets at least one if `total` allows it, else the largest groups get one each.
     """
     ranked = sorted(sizes, key=lambda name: (-sizes[name], name))
     share = dict.fromkeys(sizes, 0)

@@ -1,6 +1,6 @@
-"""Judges that read nothing: what a model must beat, and a check of the whole road without one.
+"""Judges without a model: baselines to beat, and a test of the whole evaluation.
 
-They write `Critique`s like a model's, so the same aggregation scores them.
+They write `Critique`s as a model does, so that the same aggregation scores them.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 
 JudgeName = Literal["longer", "random"]
-JUDGE_SCALES = Scales((0.0, 1.0), (0.0, 1.0))  # of `random`, which alone has samples
-JUDGES = get_args(JudgeName)  # none of them sees the order in which responses are shown
+JUDGE_SCALES = Scales((0.0, 1.0), (0.0, 1.0))  # of `random`; `longer` draws no samples
+JUDGES = get_args(JudgeName)  # none of them depends on the order in which responses are shown
 
 
 def judge_rows(
     name: str, records: Sequence[Preference], *, k: int = 32, seed: int = 0, rating: bool = False
 ) -> list[Critique]:
-    """The rows of a judge on all records.
+    """The critiques of a judge for all records.
 
-    longer: one greedy row a record, whose scores are the lengths in characters; equal lengths tie.
-        A single response has nothing to be longer than: 0.5, a toss-up at the usual threshold;
-        with `rating` it is scored by its length too, for figures that rank single responses.
-    random: a greedy row and k samples whose scores are uniform in 0..1: each of n responses wins as
-        often, a single one is called right half of the time. Seeded by `seed` and the record's id.
+    longer: one greedy critique for each record, whose scores are the lengths of the responses in
+        characters; equal lengths tie. A single response gets 0.5, which is a tie at the usual
+        threshold, or with `rating` its length, for figures that rank single responses.
+    random: a greedy critique and k samples with uniform scores in 0..1, seeded by `seed` and the
+        record's id. Each of n responses wins equally often, and a single response is called
+        correct half of the time.
 
     Raises:
         ValueError: an unknown name, or k < 0.

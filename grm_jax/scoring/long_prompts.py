@@ -1,5 +1,6 @@
-"""A benchmark's records whose prompts are too long for a judge: an error, cut, or left out with
-their items. What was done stands in the notes of the results.
+"""A benchmark's records whose prompts are too long for a judge: an error, or cut, or left out.
+
+What was done is said in the notes of the results.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ def fit(
 ) -> BenchmarkRecords:
     """Records whose prompts have at most `limit` tokens.
 
-    Items are left out whole. Where cutting made responses with different labels the same text, no
-    judge can tell them apart: their items are left out, too.
+    Items are left out whole. Where cutting turned responses with different labels into the same
+    text, no judge can tell them apart, so their items are left out too.
 
     Args:
-        tokens: of a record's prompt, the longest over the orders that are shown.
+        tokens: the number of tokens of a record's longest prompt, over the orders that are shown.
+        limit: the maximum number of tokens.
         policy: see `data.long_prompts`.
-        room: what else would give prompts more room, for the message.
+        room: what else would allow longer prompts, for the message.
 
     Raises:
         DataError: a prompt that is too long (error), that cannot be cut enough, or nothing left.

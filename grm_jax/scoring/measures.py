@@ -1,9 +1,9 @@
-"""Verdicts -> one value a record: credit, score, what a pair of games or an item of pairs earns.
+"""Measures: from verdicts to values by record, such as credits, scores and results of games.
 
 Dimensions: N records, S verdicts a record, n responses, R records with as many responses.
 
-A measure may look at the other records of an item (`Item.item`): the two games of a pair, the
-pairs of a list. Verdict s of one record then stands beside verdict s of the others.
+A measure may use the other records of an item (`Item.item`), such as the two games of a pair or
+the pairs of a list: verdict s of one record then goes with verdict s of the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Votes:
 
     Attributes:
         groups: (members [R], scores [R, S, n]) of the records with n responses; NaN where a verdict
-            had no readable critique. Every record is in one group.
+            had no parsable critique. Every record is in exactly one group.
         count: S.
     """
 
@@ -37,21 +37,21 @@ class Votes:
         return sum(len(members) for members, _ in self.groups)
 
     def scores(self) -> list[np.ndarray]:
-        """[S, n] of every record, in their order."""
+        """The scores [S, n] of every record, in the order of the records."""
         by_record: dict[int, np.ndarray] = {}
         for members, scores in self.groups:
             by_record |= zip(members.tolist(), scores, strict=True)
         return [by_record[index] for index in range(len(by_record))]
 
     def unjudged(self) -> np.ndarray:
-        """Whether a verdict has no readable critique, [N, S]."""
+        """Whether a verdict has no parsable critique: [N, S]."""
         missing = np.empty((self.records, self.count), bool)
         for members, scores in self.groups:
             missing[members] = np.isnan(scores[..., 0])
         return missing
 
     def undecided(self, threshold: float) -> np.ndarray:
-        """Whether the top is shared, or a single response is on the threshold, [N, S]."""
+        """Whether responses share the top score, or a single one is on the threshold: [N, S]."""
         tied = np.empty((self.records, self.count), bool)
         for members, scores in self.groups:
             if scores.shape[2] == 1:
@@ -63,9 +63,9 @@ class Votes:
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """What a measure sees: the records, one method's votes on them, and the rules.
+    """What a measure is computed from: the records, one method's votes on them, and the rules.
 
-    shared: what several measures of these verdicts compute once.
+    shared: intermediate results that several measures of these verdicts use.
     """
 
     records: Sequence[Preference]
@@ -74,17 +74,17 @@ class Verdicts:
     shared: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(members [R], scores [R, S, n], labels [R, n]) by number of responses."""
+        """(members [R], scores [R, S, n], labels [R, n]) for each number n of responses."""
         for members, scores in self.votes.groups:
             labels = np.asarray([self.records[i].labels for i in members.tolist()])
             yield members, scores, labels
 
     def empty(self) -> np.ndarray:
-        """[N, S] of NaN: no record counts."""
+        """An array [N, S] of NaN, in which no record counts yet."""
         return np.full((len(self.records), self.votes.count), np.nan)
 
     def items(self) -> dict[str, np.ndarray]:
-        """The records of every item."""
+        """Item -> indices of its records."""
         return group_by(self.records, item_of)
 
 
@@ -92,7 +92,7 @@ Measure = Callable[[Verdicts], np.ndarray]  # -> [N, S]
 
 
 def top(scores: np.ndarray) -> np.ndarray:
-    """Which responses share the largest score: [..., n] -> bool; none where there are no scores."""
+    """Which responses have the largest score: [..., n] -> bool; none where scores are NaN."""
     return scores == scores.max(axis=-1, keepdims=True)
 
 
@@ -107,7 +107,7 @@ def credit(verdicts: Verdicts) -> np.ndarray:
 
 
 def credit_where(verdicts: Verdicts, counts: Callable[[Preference], bool]) -> np.ndarray:
-    """Credit of the records that count, [N, S]; NaN for others, whose labels may be shared."""
+    """Credit [N, S] of the records that count; NaN for the others, which may have tied labels."""
     rules, credits = verdicts.rules, verdicts.empty()
     for members, scores, labels in verdicts.groups():
         n = scores.shape[2]
@@ -136,7 +136,7 @@ def credit_where(verdicts: Verdicts, counts: Callable[[Preference], bool]) -> np
 
 
 def unparsed_credit(rules: Rules, n: int) -> float:
-    """What a verdict without a readable critique earns; NaN: it does not count."""
+    """What a verdict without a parsable critique earns; NaN if it does not count."""
     chance = 0.5 if n == 1 else 1.0 / n
     return {"wrong": 0.0, "half": 0.5, "chance": chance, "excluded": np.nan}[rules.unparsed]
 
@@ -144,7 +144,7 @@ def unparsed_credit(rules: Rules, n: int) -> float:
 def score(verdicts: Verdicts) -> np.ndarray:
     """The mean score of single responses, [N, S], for a ROC-AUC.
 
-    An unreadable one counts as wrong: below every other if the label is 1, above if it is 0.
+    An unjudged response counts as wrong: below all others if its label is 1, above if it is 0.
     """
     ratings = verdicts.empty()
     for members, scores, labels in verdicts.groups():
@@ -157,7 +157,8 @@ def score(verdicts: Verdicts) -> np.ndarray:
 
 
 def outcome(verdicts: Verdicts) -> np.ndarray:
-    """1: the best response alone has the top; -1: another; 0: it shares it; NaN: unreadable."""
+    """1: the best response alone has the top score; 0: it shares it; -1: another response has it;
+    NaN: unjudged."""
     outcomes = verdicts.empty()
     for members, scores, labels in verdicts.groups():
         best = labels == labels.max(axis=1, keepdims=True)
@@ -171,7 +172,7 @@ def outcome(verdicts: Verdicts) -> np.ndarray:
 def item_measure(combine: Callable[[np.ndarray], np.ndarray], of: Measure = credit) -> Measure:
     """A measure of whole items: `combine` ([r, S] of an item's records -> [S]).
 
-    It stands at the item's first record; the others do not count.
+    The value is given to the item's first record; the others do not count.
     """
 
     def measure(verdicts: Verdicts) -> np.ndarray:
@@ -184,7 +185,7 @@ def item_measure(combine: Callable[[np.ndarray], np.ndarray], of: Measure = cred
 
 
 all_right = item_measure(lambda credits: credits.prod(axis=0))
-"""Credit for items of which every pair is right; ties are independent."""
+"""Credit of items: every pair must be right. Ties of different pairs are independent."""
 
 
 def _net(outcomes: np.ndarray) -> np.ndarray:
@@ -196,10 +197,11 @@ def _both(outcomes: np.ndarray) -> np.ndarray:
 
 
 net_vote = item_measure(_net, outcome)
-"""JudgeBench: +1 for a right game, -1 for a wrong one, 0 for a tie or none; right if above 0."""
+"""JudgeBench: a right game counts +1, a wrong one -1, a tie or an unjudged one 0; the item is right
+if the sum is above 0."""
 
 both_right = item_measure(_both, outcome)
-"""Right in every game."""
+"""The item is right if every game is."""
 
 
 def _agree(outcomes: np.ndarray) -> np.ndarray:
@@ -207,5 +209,4 @@ def _agree(outcomes: np.ndarray) -> np.ndarray:
 
 
 agreement = item_measure(_agree, outcome)
-"""The same response wins in every game. A tie is none, as LLMBar counts it: read as a winner, it
-would be another one in each order."""
+"""Whether the same response wins in every game. As in LLMBar, a tie is not an agreement."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with every common colour blindness; the marker and the dashes
-# tell the lines apart in print.
+# Okabe and Ito's palette, whose colours can be distinguished with any common colour blindness. The
+# markers and dashes distinguish the lines in print.
 _BLUE, _VERMILLION, _GREEN, _PURPLE, _ORANGE = (
     "#0072B2",
     "#D55E00",
@@ -52,7 +52,7 @@ def plot_accuracy(
 
 
 def svg(canvas: Figure) -> str:
-    """A canvas as SVG; the same results give the same text: no date, no random ids."""
+    """A canvas as SVG. The same results give the same text, without a date or random ids."""
     import matplotlib
 
     text = io.StringIO()
@@ -67,7 +67,7 @@ def accuracy_canvas(
     baselines: Mapping[str, Interval] | None = None,
     figure: tuple[str, str] | None = None,
 ) -> Figure:
-    """Accuracy against k: voting, guided voting, and levels to compare with.
+    """Accuracy against k, with a line for each kind of vote and horizontal lines for baselines.
 
     Args:
         baselines: further horizontal lines by name, e.g. the scalar baseline.
@@ -120,7 +120,7 @@ def accuracy_canvas(
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(k) for k in ticks])
-    axes.set_xlabel("k, samples a verdict (log scale)")
+    axes.set_xlabel("k, samples per verdict (log scale)")
     name = (figure or results.headline)[1]
     axes.set_ylabel("accuracy, %" if name == "accuracy" else f"accuracy ({name}), %")
     level = f"bands: {100 * results.settings.get('level', 0.95):g}% intervals"
@@ -135,7 +135,7 @@ def accuracy_canvas(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
-    # Below the axes: inside, it would hide a band for some results.
+    # Below the axes, since inside it could cover a line.
     canvas.legend(
         handles[::-1],
         labels[::-1],

@@ -1,4 +1,4 @@
-"""Adaptive k, replayed on samples that were drawn: where would each record have stopped?
+"""Adaptive k, replayed on drawn samples: after how many samples would each record have stopped?
 
 The rule is `critique.adaptive.decided`, here for many records at once.
 
@@ -16,13 +16,13 @@ from grm_jax.critique.adaptive import AT_LEAST, variance_floor
 def decided_after(
     scores: np.ndarray, bound: float, low: float, high: float, threshold: float | None = None
 ) -> np.ndarray:
-    """Number of samples after which each record is decided, at most K: [R].
+    """The number of samples after which each record is decided, at most K: [R].
 
     Args:
         scores: [R, K, n]; NaN where a sample failed.
-        bound: probability of another verdict that is accepted; 0: only what is certain.
-        low, high: the range of a score. threshold: what single responses are
-            decided against; default: the middle.
+        bound: the accepted probability of another verdict; 0 accepts only certain verdicts.
+        low, high: the range of a score.
+        threshold: what single responses are compared with; default: the middle of the range.
     """
     records, samples, n = scores.shape
     span = high - low

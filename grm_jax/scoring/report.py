@@ -1,4 +1,4 @@
-"""Results as tables (terminal, markdown) and files."""
+"""Results as tables, for the terminal and in Markdown, and as files."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ _SHOWN = 5  # ids and messages listed at most
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A table of texts; the first column names the rows."""
+    """A table of texts whose first column has the names of the rows."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def rich(self, *, stacked: bool = False) -> Table:
-        """For the terminal; stacked: intervals stand under their figures."""
-        # As `Text`, so that a bracket in a name is no markup.
+        """The table for the terminal. stacked: intervals are below their figures."""
+        # `Text`, so that brackets in a name are not read as rich's markup.
         table = Table(title=Text(self.title), title_justify="left", title_style="bold")
         for index, column in enumerate(self.columns):
             table.add_column(Text(column), justify="right" if index else "left", no_wrap=not index)
@@ -56,7 +56,7 @@ class Grid:
         return table
 
     def markdown(self) -> str:
-        """A GitHub table, with the title as a line above."""
+        """A Markdown table with the title as a line above."""
         lines = [
             self.columns,
             tuple("---:" if index else ":---" for index in range(len(self.columns))),
@@ -67,11 +67,14 @@ class Grid:
 
 
 def methods_grid(results: Results) -> Grid:
-    """One judge: a row a method; overall and section figures with [low, high], and what stands
-    behind them: samples a verdict, ties, verdicts without any readable critique, and of its samples
-    the shares that could not be read and that were cut off at the length limit."""
+    """One judge: a row for each method.
+
+    The columns are the overall and section figures with [low, high], the samples in a verdict, the
+    shares of tied and of unjudged verdicts, and the shares of samples that were unparsable and that
+    were cut off at the length limit.
+    """
     keys = [(group, name) for group in MAIN for name in _names(results, group)]
-    # A section of all records (a single domain) repeats the headline.
+    # If there is a single section, its figure repeats the headline.
     names = [name for _, name in keys]
     keys = [key for i, key in enumerate(keys) if names.index(key[1]) == i]
     rows = []
@@ -93,7 +96,7 @@ def methods_grid(results: Results) -> Grid:
 
 
 def group_grids(results: Results) -> list[Grid]:
-    """The finer figures, a table a group: a row a figure, a column a method."""
+    """The finer figures: a table per group, with a row per figure and a column per method."""
     groups = dict.fromkeys(g for method in results.methods for g in method.figures)
     grids = []
     for group in (group for group in groups if group not in MAIN):
@@ -106,7 +109,7 @@ def group_grids(results: Results) -> list[Grid]:
 
 
 def _names(results: Results, group: str) -> list[str]:
-    """Names of a group's figures that any method has."""
+    """The names of a group's figures, over all methods."""
     return list(dict.fromkeys(n for m in results.methods for n in m.figures.get(group, {})))
 
 
@@ -115,7 +118,7 @@ def _cell(value: Interval | None) -> str:
 
 
 def bias_grid(results: Results) -> Grid:
-    """What moves the judge besides quality."""
+    """What influences the judge besides quality."""
     rows = []
     for finding in results.bias:
         unbiased = _NONE if finding.unbiased is None else f"{100 * finding.unbiased:.1f}"
@@ -139,11 +142,11 @@ def comparison_grid(
     figure: tuple[str, str] | None = None,
     title: str | None = None,
 ) -> Grid:
-    """Several judges on one benchmark: a row a judge, a column a method, one figure in the cells.
+    """Several judges on one benchmark: a row per judge, a column per method.
 
     Args:
         results: by row name, e.g. SFT, RFT, RL, scalar baseline (which has `greedy` alone).
-        methods: columns; those that no judge has are left out, a missing cell is "-".
+        methods: the columns; methods that no judge has are left out, missing cells are "-".
         figure: group and name; default: the headline.
 
     Raises:
@@ -182,14 +185,14 @@ def comparison_grid(
 
 
 def summary(results: Results) -> list[str]:
-    """Lines that belong under the table: notes, rates, what was left out, differences."""
+    """The lines below the table: notes, failures, rows that were left out, differences."""
     lines = [f"note: {note}" for note in results.notes]
     if results.model.get("trained") is False:
         lines.append("note: this model is untrained (random weights); its figures mean nothing")
     if any(value.bounds is None for value in _figures(results)):
         lines.append(
-            f"note: {TOO_FEW} stand behind some figures, which have no interval: the records of "
-            "one prompt are one piece of evidence"
+            f"note: some figures have no interval, because they are based on {TOO_FEW}; the "
+            "records of one prompt are not independent"
         )
     for name, rate in results.rates.items():
         kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in rate.failures.items())
@@ -219,7 +222,7 @@ def summary(results: Results) -> list[str]:
 
 
 def _waited(results: Results) -> str:
-    """What most critiques did not write before their length limit."""
+    """A note about critiques of which most did not end before the length limit."""
     stops = results.model.get("stops") or {}
     named = ", ".join(f"{piece} (id {id})" for piece, id in stops.items())
     return (
@@ -230,7 +233,7 @@ def _waited(results: Results) -> str:
 
 
 def _figures(results: Results) -> Iterator[Interval]:
-    """All that tables show with an interval."""
+    """All figures that tables show with an interval."""
     for method in results.methods:
         for group in method.figures.values():
             yield from group.values()
@@ -291,7 +294,7 @@ def write_report(
 
 
 def _escaped(text: str) -> str:
-    """Text from outside as one line of markdown that is nothing but text."""
+    """Text from outside as one line of Markdown, without any markup."""
     text = " ".join(text.split())
     for mark in "\\|`*":
         text = text.replace(mark, "\\" + mark)
@@ -299,7 +302,7 @@ def _escaped(text: str) -> str:
 
 
 def percent(share: float) -> str:
-    """0.1234 -> "12.3%"; a share that is not zero never reads 0.0%."""
+    """0.1234 -> "12.3%"; a small share other than zero is "<0.1%"."""
     return "<0.1%" if 0 < share < 0.0005 else f"{100 * share:.1f}%"
 
 
@@ -321,7 +324,7 @@ def signed(value: Difference) -> str:
 
 
 def _rules(results: Results) -> str:
-    """The rules, so that no figure is read under others."""
+    """The rules under which the figures were computed."""
     rules = results.settings["rules"]
     shown = ", ".join(f"{name} {value}" for name, value in rules.items())
     return f"rules: {shown}"

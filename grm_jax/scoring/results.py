@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with intervals, and results.json."""
+"""The results of an evaluation: figures with intervals, and results.json."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Figures = Mapping[str, Mapping[str, Interval]]  # group -> name -> figure
 
 @dataclasses.dataclass(frozen=True)
 class MethodResult:
-    """Figures of one method.
+    """The figures of one method.
 
     Attributes:
-        votes: number of verdicts, over all records.
-        ties: share of the verdicts that are undecided: the top shared by several responses, or a
-            single response exactly on the threshold.
-        unjudged: share of the verdicts without any usable sample.
-        samples: mean number of samples of a verdict.
+        votes: the number of verdicts over all records.
+        ties: the share of undecided verdicts: several responses share the top score, or a single
+            response is exactly on the threshold.
+        unjudged: the share of verdicts without any parsable critique.
+        samples: the mean number of samples in a verdict.
     """
 
     name: str
@@ -45,7 +45,7 @@ class MethodResult:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The headline figure of `first` less that of `second`, paired on the records."""
+    """The headline figure of method `first` minus that of `second`, paired on the records."""
 
     first: str
     second: str
@@ -54,7 +54,7 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Against:
-    """A figure of a method less that of another run, paired on the records."""
+    """A figure of a method minus the same figure of another run, paired on the records."""
 
     run: str
     method: str
@@ -65,16 +65,16 @@ class Against:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What results.json holds. Shares and figures are fractions of 1.
+    """The contents of results.json. Shares and figures are fractions of 1.
 
     Attributes:
         headline: group and name of the figure that tables and plots show.
-        unjudged: ids of records without a usable sample (credit 0).
-        skipped: messages of the rows that were left out.
-        notes: what a reader must know: a limit, a part of the benchmark.
-        model: what is known of the judge; `trained` False means that the figures mean nothing.
-        bias: what moves the judge besides quality.
-        cost: tokens and seconds, as far as they are known.
+        unjudged: ids of the records without any parsable critique.
+        skipped: the messages of the rows that were left out.
+        notes: what a reader must know, such as a limit or a missing part of the benchmark.
+        model: what is known of the judge; with `trained` False the figures mean nothing.
+        bias: the rows of the bias table.
+        cost: the samples, tokens and (if known) seconds of a verdict.
         against: paired differences to another run (`compare_runs`), by method and figure.
     """
 
@@ -96,7 +96,7 @@ class Results:
     against: tuple[Against, ...] = ()
 
     def figure(self, method: str, figure: tuple[str, str] | None = None) -> Interval | None:
-        """A method's figure (default: the headline); None if it has no such method or figure."""
+        """A method's figure (default: the headline); None if there is no such method or figure."""
         group, name = figure or self.headline
         for result in self.methods:
             if result.name == method:
@@ -105,7 +105,7 @@ class Results:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed the figures; jax is named without being imported."""
+    """The versions of the packages that computed the figures; jax is not imported for this."""
     installed = {"grm_jax": grm_jax.__version__, "python": platform.python_version()}
     for name in ("numpy", "scipy", "jax"):
         try:
@@ -116,7 +116,7 @@ def versions() -> dict[str, str]:
 
 
 def write_results(path: str | Path, results: Results) -> None:
-    """results.json; the file appears whole or not at all."""
+    """Write results.json, whole or not at all."""
     path = Path(path)
     text = json.dumps(dataclasses.asdict(results), indent=2, allow_nan=False, default=str)
     with written_whole(path) as partial:
@@ -124,7 +124,7 @@ def write_results(path: str | Path, results: Results) -> None:
 
 
 def read_results(path: str | Path) -> Results:
-    """A results.json again. `DataError` for a missing file or another kind of file."""
+    """Read a results.json. Raises DataError if it is missing or another kind of file."""
     path = Path(path)
     if not path.is_file():
         raise DataError("", "no such file", "give the results.json of an evaluation", str(path))

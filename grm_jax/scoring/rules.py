@@ -1,7 +1,7 @@
-"""What benchmarks differ in: ties, unreadable critiques, order and form of the question.
+"""The rules in which benchmarks differ: ties, unparsable critiques, order and form of questions.
 
-Each benchmark states what its authors do (`Benchmark.authors`); `PAPER` is what the paper of
-DeepSeek-GRM does on all of them. Every single rule can be replaced on the command line.
+`Benchmark.authors` has the rules of a benchmark's authors, `PAPER` those that the DeepSeek-GRM
+paper uses for all benchmarks. Every single rule can be replaced on the command line.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ Protocol = Literal["authors", "paper"]
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How a benchmark is asked and scored.
+    """How the questions of a benchmark are asked and scored.
 
     Credits are expectations: where authors draw once at random, this is the mean of all draws.
     """
 
     ties: TieRule = "random"
-    """The top shared by w responses. wrong: 0. half: 0.5 if the best is among them. shared and
-    random: 1/w if the best is among them (a share each, or one drawn: the same on average).
-    excluded: not counted."""
+    """What a verdict earns if w responses share its top score. wrong: 0. half: 0.5 if the
+    best response is among them. shared and random: 1/w if it is among them (the credit is split, or
+    one of them is drawn, which is the same on average). excluded: it is not counted."""
     unparsed: UnparsedRule = "wrong"
-    """A verdict without any readable critique. wrong: 0. half: 0.5. chance: 1 / number of
-    responses. excluded: not counted."""
+    """What a verdict without any parsable critique earns. wrong: 0. half: 0.5. chance: 1 / number
+    of responses. excluded: it is not counted."""
     order: OrderRule = "random"
-    """How responses are shown. fixed: as in the file. random: seeded shuffles, balanced over the
-    samples of a vote. both: pairs are two games, as in the file and swapped."""
+    """The order in which responses are shown. fixed: as in the file. random: seeded shuffles,
+    balanced over the samples of a vote. both: each pair is asked twice, as in the file and
+    swapped."""
     form: Form = "list"
-    """What one question shows. list: all responses. pairs: the best and one other. single: one."""
+    """What one question shows. list: all responses. pairs: the best one and one other. single: one
+    response."""
     threshold: float = 0.5
-    """Single responses: a mean score above it says correct."""
+    """A single response is called correct if its mean score is above this."""
 
 
-# The paper shuffles every sample by itself. Shuffles that are balanced over a vote show a response
-# in each place as often in expectation, and with less noise.
+# The paper shuffles the responses of every sample independently. Shuffles that are balanced over a
+# vote show each response in each place equally often too, with less noise.
 PAPER = Rules(ties="random", unparsed="wrong", order="random", form="list")

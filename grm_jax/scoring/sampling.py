@@ -1,4 +1,4 @@
-"""A model as the judge of a benchmark: prompts that fit, samples from a cache or drawn, probes.
+"""A model as the judge of a benchmark: long prompts, samples from a cache or drawn, probes.
 
 model folder (+ meta RM) -> BenchmarkSampler -> fit(records) -> judge(records) -> rows, probe rows
 """
@@ -35,19 +35,20 @@ from grm_jax.scoring.rules import Rules
 
 
 class BenchmarkSampler:
-    """A judge and its meta RM from files, with what they said kept in a cache.
+    """A judge and its meta RM, loaded from files, with a cache of their critiques and meta scores.
 
     Args:
       model, meta: as `Judge.load` takes them.
-      options: how it is sampled; order and rating follow the benchmark.
-      cache: directory of the caches.
-      probes: how many records with identical responses are judged too.
+      options: how the judge is sampled; order and rating follow the benchmark.
+      cache: the directory of the caches.
+      probes: the number of records with identical responses that are judged too.
       long_prompts, max_prompt_tokens: see `data.long_prompts`.
-      mesh: how devices are used; None: each has the whole weights.
-      score_tokens: most tokens a device scores at once; None: as many as the sampler computes.
+      mesh: how devices are used; None: each device has the whole weights.
+      score_tokens: the maximum number of tokens that a device scores at once; None: as many as the
+        sampler prefills.
 
     Attributes:
-      about: what results.json says of the model.
+      about: what results.json says about the model.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class BenchmarkSampler:
     def fit(
         self, benchmark: Benchmark, records: BenchmarkRecords, rules: Rules
     ) -> BenchmarkRecords:
-        """Records whose prompts fit, by the policy for long ones."""
+        """The records whose prompts fit, after applying the policy for long prompts."""
         options = self.options(benchmark, rules)
         limit, room = self._limit(options), "a smaller --max-new-tokens"
         if limit < 1:
@@ -110,7 +111,10 @@ class BenchmarkSampler:
         return limit if self._most is None else min(limit, self._most)
 
     def _tokens(self, record: Preference, options: JudgeOptions) -> int:
-        """Of the judge's longest prompt; more where the meta RM has less room for the critique."""
+        """Tokens of the record's longest prompt; more if the meta RM's limit is tighter.
+
+        The meta RM reads the record and a critique, so its prompt too must fit its positions.
+        """
         tokens = self._judge.prompt_tokens(record, options)
         if self._meta_limit is None:
             return tokens
@@ -128,13 +132,13 @@ class BenchmarkSampler:
         return max(tokens, self._limit(options) - spare)
 
     def scales(self, benchmark: Benchmark, rules: Rules) -> Scales:
-        """Ranges of its scores."""
+        """The ranges of the judge's scores."""
         return self._judge.scales(self.options(benchmark, rules))
 
     def judge(
         self, benchmark: Benchmark, records: Sequence[Preference], rules: Rules
     ) -> tuple[list[Critique], list[Critique]]:
-        """Samples of the records, and of the probes."""
+        """The critiques of the records, and those of the probes."""
         options = self.options(benchmark, rules)
         asked = dataclasses.replace(options, k=min(options.k, 8), order="balanced")
         probes = [
@@ -159,16 +163,16 @@ class BenchmarkSampler:
         return critiques[0], critiques[1]
 
     def seconds_per_sample(self, benchmark: Benchmark, rules: Rules) -> float | None:
-        """What a sample has cost, by the cache's notes."""
+        """The mean cost of a sample, as the cache has recorded it; None if unknown."""
         cache, _ = self._open(self.options(benchmark, rules))
         return None if cache is None else cache.seconds_per_sample()
 
     def kept(self) -> int:
-        """Samples in the caches of this run."""
+        """The number of samples in the caches of this run."""
         return sum(len(cache) for cache in self._caches.values())
 
     def _open(self, options: JudgeOptions) -> tuple[SampleCache | None, SampleCache | None]:
-        """The caches of samples and of meta scores; none for adaptive sampling."""
+        """The caches of samples and of meta scores; None for adaptive sampling."""
         if options.adaptive is not None:
             return None, None
         about = {**self._judge.about(options), "weights": self._weights}

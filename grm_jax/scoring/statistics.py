@@ -1,13 +1,13 @@
-"""Uncertainty of benchmark figures, and ROC-AUC. numpy and scipy only.
+"""The uncertainty of benchmark figures, and ROC-AUC.
 
 Dimensions: N records, M methods, B bootstrap resamples.
 
-Intervals are percentile intervals of a bootstrap over records; where a prompt repeats, whole
-clusters of records are drawn, since records of one prompt are not independent evidence. All methods
-are computed on the same resamples, so their differences are paired.
+Intervals are percentile intervals of a bootstrap over records. Where prompts repeat, whole clusters
+of records are drawn, since the records of one prompt are not independent. All methods are computed
+on the same resamples, so their differences are paired.
 
-Fewer than `LEAST` clusters have neither interval nor p-value: resamples of one prompt are all that
-prompt, an interval of width 0 around whatever was found.
+With fewer than `LEAST` clusters there is neither an interval nor a p-value: in the extreme, all
+resamples of a single prompt are equal and the interval would have width 0.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from grm_jax.scoring.figures import Resampled
 
 RESAMPLES = 2000
 LEVEL = 0.95
-LEAST = 5  # clusters, independent pieces of evidence, below which nothing is said of uncertainty
+LEAST = 5  # the number of clusters below which no interval and no p-value is given
 TOO_FEW = f"fewer than {LEAST} independent prompts"
-_CHUNK = 2_000_000  # drawn indices held at once
+_CHUNK = 2_000_000  # the number of drawn indices in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """A figure with its interval, as fractions (0.86, not 86).
 
-    low, high: None where too few clusters stand behind it (`LEAST`).
+    low, high: None if it is based on too few clusters (`LEAST`).
     """
 
     value: float
@@ -50,7 +50,7 @@ class Interval:
 class Difference:
     """A paired difference on the same records.
 
-    low, high, p_value: None where too few clusters stand behind it (`LEAST`).
+    low, high, p_value: None if it is based on too few clusters (`LEAST`).
     p_value: two-sided, by inverting the percentile interval; never below 1 / (resamples + 1).
     """
 
@@ -73,7 +73,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Figures, and their bootstrap distributions, all on the same resamples.
+    """Figures and their bootstrap distributions, all on the same resamples.
 
     Args:
         functions: F bound figures (`figures.Figure.bind`).
@@ -104,7 +104,7 @@ def bootstrap(
 def interval(value: float, drawn: np.ndarray, independent: int, level: float = LEVEL) -> Interval:
     """Percentile interval of a figure from its resampled values [B]; NaN ones are left out.
 
-    independent: how many clusters stand behind the figure.
+    independent: the number of clusters on which the figure is based.
     """
     if independent < LEAST:
         return Interval(float(value), None, None)
@@ -116,8 +116,8 @@ def interval(value: float, drawn: np.ndarray, independent: int, level: float = L
 def proportion_interval(value: float, n: int, level: float = LEVEL) -> Interval:
     """Wilson interval of a proportion of n independent trials.
 
-    For what a bootstrap cannot see: 20 right answers of 20 resample to 20 of 20 always, yet leave
-    a true accuracy of 84% possible.
+    A bootstrap fails at the extremes: 20 right answers of 20 always resample to 20 of 20, although
+    a true accuracy of 84% is possible.
     """
     if n < 1:
         raise ValueError(f"n is {n}; an interval needs one trial or more")
@@ -141,8 +141,9 @@ def figure_interval(
     """`interval`, or `proportion_interval` where all records of the figure have the same value.
 
     Args:
-        seen: values of the figure's records, one or more each: [n, ...]; NaN: does not count.
-        drawn: [B]. clusters: labels of the same n records.
+        seen: one or more values of each of the figure's records: [n, ...]; NaN does not count.
+        drawn: the resampled figure, [B].
+        clusters: the labels of the same n records.
     """
     counted: np.ndarray = np.any(~np.isnan(seen.reshape(len(seen), -1)), axis=1)
     n = int(np.count_nonzero(counted))
@@ -159,13 +160,13 @@ def difference(
 ) -> Difference:
     """A paired difference from its resampled values [B] (of both methods on the same resamples).
 
-    independent: how many clusters stand behind it.
+    independent: the number of clusters on which it is based.
     """
     drawn = drawn[~np.isnan(drawn)]
     bounds = interval(value, drawn, independent, level)
     if bounds.bounds is None:
         return Difference(float(value), None, None, None)
-    # One more on both sides of the fraction: a finite number of resamples never proves p = 0.
+    # Adding 1 to both counts: a finite number of resamples cannot show that p = 0.
     side = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)) + 1
     p = min(1.0, 2 * side / (len(drawn) + 1))
     return Difference(bounds.value, bounds.low, bounds.high, p)
@@ -203,7 +204,7 @@ def paired_difference(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Difference:
-    """The figure of a less that of b on the same N records, with interval and p-value.
+    """The figure of a minus that of b on the same N records, with interval and p-value.
 
     Args:
         a, b: bound figures (give `records`, their N), or N values each, whose means are compared.
@@ -252,8 +253,8 @@ def mean_auc_within(
 ) -> float:
     """The mean ROC-AUC of the items that have both labels; each item counts once.
 
-    It tells whether right and wrong critiques of the *same* item are told apart, which easy and
-    hard items cannot fake. NaN if no item has both.
+    It measures whether right and wrong critiques of the same item are told apart; differences
+    between easy and hard items have no influence. NaN if no item has both labels.
 
     Raises:
         ValueError: as `roc_auc`.

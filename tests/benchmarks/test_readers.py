@@ -358,7 +358,7 @@ def test_arena_turns_are_read(tmp_path):
         "a1\n\nUser: two\n\nAssistant: a2",
         "b1\n\nUser: two\n\nAssistant: ",
     )
-    assert found.notes[0] == "1 human ties are not counted, as the authors do"
+    assert found.notes[0] == "1 human ties are not counted, as in the official metric"
 
 
 def test_prompts_may_look_like_json(tmp_path):
@@ -408,7 +408,7 @@ def test_sampled_pairs_are_asked_once(tmp_path):
     write(tmp_path, "ppe-correctness", lines([row]))
     found = load("ppe-correctness", tmp_path)
     assert [(r.place, r.responses) for r in found] == [("0-1", ("r0", "r1")), ("2-3", ("r2", "r3"))]
-    assert found.notes[-1] == "2 sampled pairs that stand twice (or reversed) are asked once"
+    assert found.notes[-1] == "2 sampled pairs that are repeated (or reversed) are asked once"
     assert found.notes[0].startswith("no rows of MMLU-Pro, GPQA, MBPP-Plus, IFEval: not the off")
     single = load("ppe-correctness", tmp_path, rules=Rules(form="single"))
     assert [(r.responses, r.labels) for r in single][1] == (("r1",), (0.0,))

@@ -122,7 +122,7 @@ def test_ids_are_keyed_by_subset(tmp_path):
     records = BENCHMARK.load(write(tmp_path / "f.jsonl", rows))
     assert [record.id for record in records] == ["hep-go/7", "hep-js/7"]
     with pytest.raises(
-        DataError, match=r"f\.jsonl:2: id: 'hep-go/7' stands already at .*f\.jsonl:1"
+        DataError, match=r"f\.jsonl:2: id: 'hep-go/7' is already the id of .*f\.jsonl:1"
     ):
         BENCHMARK.load(write(tmp_path / "f.jsonl", [original("hep-go", 7)] * 2))
 

@@ -56,7 +56,7 @@ def test_null_and_absent_fields_are_the_same(tmp_path):
         ({"failure": "no_box"}, ":2: failure: "),
         ({"meta": "high"}, ":2: meta: str"),
         ({"tokens": 1.5}, ":2: tokens: float"),
-        ({"sample": 7}, ":2: sample: 7 of 'a' stands already at .*:1"),
+        ({"sample": 7}, ":2: sample: 7 of 'a' is already in .*:1"),
     ],
 )
 def test_faults_name_file_line_and_field(tmp_path, change, words):

@@ -286,7 +286,7 @@ def test_ids_are_unique_over_all_files(tmp_path: Path) -> None:
     b = jsonl(tmp_path / "b.jsonl", {**GOOD, "id": "b"}, GOOD)
     with pytest.raises(DataError) as error:
         read_preferences(tmp_path)
-    assert str(error.value).startswith(f"{b}:2: id: 'a' stands already at {a}:1; fix:")
+    assert str(error.value).startswith(f"{b}:2: id: 'a' is already the id of {a}:1; fix:")
     assert len(read_preferences(tmp_path, skip_bad_rows=True)) == 2
 
 

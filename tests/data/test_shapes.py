@@ -406,10 +406,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "Hi", "chosen": float("nan"), "rejected": "b"},
      "chosen: chosen is NaN, rejected is str"),
     # Other than one conversation.
-    ({**PAIR, "system": "a", "system_prompt": "b"}, "system_prompt: stands beside 'system'"),
+    ({**PAIR, "system": "a", "system_prompt": "b"}, "system_prompt: given together with 'system'"),
     ({**PAIR, "prompt": [{"role": "system", "content": "a"}, user("Hi")], "system": "b"},
-     "system: stands beside another system turn"),
-    ({**PAIR, "question": "Ho"}, "question: stands beside 'prompt'"),
+     "system: given together with another system turn"),
+    ({**PAIR, "question": "Ho"}, "question: given together with 'prompt'"),
     ({**PAIR, "system": 3}, "system: int 3"),
     ({**PAIR, "images": ["a.png"]}, "images: not text"),
     ({"instruction": "Hi", "chosen": "a", "rejected": "b", "history": [["x"]]}, "history[0]: list"),

@@ -133,7 +133,7 @@ def test_clear_errors(files, tmp_path, capsys):
     run("import", hf, tmp_path / "empty")  # an empty directory will do
     run("import", hf, native)
     assert "already is a model directory; use `export`" in fails(capsys, "import", native, out)
-    assert "is no size; give one such as" in fails(
+    assert "is not a size; give one such as" in fails(
         capsys, "export", native, out, "--max-shard-size", "5 apples"
     )
     with pytest.raises(UserError, match="already holds a model"):
@@ -165,5 +165,5 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "0GB", "-1GB", "5TBs", "1e3"])
 def test_sizes_that_are_none(text):
-    with pytest.raises(ValueError, match="is no size"):
+    with pytest.raises(ValueError, match="is not a size"):
         convert.parse_size(text)

@@ -91,7 +91,7 @@ def test_records_of_one_prompt_have_no_interval(tmp_path, capsys):
     evaluate.main([str(arg) for arg in (*args, "--resamples", "50", "--output", out)])
     printed = capsys.readouterr().out
     assert "[< 5 prompts]" in printed and "p < 0.001" not in printed and "p = " not in printed
-    assert "fewer than 5 independent prompts stand behind some figures" in printed
+    assert "because they are based on fewer than 5 independent prompts" in printed
     assert "(no interval, no p-value: fewer than 5 independent prompts)" in printed
     results = read_results(out / "preferences" / "results.json")
     for method in results.methods:

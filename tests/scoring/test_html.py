@@ -92,7 +92,7 @@ def test_data_come_back_wrong_ones_first(tmp_path, evaluated):
 
 
 def test_records_without_room_are_left_out_and_said_so(tmp_path, evaluated):
-    path = write_html(tmp_path / "report.html", [evaluated], title="t", room=4000)
+    path = write_html(tmp_path / "report.html", [evaluated], title="t", characters=4000)
     (bench,) = json.loads(parsed(path).scripts[0])
     assert 0 < len(bench["records"]) < bench["of"] == 12
     assert {one["verdict"] for one in bench["records"]} == {"wrong"}
