@@ -1,7 +1,7 @@
-"""Records whose prompts are longer than a model takes: what can be done with them.
+"""Policies for records whose prompts are longer than a model takes.
 
-`error` stops before anything is computed; `skip` leaves them out; `truncate-middle` takes the
-middle out of their longest texts. Nothing is cut silently: whoever calls this counts what was done.
+`error` stops before anything is computed, `skip` leaves the records out, and `truncate-middle` cuts
+the middle out of their longest texts. Nothing is cut silently: callers count what was done.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from grm_jax.data.rows import DataError
 
 LongPrompts = Literal["error", "truncate-middle", "skip"]
 _GAP = re.compile(r"(?<=\n\[\.\.\. )[\d,]+(?= characters left out \.\.\.\]\n)")
-_LEAST = 64  # characters of a text that are always kept
+_LEAST = 64  # the number of characters of a text that are always kept
 
 
 def shorten(record: Preference, excess: Callable[[Preference], int]) -> Preference:
-    """The record with as much taken out of the middle of its longest texts (turns and responses
-    alike) as is needed.
+    """The record with the middle cut out of its longest texts (turns and responses) until it fits.
 
-    All texts longer than some number of characters are cut to it; the number is the largest that
-    fits.
+    All texts longer than some number of characters are cut to it; it is the largest number with
+    which the prompt fits.
 
     Args:
-        excess: tokens of a record's prompt beyond the limit; 0 or less where it fits.
+        excess: the number of tokens by which a record's prompt exceeds the limit.
 
     Raises:
-        DataError: it does not fit even so.
+        DataError: the prompt does not fit even with the shortest texts.
     """
     texts = [*(turn["content"] for turn in record.turns), *record.responses]
     low, high = _LEAST, max(map(len, texts))
@@ -54,9 +53,11 @@ def shorten(record: Preference, excess: Callable[[Preference], int]) -> Preferen
 
 
 def is_decidable(record: Preference) -> bool:
-    """Whether no two responses with different labels are the same text, as they are where the
-    middle that was taken out held all that they differed in. How much was taken out is no part of
-    what a response says."""
+    """Whether responses with different labels have different texts.
+
+    They may not, if they differed only in the middle that was cut out. The number of characters
+    that the cut mentions is ignored.
+    """
     texts = [_GAP.sub("", text) for text in record.responses]
     said = zip(texts, record.labels, strict=True)
     return not any(a == b and x != y for (a, x), (b, y) in itertools.combinations(said, 2))
@@ -72,7 +73,8 @@ def _cut(record: Preference, most: int) -> Preference:
 
 
 def _middle_out(text: str, most: int) -> str:
-    """The text, or its beginning and end with a line between that says how much is missing."""
+    """The text, or its beginning and end with a line between them that says how much is left
+    out."""
     if len(text) <= most:
         return text
     head, tail = text[: most - most // 2], text[len(text) - most // 2 :]

@@ -1,8 +1,8 @@
-"""Rows of JSONL, JSON, parquet, Arrow and CSV files, each with its place in the file; and back.
+"""Reading and writing rows of JSONL, JSON, CSV, parquet and Arrow files, with their places.
 
-Nothing here knows what a row means. JSONL is split at "\\n" only: U+2028, U+0085 and the like are
-legal inside JSON strings, and `str.splitlines` would cut there. A UTF-8 byte order mark is dropped
-at every start of a line, as files that were joined have several.
+This module does not know what rows mean. JSONL is split at "\\n" only: U+2028, U+0085 and similar
+characters are allowed in JSON strings, but `str.splitlines` would cut there. A UTF-8 byte order
+mark is dropped at the start of every line, since files that were concatenated have several.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 _TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv")
 _PACKED = ("", ".gz", ".zst")
 SUFFIXES = (*(f + p for f in _TEXT_FORMATS for p in _PACKED), ".parquet", ".arrow")
-SKIPPABLE = "; --skip-bad-rows leaves such rows out"  # what a fix of a bad row ends with
-MAX_BAD_SHARE = 0.1  # a larger share of bad rows is no accident of single rows
+SKIPPABLE = "; --skip-bad-rows leaves such rows out"  # ends the fix in the message of a bad row
+MAX_BAD_SHARE = 0.1  # a larger share of bad rows points to a mistake in the whole file
 WRITTEN = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-# What the hub's tools write beside data: no rows.
+# Files that the hub's tools write beside data; they have no rows.
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 class DataError(UserError):
-    """A fault in data. The message: "file:line: field: what was found; fix: what to do"."""
+    """A mistake in data. The message is "file:line: field: the problem; fix: what to do"."""
 
     def __init__(self, field: str, problem: str, fix: str, where: str = "") -> None:
         self.field, self.problem, self.fix, self.where = field, problem, fix, where
@@ -50,28 +50,28 @@ class DataError(UserError):
         return type(self), (self.field, self.problem, self.fix, self.where)
 
     def at(self, where: str) -> DataError:
-        """The same fault, with its place."""
+        """The same error with its place."""
         return DataError(self.field, self.problem, self.fix, where)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, not yet parsed, so that a bad one can be reported and the rest still read."""
+    """A row that is not yet parsed, so that a bad one does not prevent reading the others."""
 
     where: str  # "file:line", for arrays and tables "file:row N", from 1
     load: Callable[[], dict[str, Any]]
-    cells: bool = False  # of a CSV file: every value is a text, or None where a cell is empty
+    cells: bool = False  # from a CSV file: every value is a text, or None for an empty cell
 
 
 def expand(source: str | Path | Sequence[str | Path], *, quiet: bool = False) -> list[Path]:
-    """Files of a path, directory, glob pattern or several of them; each once, in a fixed order.
+    """The files of a path, directory, glob pattern or several of them, each once, in a fixed order.
 
-    `~` is expanded. What is there by its name is taken by it, each part of a path for itself:
-    `d[1]/*.jsonl` looks into `d[1]` where there is one, else into `d1`. Of a directory or a pattern
-    only data files are read; the others are named in a warning, unless `quiet`.
+    `~` is expanded. A part of a path that exists is not read as a pattern: `d[1]/*.jsonl` looks
+    into `d[1]` if it exists, else into `d1`. Of a directory or a pattern only data files are
+    returned; the others are named in a warning, unless `quiet`.
 
     Raises:
-        DataError: nothing there, or no data file.
+        DataError: nothing is found, or no data file.
     """
     sources = [source] if isinstance(source, str | Path) else list(source)
     files: dict[Path, None] = {}
@@ -108,7 +108,7 @@ def expand(source: str | Path | Sequence[str | Path], *, quiet: bool = False) ->
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """What matches a pattern; a part that is there by its name is no pattern."""
+    """The paths that match a pattern; a part that exists is not read as a pattern."""
     places = [Path(pattern.anchor)]
     for part in pattern.parts[bool(pattern.anchor) :]:
         below: dict[Path, None] = {}
@@ -127,7 +127,7 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def iterate_rows(path: Path) -> Iterator[Row]:
-    """The rows of one file, in order. `DataError` if it cannot be read or holds none."""
+    """The rows of one file, in order. Raises DataError if it cannot be read or has no rows."""
     suffix = _suffix(path)
     if suffix is None:
         raise DataError("", "not a data file", _suffix_fix(), str(path))
@@ -145,7 +145,7 @@ def iterate_rows(path: Path) -> Iterator[Row]:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows in the format of the suffix, whole or not at all. JSON leaves null fields out."""
+    """Write rows in the format of the suffix, whole or not at all. JSON omits null fields."""
     suffix = _suffix(path)
     if suffix not in WRITTEN:
         fix = f"give a file that ends in {', '.join(WRITTEN)}"
@@ -181,7 +181,7 @@ def check_text(name: str, text: Any, *, filled: bool = False) -> None:
 
 
 def kind(value: Any) -> str:
-    """The type of a value in an error; null and NaN are called what they are in JSON."""
+    """The type of a value for an error message; null and NaN have their names in JSON."""
     if value is None:
         return "null"
     if isinstance(value, float) and not math.isfinite(value):
@@ -190,9 +190,9 @@ def kind(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value in an error: its type and a short look at it."""
+    """A value for an error message: its type and its beginning."""
     name = kind(value)
-    if name != type(value).__name__:  # null, NaN: the name says all
+    if name != type(value).__name__:  # null, NaN: the name is enough
         return name
     text = repr(value)
     return f"{name} {text if len(text) <= 60 else text[:57] + '...'}"
@@ -210,15 +210,15 @@ def _suffix_fix() -> str:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """What goes wrong in opening, unpacking and decoding names the file."""
+    """Name the file in errors of opening, decompressing and decoding it."""
     try:
         yield
-    except (OSError, EOFError, zlib.error) as e:  # pyarrow's own errors of input are OSErrors
+    except (OSError, EOFError, zlib.error) as e:  # pyarrow's input errors are OSErrors too
         raise DataError("", f"cannot be read: {e}", "copy the file again", str(path)) from e
 
 
 def _open(path: Path) -> io.BufferedReader:
-    """The bytes of a file, unpacked."""
+    """The decompressed bytes of a file."""
     packing = path.suffix.lower()
     if packing == ".gz":
         return io.BufferedReader(gzip.open(path))
@@ -253,8 +253,9 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """Rows below a header; an empty cell is None, as nothing tells it from an empty text."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of the process; the default is 128 KiB
+    """Rows below a header. An empty cell is None, since it may as well be a missing value."""
+    # This limit is of the whole process; the default is 128 KiB.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as text:
         lines = csv.reader(text, strict=True)
         try:
@@ -262,7 +263,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             twice = next((name for name in header if header.count(name) > 1), None)
             if twice is not None:
                 raise DataError(
-                    twice, "stands twice in the header", "give each column a name", str(path)
+                    twice, "appears twice in the header", "give each column its own name", str(path)
                 )
             number = 0
             for cells in lines:
@@ -300,7 +301,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
-    """Arrow's stream format, as `save_to_disk` of the hub's data sets writes it, or its file's."""
+    """Rows of Arrow's stream format, which `datasets.save_to_disk` writes, or of its file
+    format."""
     import pyarrow as pa
 
     try:
@@ -340,7 +342,7 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # All columns in full: a column of nulls alone would otherwise have no type of its own.
+    # An explicit schema, since a column of nulls would otherwise have no type.
     texts = pa.list_(pa.string())
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     kinds = {"turns": pa.list_(turn), "responses": texts, "labels": pa.list_(pa.float64())}
@@ -398,10 +400,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(twice, "stands twice in one object", "keep one of them")
+        raise DataError(twice, "appears twice in one object", "keep one of them")
     return row
 
 
 def _constant(name: str) -> float:
-    # Python's json reads NaN and Infinity, which JSON lacks. The check of labels names the field.
+    # Python's json reads NaN and Infinity, which are not JSON. The check of labels refuses them.
     return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}[name]

@@ -1,7 +1,7 @@
 """The embedded world: small judging tasks with a computable truth, a noisy teacher, a tokenizer.
 
-It lets every stage of SPCT run whole on a CPU in minutes, through the code that real data takes:
-the world is written to ordinary preference and trajectory files with an ordinary tokenizer.
+With it every stage of SPCT runs on a CPU in minutes, through the same code as real data: the world
+is written to ordinary preference and trajectory files with an ordinary tokenizer.
 
 A query asks for a computed answer (`sum 3 4`), in a unit, with three of five wishes:
 
@@ -12,15 +12,15 @@ or wrong word). Every violated criterion costs 5 (answer, unit) or 3 (a wish); t
 10 - cost, and the best response is unique by construction. A single response is acceptable (label
 1) when its true score is at least 6.
 
-The cold-start teacher writes a critique of at most three of the five applicable criteria, so no
-sample can cover all of them (that is what voting repairs), sometimes irrelevant ones, and errs:
+The cold-start teacher writes critiques of at most three criteria, while five apply, so that no
+single sample covers all of them, but a vote can. Some criteria are irrelevant, and it makes errors:
 
     Specific Criteria: answer high name low
     Analysis: [A] answer 7 yes name anna yes [B] answer 6 no name anna yes
     Scores: \\boxed{10, 5}
 
-Each check names the evidence first and judges then. Kept out of training: operand pairs and
-combinations of a task with a wish (`Split.OPERANDS`, `Split.COMBINATIONS`).
+Each check names the evidence and then judges it. Some operand pairs and some combinations of a task
+with a wish are not in the training data (`Split.OPERANDS`, `Split.COMBINATIONS`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ WISHES = ["start", "ending", "name", "polite", "topic"]
 IRRELEVANT = ["style", "length", "tone"]
 CRITERIA = [*CORE, *WISHES]
 COST = {criterion: 5 if criterion in CORE else 3 for criterion in CRITERIA}
-# Words that a response may use for a criterion, in the order in which slots are written.
+# The words that a response may use for a criterion, in the order in which they are written.
 SLOTS = {
     "start": OPENINGS,
     "name": NAMES,
@@ -72,7 +72,7 @@ LETTERS = "ABCD"
 
 
 class Split(enum.Enum):
-    """What an item may contain: TRAIN excludes what the other two consist of."""
+    """What an item may contain: TRAIN excludes the contents of the other two."""
 
     TRAIN = "train"
     OPERANDS = "operands"

@@ -1,8 +1,8 @@
-"""How honest critiques of the embedded world are: false alarms and misses, against the truth.
+"""Compares critiques of the embedded world with the truth: false alarms and missed violations.
 
-Votes only see scores. Here every check that a critique writes (`name anna yes`) is compared with
-what is true of that response, so that a policy that has learnt to break ties by inventing faults is
-found out even while its accuracy rises.
+Votes use only scores. Here every check in a critique (`name anna yes`) is compared with the truth
+about that response. This reveals a policy that has learnt to break ties by inventing faults, even
+if its accuracy rises.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Audit:
 
 
 def read_query(query: str) -> Item:
-    """The item behind a query, without responses. Raises ValueError for foreign text."""
+    """The item of a query, without responses. Raises ValueError for any other text."""
     words = query.split()
     if len(words) < 4 or words[0] not in TASKS or "in" not in words:
         raise ValueError(f"not a query of the embedded world: {query!r}")

@@ -1,4 +1,4 @@
-"""The embedded world as files: what a user with data of their own would have.
+"""The embedded world as files, in the formats of users' own data.
 
 cold_start.jsonl   trajectories of the teacher, for supervised training
 train.jsonl        preferences, for RFT, RL and the scalar baseline
@@ -29,7 +29,7 @@ CONTROL = ["<pad>", "<bos>", "<eos>", "<judge>", "<unk>"]
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """How much of the embedded world is written."""
+    """The number of examples in the files of the embedded world."""
 
     cold_start: int = 24_000
     """Teacher trajectories for supervised training."""
@@ -43,7 +43,7 @@ class WorldConfig:
 
 
 def build_tokenizer() -> ChatTokenizer:
-    """The word-level tokenizer: a piece is a word with its leading space, or a marker."""
+    """The word-level tokenizer, whose pieces are words with a leading space, and markers."""
     pieces = vocabulary()
     ids = {piece: index for index, piece in enumerate([*CONTROL, *pieces])}
     backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
@@ -78,7 +78,7 @@ def write_world(directory: str | Path, config: WorldConfig) -> None:
     root.mkdir(parents=True, exist_ok=True)
     teacher = Teacher()
     rng = random.Random(f"{config.seed} cold start")
-    # An item and its critique in turn: one stream of randomness.
+    # Items and critiques are drawn in turn from one random stream.
     cold = [
         (item, teacher.write(rng, item)) for item in _items(rng, config.cold_start, Split.TRAIN)
     ]
@@ -107,7 +107,7 @@ def write_world(directory: str | Path, config: WorldConfig) -> None:
 
 
 def _content(item: Item) -> tuple[str, ...]:
-    """Equal for the same query and responses, in whatever order they stand."""
+    """A key that is equal for the same query and responses in any order."""
     return (item.query, *sorted(item.response_texts))
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint's chat template, and where the messages' text stands in what it renders.
+"""A checkpoint's chat template, and the places of the messages in the text that it renders.
 
-The template is rendered with a placeholder for each message and cut at the placeholders. What is
-left is the *scaffold*: the only place where a control token may come from.
+The template is rendered with a placeholder for each message and split at the placeholders. The rest
+is the *scaffold*, the only text from which control tokens may come.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
 
-# What a template that is somebody's program can fail with.
+# The exceptions that a template can raise; a template is a program.
 _FAILURES = (
     jinja2.TemplateError,
     TypeError,

@@ -1,4 +1,4 @@
-"""What a tokenizer's directory says beside its vocabulary: special tokens, chat template, stop ids.
+"""The files of a tokenizer besides its vocabulary: special tokens, chat template, stop ids.
 
 tokenizer_config.json, special_tokens_map.json   names of bos, eos, pad; the chat template
 chat_template.jinja, additional_chat_templates/  chat templates, where they have files of their own
@@ -49,8 +49,8 @@ def named_tokens(config: Mapping[str, Any], where: Path | str = "config") -> dic
 def pick_template(config: Mapping[str, Any], literals: Iterable[str], where: Path) -> str:
     """The checkpoint's own template, else Gemma's if the vocabulary has its turns, else plain.
 
-    Raises TokenizerError for a template that is there and can not be understood: it is never
-    replaced by another.
+    Raises TokenizerError for a template that exists and cannot be understood; it is never replaced
+    by another.
     """
     source = config.get("chat_template")
     if source is not None:
@@ -104,8 +104,8 @@ def read_template(value: Any, where: str) -> str:
 def read_folder(folder: Path) -> tuple[dict[str, Any], list[int]]:
     """(tokenizer_config.json with the chat template in it, ids that end a generation).
 
-    The template in the result is one text, or there is none at all. Each file that is there is
-    read, and one that can not be is an error that names it.
+    `chat_template` in the result is a text or missing. Every file that exists is read; one that
+    cannot be read is an error that names it.
     """
     config: dict[str, Any] = {}
     for name in _META_FILES:
@@ -190,7 +190,7 @@ def write_folder(
         (folder / name).write_bytes(blob)
     write_json(folder / "tokenizer_config.json", {**config, "chat_template": template})
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
-    # The stop ids live where `generate` of transformers looks for them; other settings there stay.
+    # Stop ids go where `generate` of transformers looks for them; other settings there are kept.
     generation = folder / "generation_config.json"
     kept = read_json(generation) if files.there(generation) else {}
     write_json(generation, {**kept, "eos_token_id": list(stop_ids)})

@@ -1,7 +1,7 @@
-"""Conversations for chat templates that take alternating user and assistant turns alone.
+"""Conversations for chat templates that only take alternating user and assistant turns.
 
-Gemma's template has no system role and wants the user to begin. What other data sets hold is said
-within those turns:
+Gemma's template has no system role and requires the user to begin. Other conversations are folded
+into such turns:
 
     system: Be brief.  user: Hello  user: What is 2 + 2?
         ->  user: Be brief.\\n\\nHello\\n\\nWhat is 2 + 2?
@@ -21,8 +21,8 @@ log = logging.getLogger("grm_jax")
 
 
 def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Ids of a conversation, with the generation prompt after it; folded where the checkpoint's
-    chat template refuses its roles.
+    """The ids of a conversation and the generation prompt; the conversation is folded if the
+    checkpoint's chat template refuses its roles.
 
     Raises TokenizerError when the template refuses the folded conversation, too.
     """
@@ -38,8 +38,8 @@ def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]
 
 
 def fold(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Alternating turns that say the same: system texts become the user's, and neighbours of one
-    role are joined by an empty line."""
+    """The conversation as alternating turns: system texts become the user's, and consecutive turns
+    of one role are joined by an empty line."""
     folded: list[dict[str, str]] = []
     for message in messages:
         role = "user" if message["role"] == "system" else message["role"]

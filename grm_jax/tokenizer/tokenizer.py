@@ -1,18 +1,17 @@
 """One small protocol over Hugging Face (`tokenizer.json`) and sentencepiece tokenizers.
 
 Text from outside is only text. A tokenizer usually finds its control tokens by literal match, so a
-response that contains `<end_of_turn>` would end the turn. Here that cannot happen: the encoder of
-text does not know those tokens at all (`vocabulary.py`). Control ids enter a prompt by one road,
-the scaffold of the chat template (`chat_template.py`): the template is rendered with a placeholder
-for each message, and only what stands *between* the placeholders is searched for control literals.
-What lies between two control tokens, scaffold and message together, is encoded in one go; so for
-ordinary text the ids are those of `transformers`' `apply_chat_template`, merges over the boundary
-included.
+response that contains `<end_of_turn>` would end the turn. This cannot happen here, since the
+encoder of text does not know these tokens (`vocabulary.py`). Control ids come only from the
+scaffold of the chat template (`chat_template.py`): the template is rendered with a placeholder for
+each message, and only the text *between* the placeholders is searched for control literals. All
+text between two control tokens, scaffold and message together, is encoded at once. So for ordinary
+text the ids are those of `transformers`' `apply_chat_template`, with merges across the boundary.
 
     <bos><start_of_turn>user\\n{message 0}<end_of_turn>\\n<start_of_turn>model\\n
     [ 2 ][    106      ][-- one text ---][    107    ][-][    106      ][-text-]
 
-`transformers` is not imported: it takes seconds to start and nothing here needs it.
+`transformers` is not imported, since it takes seconds to start.
 """
 
 from __future__ import annotations
@@ -209,7 +208,7 @@ class ChatTokenizer:
     def _encode(self, text: str, position: Position) -> list[int]:
         _check_text(text)
         ids = self._backend.encode(text, position)
-        # The vocabulary rules this out; the check guards the guard.
+        # The vocabulary makes this impossible; this is a second check.
         if not self.control_ids.isdisjoint(ids):
             literals = sorted({self._literals[i] for i in ids if i in self.control_ids})
             raise TokenizerError(
@@ -226,7 +225,7 @@ class ChatTokenizer:
     ) -> _Plan:
         """The plan for these roles, checked against the template's own rendering."""
         key = (roles, generation_prompt)
-        # A template may print the date: a plan that was cached yesterday is made once more.
+        # A template may print the date, so a cached plan may be out of date and is made again.
         for fresh in (False, True):
             plan = None if fresh else self._plans.get(key)
             if plan is None:

@@ -1,8 +1,8 @@
-"""Text <-> ids for `tokenizers` and sentencepiece vocabularies, control tokens out of reach.
+"""Text <-> ids for `tokenizers` and sentencepiece vocabularies, without control tokens.
 
-The encoders here do not merely skip control tokens: they are built from a copy of the vocabulary in
-which a control piece cannot be reached (renamed to a random string, or of sentencepiece's type
-CONTROL). Ids of all other text are those of the original.
+The encoders are built from a copy of the vocabulary in which text cannot reach a control piece: it
+is renamed to a random string, or has sentencepiece's type CONTROL. The ids of all other text are
+those of the original.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTROL_SHAPE = re.compile(
     r"|<(?:pad|bos|eos|mask|cls|sep|2mass)>|\[@?(?:BOS|EOS|PAD|CLS|SEP|MASK)@?\]|\[/?INST\]"
 )
 _BRACKETED = re.compile(r"[<\[{(|].+[>\]})|]", re.DOTALL)
-OPEN, CLOSE = "\U000f0000", "\U000f0001"  # private use: mark what we insert, beside a random part
+OPEN, CLOSE = "\U000f0000", "\U000f0001"  # private-use characters around inserted random marks
 
 Position = Literal["start", "after_control", "after_text"]
 
@@ -138,7 +138,7 @@ class TokenizersVocabulary:
         try:
             self._build(spec, ids, added_tokens, named, template)
         except Exception:
-            # Whose fault it was, the file's or this program's, the library itself can say.
+            # If the library can read the file, this is a bug here, and the traceback is kept.
             _require_readable(spec, where)
             raise
 
@@ -173,9 +173,10 @@ class TokenizersVocabulary:
             c: (t["lstrip"], t["rstrip"]) for c, t in added.items() if t["lstrip"] or t["rstrip"]
         }
 
-        # Under a random name the piece keeps its row and cannot be typed. Merges that build it go.
-        # (With `encode_special_tokens` the library passes over flagged added tokens only: its model
-        # still finds them where they are pieces of its own, and flagged newlines are lost.)
+        # Under a random name the piece keeps its row, but no text has it. Merges into it are
+        # removed. (The option `encode_special_tokens` of the library is not enough: it only skips
+        # flagged added tokens, which the model still finds if they are pieces of its own, and it
+        # loses flagged newlines.)
         hidden = {c: f"{OPEN}{secrets.token_hex(8)}.{i}" for c, i in self.controls.items()}
         if isinstance(vocab, list):
             model["vocab"] = [[hidden.get(p, p), score] for p, score in vocab]
@@ -190,12 +191,12 @@ class TokenizersVocabulary:
                 for a, b in pairs
                 if a + b not in hidden and a not in hidden and b not in hidden
             ]
-        # A directory may carry somebody's truncation or padding: both would silently change ids.
+        # Saved truncation or padding settings would silently change ids, so they are removed.
         spec |= {"model": model, "post_processor": None, "truncation": None, "padding": None}
         spec["added_tokens"] = [t for c, t in added.items() if c not in hidden]
         self._text = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        # Metaspace's "first" scheme adds a space at the start of the input only. Text that follows
-        # something must not get it: a mark that is dropped again stands for what it follows.
+        # Metaspace's "first" scheme adds a space at the start of the input. Text that follows other
+        # text must not get it, so it is encoded after a mark, whose id is then dropped.
         self._mark = ""
         if '"prepend_scheme": "first"' in json.dumps(spec.get("pre_tokenizer")):
             self._mark = f"{OPEN}{secrets.token_hex(8)}{CLOSE}"
@@ -246,7 +247,7 @@ class SentencePieceVocabulary:
         named_literals = set(named.values())
         self.ids = {p.piece: i for i, p in enumerate(proto.pieces)} | dict(added)
         self.vocab_size = max(self.ids.values()) + 1
-        self.controls = dict(added)  # beyond the model's own pieces: reachable from a template only
+        self.controls = dict(added)  # not pieces of the model: only a template can produce them
         self.strips: dict[str, tuple[bool, bool]] = {}
         for i, piece in enumerate(proto.pieces):
             if piece.type in (kinds.UNKNOWN, kinds.BYTE):
@@ -258,7 +259,7 @@ class SentencePieceVocabulary:
         self._start = self._after = sentencepiece.SentencePieceProcessor(
             model_proto=proto.SerializeToString()
         )
-        # Such a model turns every run of whitespace into one space, and drops it at the ends.
+        # With this setting the model turns runs of whitespace into one space and strips the text.
         self.collapses = proto.normalizer_spec.remove_extra_whitespaces
         if proto.normalizer_spec.add_dummy_prefix:
             proto.normalizer_spec.add_dummy_prefix = False
@@ -269,7 +270,7 @@ class SentencePieceVocabulary:
     def encode(self, text: str, position: Position) -> list[int]:
         if position != "after_text":
             return self._start.encode(text)
-        # Stripping leading spaces and adding its own keeps exactly one: right for " b" after "a".
+        # The model strips leading spaces and adds one: right for " b" after "a".
         if self.collapses and text[:1].isspace():
             return self._start.encode(text)
         return self._after.encode(text)

@@ -266,7 +266,7 @@ def test_a_bad_row_is_named(
         (b"{not json}", "not valid JSON"),
         (b"[1, 2]", "list where an object was expected"),
         (b'{"id": "\xff"}', "not UTF-8: byte 0xff at 8"),
-        (b'{"id": "a", "id": "b"}', "id: stands twice"),
+        (b'{"id": "a", "id": "b"}', "id: appears twice"),
         (b'{"id": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"id": ' + b"[" * 100_000, "nested"),
         (b'{"id": "a", "quer', "cut off"),

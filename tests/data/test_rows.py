@@ -103,7 +103,7 @@ def test_messages_in_csv_cells_are_read_and_texts_left_alone(tmp_path: Path) -> 
     [
         ("query,response,label\nq,a\n", ":row 1: 2 cells for 3 columns"),
         ("query,response,label\nq,,1\n", ":row 1: response: null"),
-        ("query,response,response\nq,a,1\n", ": response: stands twice in the header"),
+        ("query,response,response\nq,a,1\n", ": response: appears twice in the header"),
         ('query,response,label\nq,"a,1\n', "not CSV: unexpected end of data"),
         ("query;response;label\nq;a;1\n", "no known shape; the row has ['query;response;label']"),
         ("query,response,label\n", "the file is empty"),
