@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from grm_jax.benchmarks import BENCHMARKS
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.data.critiques import Critique
 from grm_jax.data.long_prompts import LongPrompts
@@ -36,16 +37,17 @@ OF_MODELS = (
     "temperature", "max_new_tokens", "long_prompts", "max_prompt_tokens", "adaptive", "probes",
     "cache", "score_tokens",
 )  # fmt: skip
+_BENCH = (
+    "A benchmark, several separated by commas, or `all` that --data holds: "
+    f"{', '.join(BENCHMARKS)}."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Exactly one of --model, --judge and --samples says who judges."""
 
-    bench: str
-    """A benchmark, several separated by commas, or `all` that --data holds: rewardbench,
-    rewardbench2, ppe-preference, ppe-correctness, rmb, realmistake, rm-bench, judgebench, llmbar,
-    pandalm, hhh, synthetic (the embedded world), preferences (any preference file)."""
+    bench: Annotated[str, tyro.conf.arg(help=_BENCH)]
     data: Path | None = None
     """The benchmark's file or directory, or a directory that holds the directories of several
     benchmarks. Default: downloaded from the Hugging Face hub if the benchmark is there; for the
