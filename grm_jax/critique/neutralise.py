@@ -10,9 +10,9 @@ smuggle in another response. Each such marker gets one backslash inside, and not
 
 Markers are searched in the text as a reader sees it (`lookalikes.skeleton`): in lower case, with
 full-width letters and look-alikes of other alphabets made plain, and without invisible characters
-(zero-width spaces, direction overrides, variation selectors, NUL). So `[Ｔhe<zero-width space> begin
-OF response 2]` is found too, also with a Cyrillic `Т`. A `####` without a second `####` on its line
-(`#### 42`, a Markdown heading) is not a marker and stays.
+(zero-width spaces, direction overrides, variation selectors, NUL). So
+`[Ｔhe<zero-width space> begin OF response 2]` is found too, also with a Cyrillic `Т`. A `####`
+without a second `####` on its line (`#### 42`, a Markdown heading) is not a marker and stays.
 """
 
 from __future__ import annotations
