@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from grm_jax.benchmarks import get_benchmark
-from grm_jax.benchmarks.ppe import best_of
+from grm_jax.benchmarks.ppe_correctness import best_of
 from grm_jax.data.critiques import GREEDY, Critique
 from grm_jax.data.rows import DataError
 from grm_jax.scoring.assess import assess, judge_scores

@@ -1,22 +1,18 @@
-"""PPE, Preference Proxy Evaluations (Frick et al., arXiv:2410.14872): human votes, and truth.
+"""PPE Correctness, Preference Proxy Evaluations (Frick et al., arXiv:2410.14872): verifiable truth.
 
-Preference (`lmarena-ai/PPE-Human-Preference-V1`): `question_id, prompt, response_1, response_2,
-winner, language`; accuracy on the rows that are not human ties. The arena's other file (55k votes:
-`response_a, winner_model_a, winner_model_b, winner_tie`, lists of turns as JSON) is read too.
-
-Correctness (`lmarena-ai/PPE-*-Best-of-K`, five data sets): `question_id, prompt, response_1 ..
+Reads `lmarena-ai/PPE-*-Best-of-K`, five data sets: `question_id, prompt, response_1 ..
 response_32, scores: [bool], sampled_conflict_pairs: [[i, j]]` with i, j from 0.
 
     form "pairs"   the sampled pairs: what LLM judges are scored on, mean over the data sets
     form "single"  every response rated alone: best-of-K curve with its maximum, loss and end
-                   (sections 5.2), and ROC-AUC of scores scaled to 0..1 within each row
+                   (section 5.2), and ROC-AUC of scores scaled to 0..1 within each row
 
 GSM8K's published solutions (`example_model_solutions.jsonl` of openai/grade-school-math:
 `question`, and a solution with `is_correct` of each of four models) are read as one more data set,
 with all of a row's pairs of a correct and an incorrect one.
 
-Best of K is the exact expectation over all subsets of K of a row's responses; the top of a subset
-that several share is drawn among them.
+Best of K is the exact expectation over all subsets of K of a row's responses; if several responses
+share the top of a subset, one of them is drawn.
 """
 
 from __future__ import annotations
@@ -29,19 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from grm_jax.benchmarks.ppe_preference import GET, PATTERNS
 from grm_jax.benchmarks.reading import Fields, collect, files, rows_of, user
-from grm_jax.critique.prompt import Turn
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 from grm_jax.scoring.benchmark import Benchmark, Source, missing_note
-from grm_jax.scoring.figures import (
-    Combined,
-    Figure,
-    FigureLike,
-    RocAuc,
-    Term,
-    mean_figure,
-)
+from grm_jax.scoring.figures import Combined, Figure, FigureLike, RocAuc, Term, mean_figure
 from grm_jax.scoring.items import BenchmarkRecords, Item, group_by, item_of, prompt_key
 from grm_jax.scoring.measures import Measure, Verdicts, score
 from grm_jax.scoring.rules import Form, Rules
@@ -55,129 +44,15 @@ SETS = {  # data set -> pattern of the names of its files and folders
     "MBPP-Plus": r"mbpp",
     "IFEval": r"ifeval",
 }
-_GET = (
-    "download lmarena-ai/PPE-Human-Preference-V1 and lmarena-ai/PPE-{MMLU-Pro,MATH,GPQA,IFEval,"
-    "MBPP-Plus}-Best-of-K from the Hugging Face hub, each into a folder of its name, and give the "
-    "folder above them"
-)
-_DATA = ("*.parquet", "*.jsonl", "*.json")
-PREFERENCE = Source(
-    _GET,
-    folders=("PPE-Human-Preference-V1", "ppe-preference", "arena55k_sample"),
-    hub="lmarena-ai/PPE-Human-Preference-V1",
-    patterns=_DATA,
-)
-CORRECTNESS = Source(_GET, folders=("ppe-correctness", "ppe", "gsm8k_solutions"), patterns=_DATA)
+SOURCE = Source(GET, folders=("ppe-correctness", "ppe", "gsm8k_solutions"), patterns=PATTERNS)
 
 
-# ------------------------------------------------------------------------------ preference
-
-
-def read_preference(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
-    """Votes that have a winner; `domain` is the language, if it is given."""
-    ties: list[str] = []
-
-    def parse(fields: Fields) -> list[Item]:
-        return _vote(fields, ties)
-
-    paths = files(path, PREFERENCE)
-    chosen = [file for file in paths if "best-of-k" not in str(file).lower()] or paths
-    records = collect(rows_of(chosen), parse, path, skip_bad_rows=skip_bad_rows)
-    notes = [f"{len(ties):,} human ties are not counted, as in the official metric"] if ties else []
-    return BenchmarkRecords(records, records.skipped, (*records.notes, *notes))
-
-
-def _vote(fields: Fields, ties: list[str]) -> list[Item]:
-    if "winner" in fields:
-        model_a, model_b = fields.text("model_a"), fields.text("model_b")
-        winner = fields.text("winner")
-        number = fields.key("question_id")
-        if winner.startswith("tie"):
-            best = None
-        elif winner in (model_a, "model_a"):
-            best = 0
-        elif winner in (model_b, "model_b"):
-            best = 1
-        else:
-            raise fields.wrong("winner", repr(winner), f"give {model_a!r}, {model_b!r} or 'tie'")
-        names = ("response_1", "response_2")
-    else:
-        number = fields.key("id")
-        says = [fields.integer(f"winner_{who}", 0, 1) for who in ("model_a", "model_b", "tie")]
-        if sum(says) != 1:
-            raise fields.wrong("winner_model_a", f"{says}", "just one of the three winners is 1")
-        best = None if says[2] else says.index(1)
-        names = ("response_a", "response_b")
-    turns, replies = _conversation(fields, names)
-    if best is None:
-        ties.append(number)
-        return []
-    labels = (1.0, 0.0) if best == 0 else (0.0, 1.0)
-    language = fields.row.get("language")
-    domain = language if isinstance(language, str) else ""
-    return [Item(number, turns, replies, labels, domain=domain, source=fields.where)]
-
-
-def _conversation(
-    fields: Fields, names: tuple[str, str]
-) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
-    """The prompt and two responses, from texts or from JSON lists with one text per turn.
-
-    In a dialogue of several turns the two models share only the questions. A response is then the
-    whole rest of the dialogue after the first question, as one text.
-    """
-    if "winner_model_a" not in fields:  # only the 55k dump has its lists as JSON
-        return user(fields.text("prompt", empty=True)), tuple(
-            fields.text(n, empty=True) for n in names
-        )
-    asked = _turns(fields, "prompt")
-    replies = [_turns(fields, name) for name in names]
-    for name, said in zip(names, replies, strict=True):
-        if len(said) != len(asked):
-            raise fields.wrong(
-                name, f"{len(said)} replies to {len(asked)} turns", "give one reply a turn"
-            )
-    if len(asked) == 1:
-        return user(fields.checked("prompt[0]", asked[0])), (replies[0][0], replies[1][0])
-    whole = []
-    for said in replies:
-        parts = [said[0]]
-        for question, answer in zip(asked[1:], said[1:], strict=True):
-            parts += [f"User: {question}", f"Assistant: {answer}"]
-        whole.append("\n\n".join(parts))
-    return user(fields.checked("prompt[0]", asked[0])), (whole[0], whole[1])
-
-
-def _turns(fields: Fields, name: str) -> list[str]:
-    value = fields.decoded(name)
-    if not isinstance(value, list) or not value:
-        raise fields.wrong(name, "not a list of turns", "give a text or a list of texts")
-    # The 55k dump has null where a model said nothing.
-    return [
-        "" if turn is None else fields.checked(f"{name}[{i}]", turn, empty=True)
-        for i, turn in enumerate(value)
-    ]
-
-
-def preference_figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:
-    """overall: accuracy; sections: languages with 20 votes or more."""
-    domains = group_by(records, lambda record: record.domain)
-    sections = sorted(name for name, members in domains.items() if name and len(members) >= 20)
-    return (
-        mean_figure("overall", "accuracy", np.arange(len(records))),
-        *(mean_figure("sections", name, domains[name]) for name in sections),
-    )
-
-
-# ------------------------------------------------------------------------------ correctness
-
-
-def read_correctness(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
+def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
     """The sampled pairs of every row, or (form "single") every response; `domain`: the data set."""
     records: list[Preference] = []
     skipped: list[str] = []
     repeats: list[str] = []
-    for file in files(path, CORRECTNESS):
+    for file in files(path, SOURCE):
         if path.is_dir() and re.search("human[-_]?preference", str(file), re.IGNORECASE):
             continue  # it lies beside the other sets if all of PPE was downloaded
         name = _set_of(file)
@@ -285,7 +160,7 @@ def _pairs(fields: Fields, right: Sequence[bool]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in value]
 
 
-def correctness_figures(records: Sequence[Preference], rules: Rules) -> tuple[FigureLike, ...]:
+def figures(records: Sequence[Preference], rules: Rules) -> tuple[FigureLike, ...]:
     """Pairs: mean accuracy of the data sets. Single: the best-of-K curve and the ROC-AUC."""
     sets = group_by(records, lambda record: record.domain)
     # GSM8K is reported, but is not one of the sets in PPE's mean.
@@ -392,21 +267,12 @@ def _scaled(verdicts: Verdicts) -> np.ndarray:
     return values
 
 
-PPE_PREFERENCE = Benchmark(
-    name="ppe-preference",
-    about="PPE Human Preference: 16,038 arena votes, accuracy where there is a winner",
-    read=read_preference,
-    figures=preference_figures,
-    source=PREFERENCE,
-    authors=Rules(ties="half", unparsed="half"),
-    cluster=prompt_key,
-)
-PPE_CORRECTNESS = Benchmark(
+BENCHMARK = Benchmark(
     name="ppe-correctness",
     about="PPE Correctness: pairs (or single responses) of five verifiable data sets",
-    read=read_correctness,
-    figures=correctness_figures,
-    source=CORRECTNESS,
+    read=read,
+    figures=figures,
+    source=SOURCE,
     measures={
         "end": _of_curve("end"),
         "loss": _of_curve("loss"),
