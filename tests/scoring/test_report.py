@@ -183,7 +183,7 @@ def test_report_files(tmp_path, results):
     assert all(file.stat().st_size for file in files)
     assert files[2].read_bytes()[:4] == b"\x89PNG"
     svg = files[3].read_text(encoding="utf-8")
-    for words in ("guided by the meta RM", "scalar baseline", "greedy", "k, samples a verdict"):
+    for words in ("guided by the meta RM", "scalar baseline", "greedy", "k, samples per verdict"):
         assert words in svg
     assert json.loads(files[0].read_text())["headline"] == ["overall", "accuracy"]
     again = report.plot_accuracy(results, tmp_path / "again", baselines=baselines)
