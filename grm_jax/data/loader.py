@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import grain
 
+from grm_jax.data import packing
 from grm_jax.data.collate import Example, collate, round_up
 from grm_jax.errors import UserError
 
@@ -118,8 +119,6 @@ def example_batches(
     many tokens that hold several of them (see `data.packing`).
     """
     if pack:
-        from grm_jax.data import packing
-
         packed = packing.pack(examples, pack, seed, what)
         learned = max(sum(len(e.completion) for e in row) for row in packed)
         collator = functools.partial(

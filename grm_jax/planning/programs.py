@@ -26,7 +26,6 @@ from grm_jax import recipes
 from grm_jax.data.collate import Example, collate, collate_groups, round_up
 from grm_jax.data.packing import collate_packed
 from grm_jax.errors import UserError
-from grm_jax.model.batch import Batch
 from grm_jax.model.config import model_config
 from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params, abstract_params
@@ -41,7 +40,6 @@ from grm_jax.sampler.memory import cache_room, decode_weight_bytes, prefill_byte
 from grm_jax.sampler.plan import make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Request
-from grm_jax.training.losses import Loss
 from grm_jax.training.meta_rm import critique_objective
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.rl import by_length, policy_objective
@@ -202,24 +200,21 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
         learned = length // 2
     example = Example((1,) * (length - learned), (1,) * learned)
     scalar = isinstance(stage, recipes.MetaRM | recipes.ScalarRM)
+    trainable = Trainable(run, "base", int(scalar))
     if isinstance(stage, recipes.ScalarRM):
-        objective = preference_objective(run)
+        objective = preference_objective(run, trainable.assemble)
         batch = collate_pairs([(example, example)] * rows, length)
     else:
-        objective = critique_objective(run) if scalar else completion_objective(run)
+        make_objective = critique_objective if scalar else completion_objective
+        objective = make_objective(run, trainable.assemble)
         # How many examples share a packed row, only its data can tell.
         batch = (
             collate_packed([(example,)] * rows, length=length, completion=learned, segments=1)
             if fitting.pack
             else collate([example] * rows, length=length, completion=learned)
         )
-    trainable = Trainable(run, "base", int(scalar))
     state, optimizer = _abstract_state(run, fitting.optimizer, fitting.steps, trainable)
-
-    def loss(params: Params, frozen: Params | None, batch: Batch) -> Loss:
-        return objective(trainable.assemble(params, frozen), None, batch)
-
-    step = _step(run, loss, optimizer, trainable, rows, fitting.device_batch)
+    step = _step(run, objective, optimizer, trainable, rows, fitting.device_batch)
     tokens = batch["tokens"][0].size
     each = Work(tokens, 0 if scalar else learned, sequences=tokens // length)
     return _plan_step(run, step, state, _frozen(run, trainable), batch, each, {})

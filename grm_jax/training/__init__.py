@@ -6,9 +6,9 @@
     setup.py      what a recipe says to all stages    run.py        run directory, models by name
     inputs.py     records that a stage can learn from lengths.py    tokens of a record's prompts
     sampling.py   critiques kept chunk by chunk       origin.py     what a stage was made from
-    fit.py        supervised training of any loss     loop.py       steps, checkpoints, metrics
-    step.py       train state and gradient step       losses.py     formulas, of arrays alone
-    trainable.py  all parameters, or adapters         optimizer.py  optax chains and schedules
+    loop.py       steps, checkpoints, metrics         step.py       train state and gradient step
+    losses.py     formulas, of arrays alone           trainable.py  all parameters, or adapters
+    optimizer.py  optax chains and schedules
 
 Data flow: `records -> (judge) -> examples -> batches -> step(loss) -> checkpoints, metrics`.
 """

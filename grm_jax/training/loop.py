@@ -1,8 +1,10 @@
 """The host's side of gradient steps, the same for every stage.
 
     with Loop(stage, ...) as loop:
+        train_step = loop.train_step(objective, micro_batches=...)
         for step in loop:                 # from the newest complete checkpoint on, if there is one
-            loop.take(train_step, ...)    # dispatched; its metrics are read at the next `take`
+            batch = loop.next_batch()
+            loop.take(train_step, batch, work)    # dispatched; its metrics are read by the next one
 
 The loop saves checkpoints and metrics, stops after a step on Ctrl-C or SIGTERM, and goes back to
 the last checkpoint when too many consecutive steps were skipped.
@@ -22,17 +24,22 @@ import numpy as np
 
 from grm_jax.errors import UserError
 from grm_jax.metrics import MetricsWriter, Progress, Timer, Tracer
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.flops import train_flops
 from grm_jax.parallel.devices import mesh_flops
 from grm_jax.parallel.multihost import any_of
 from grm_jax.stopping import Stopped, requested
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
 from grm_jax.training.run import Stage
 from grm_jax.training.step import (
+    Cut,
     HostBatch,
+    LossFn,
     TrainState,
     TrainStep,
     abstract_state,
     init_state,
+    make_train_step,
 )
 from grm_jax.training.trainable import Trainable
 
@@ -49,6 +56,16 @@ class Work:
 
     tokens: float = 0.0
     flops: float = 0.0
+
+    @classmethod
+    def of(cls, model: ModelConfig, batch: HostBatch) -> Work:
+        """The work of a batch of whole rows, of which every process has as many."""
+        lengths = np.asarray(batch["lengths"]).reshape(-1)  # [B], or [P, 2] of pairs
+        # Only completion tokens have logits; rows without a mask have a scalar head.
+        learned = batch["mask"].sum(axis=1) if "mask" in batch else np.zeros_like(lengths)
+        flops = train_flops(model, zip(lengths.tolist(), learned.tolist(), strict=True))
+        processes = jax.process_count()
+        return cls(float(lengths.sum()) * processes, flops * processes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +167,25 @@ class Loop:
                     message = f"{self.stage.name} saved at step {self._now}"
                     raise Stopped(message, terminated=stop.terminated)
 
+    def train_step(
+        self, loss_fn: LossFn, *, micro_batches: int, cut: Cut | None = None
+    ) -> TrainStep:
+        """The gradient step of this stage; the arguments are those of `step.make_train_step`."""
+        run = self.stage.run
+        return make_train_step(
+            loss_fn, self.optimizer, self.trainable.table, run.mesh,
+            micro_batches=micro_batches, spike=self._guard.spike,
+            key=run.stage_key(self.stage.name), cut=cut,
+        )  # fmt: skip
+
+    def next_batch(self) -> Any:
+        """The next batch of the data; the wait for it is the phase "data"."""
+        with self.timer.phase("data"):
+            return next(self.data)
+
     def take(
         self,
         train_step: TrainStep,
-        frozen: Any,
         batch: HostBatch,
         work: Work,
         host_metrics: Mapping[str, float] | None = None,
@@ -161,14 +193,13 @@ class Loop:
         """Dispatch a step, then read the metrics of the one before it.
 
         Args:
-          train_step: see `step.make_train_step`.
-          frozen: its frozen inputs.
+          train_step: what `train_step` returned.
           batch: the rows of this process.
           work: the step's tokens and FLOPs.
           host_metrics: metrics of this step that were computed on the host.
         """
         with self.timer.phase("update"):
-            self.state, values = train_step(self.state, frozen, batch)
+            self.state, values = train_step(self.state, self.trainable.frozen, batch)
             self._read()
         metrics = {**(host_metrics or {}), **self.timer.take()}
         self._sent = _Sent(self._now, values, metrics, work)

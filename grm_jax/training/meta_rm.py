@@ -1,7 +1,7 @@
 """The meta RM (section 4): a scalar head that judges critiques, trained with BCE.
 
     RFT's non-hinted trajectories + samples of the trained GRM (+ RL's rollouts)
-        -> label = correct by Eq. (10) -> (query, responses | critique) -> fit -> meta_rm/model
+        -> label = correct by Eq. (10) -> (query, responses | critique) -> steps -> meta_rm/model
 
 A share of the records is held out; accuracy and ROC-AUC of the critiques on them are written to
 `meta_rm/heldout.json`, the AUC also within items: can it tell right from wrong critiques of the
@@ -36,15 +36,16 @@ from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.scoring.statistics import mean_auc_within, roc_auc
-from grm_jax.training.fit import fit
 from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
+from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, bce_loss
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
 from grm_jax.training.setup import ConfigError, Fitting
-from grm_jax.training.step import LossFn
+from grm_jax.training.step import LossFn, micro_batches
+from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
 
@@ -115,8 +116,18 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         local_rows(run.mesh, batch_size),
         pack=config.fitting.pack,
     )
-    objective = critique_objective(run)
-    params = fit(stage, config.fitting, data, objective, config.start, num_labels=1)
+    fitting, trainable = config.fitting, Trainable(run, config.start, num_labels=1)
+    with Loop(
+        stage, fitting.steps, fitting.optimizer, trainable, data, log_every=run.setup.log_every
+    ) as loop:
+        train_step = loop.train_step(
+            critique_objective(run, trainable.assemble),
+            micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),
+        )
+        for _ in loop:
+            batch = loop.next_batch()
+            loop.take(train_step, batch, Work.of(run.model, batch))
+        params = trainable.whole(loop.state.params)
     if heldout:
         figures = validate(run, params, heldout, config.fitting.batch_size)
         # JSON has no NaN: an AUC of critiques that are all right, or all wrong, is null.
@@ -246,12 +257,13 @@ def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> 
     }
 
 
-def critique_objective(run: Run) -> LossFn:
-    """Binary cross-entropy of whether critiques are correct."""
+def critique_objective(run: Run, assemble: Assemble = as_it_is) -> LossFn:
+    """Binary cross-entropy of whether critiques are correct; `assemble`: see
+    `Trainable.assemble`."""
     model, setup = run.model, run.setup
 
     def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
+        params = assemble(params, frozen)
         return bce_loss(*critique_scores(params, model, batch, remat=setup.remat))
 
     return loss_fn

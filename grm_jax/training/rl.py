@@ -47,8 +47,8 @@ from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError
-from grm_jax.training.step import HostBatch, LossFn, make_train_step, micro_batches
-from grm_jax.training.trainable import Trainable
+from grm_jax.training.step import HostBatch, LossFn, micro_batches
+from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
 T = TypeVar("T")
@@ -109,11 +109,9 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
     loop = Loop(stage, config.steps, config.optimizer, trainable, data, log_every=1, shown=shown)
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
-    train_step = make_train_step(
-        policy_objective(run, config, trainable.assemble), loop.optimizer, trainable.table,
-        run.mesh, micro_batches=parts, spike=run.setup.guard.spike, cut=by_length,
-        key=run.stage_key("rl"),
-    )  # fmt: skip
+    train_step = loop.train_step(
+        policy_objective(run, config, trainable.assemble), micro_batches=parts, cut=by_length
+    )
     last = loop.first
     with contextlib.closing(rollout_log), loop:
         for step in loop:
@@ -143,7 +141,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             host_metrics = describe(groups, rewards)
             tokens, seconds = host_metrics.pop("tokens"), loop.timer.seconds["rollout"]
             host_metrics["rollout_tokens_per_second"] = tokens / seconds
-            loop.take(train_step, trainable.frozen, local, _work(run, batch), host_metrics)
+            loop.take(train_step, local, _work(run, batch), host_metrics)
             if config.save_rollouts:
                 rollout_log.write(
                     _rows(step, drawn, groups, rewards, critic.prompts.single.threshold)
@@ -350,15 +348,13 @@ def _rows(
     return rows
 
 
-def policy_objective(
-    run: Run, config: RL, assemble: Callable[[Params, Any], Params] = lambda params, _: params
-) -> LossFn:
+def policy_objective(run: Run, config: RL, assemble: Assemble = as_it_is) -> LossFn:
     """GRPO's loss of a `rollout_batch` with the reference's log-probabilities.
 
     The rollouts of a group share their prompt, which is computed once for all of them.
 
     Args:
-      assemble: (trained, frozen) -> the model's parameters.
+      assemble: see `Trainable.assemble`.
     """
     model, setup = run.model, run.setup
 

@@ -28,13 +28,14 @@ from grm_jax.model.batch import row_scores
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
-from grm_jax.training.fit import fit
 from grm_jax.training.inputs import learnt, usable
+from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, bradley_terry_loss
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError, Fitting
-from grm_jax.training.step import LossFn
+from grm_jax.training.step import LossFn, micro_batches
+from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
 
@@ -73,8 +74,18 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     }
     size = config.fitting.batch_size
     data = batches(groups, collators, size, run.setup.seed, local_rows(run.mesh, size))
-
-    params = fit(stage, config.fitting, data, preference_objective(run), start, num_labels=1)
+    fitting, trainable = config.fitting, Trainable(run, start, num_labels=1)
+    with Loop(
+        stage, fitting.steps, fitting.optimizer, trainable, data, log_every=run.setup.log_every
+    ) as loop:
+        train_step = loop.train_step(
+            preference_objective(run, trainable.assemble),
+            micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),
+        )
+        for _ in loop:
+            batch = loop.next_batch()
+            loop.take(train_step, batch, Work.of(run.model, batch))
+        params = trainable.whole(loop.state.params)
     threshold = calibrate(run, params, records, config.fitting.batch_size)
     if first():
         text = json.dumps({"threshold": threshold}) + "\n"
@@ -159,12 +170,13 @@ def calibrate(run: Run, params: Params, records: Sequence[Preference], batch_siz
     return float((edges[cut] + edges[cut + 1]) / 2)
 
 
-def preference_objective(run: Run) -> LossFn:
-    """Bradley-Terry's: -log sigmoid of the difference of a pair's scores."""
+def preference_objective(run: Run, assemble: Assemble = as_it_is) -> LossFn:
+    """Bradley-Terry's: -log sigmoid of the difference of a pair's scores; `assemble`: see
+    `Trainable.assemble`."""
     model, setup = run.model, run.setup
 
     def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
+        params = assemble(params, frozen)
         pairs, _, length = batch["tokens"].shape
         tokens, lengths = batch["tokens"].reshape(2 * pairs, length), batch["lengths"].reshape(-1)
         scores = row_scores(params, model, tokens, lengths, remat=setup.remat).reshape(pairs, 2)

@@ -1,6 +1,6 @@
 """Supervised training: the cold start. Loss on the completion only.
 
-cold_start.jsonl (trajectories, instructions) -> examples -> fit -> sft/model
+cold_start.jsonl (trajectories, instructions) -> examples -> batches -> steps -> sft/model
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from grm_jax.data.trajectories import Instruction, Trajectory
 from grm_jax.errors import UserError
 from grm_jax.model.batch import completion_logprobs
 from grm_jax.parallel.mesh import local_rows
-from grm_jax.training.fit import fit
 from grm_jax.training.inputs import fitting_rows
+from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, sft_loss
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError, Fitting
-from grm_jax.training.step import LossFn
+from grm_jax.training.step import LossFn, micro_batches
+from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
 
@@ -74,9 +75,9 @@ def _example(run: Run, row: Trajectory | Instruction, source: str) -> Example:
 
 
 def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str) -> None:
-    """Fit completions and write the stage's model; RFT trains on what it kept through this, too."""
+    """Train the model `start` on completions and write the stage's model. RFT trains on the
+    critiques that it kept through this, too."""
     run, setup = stage.run, stage.run.setup
-
     data = example_batches(
         examples,
         setup.length_buckets,
@@ -86,18 +87,30 @@ def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str
         local_rows(run.mesh, fitting.batch_size),
         pack=fitting.pack,
     )
-    stage.finish(fit(stage, fitting, data, completion_objective(run), start))
+    trainable = Trainable(run, start)
+    with Loop(
+        stage, fitting.steps, fitting.optimizer, trainable, data, log_every=setup.log_every
+    ) as loop:
+        train_step = loop.train_step(
+            completion_objective(run, trainable.assemble),
+            micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),
+        )
+        for _ in loop:
+            batch = loop.next_batch()
+            loop.take(train_step, batch, Work.of(run.model, batch))
+        params = trainable.whole(loop.state.params)
+    stage.finish(params)
 
 
-def completion_objective(run: Run) -> LossFn:
-    """Negative log-likelihood of completions."""
+def completion_objective(run: Run, assemble: Assemble = as_it_is) -> LossFn:
+    """Negative log-likelihood of completions; `assemble`: see `Trainable.assemble`."""
     model, setup = run.model, run.setup
 
     def loss_fn(params, frozen, batch) -> Loss:
-        del frozen
         logprobs, _ = completion_logprobs(
-            params, model, batch, temperature=1.0, remat=setup.remat, chunk=setup.logprob_chunk
-        )
+            assemble(params, frozen), model, batch,
+            temperature=1.0, remat=setup.remat, chunk=setup.logprob_chunk,
+        )  # [B, C]  # fmt: skip
         return sft_loss(logprobs, batch["mask"])
 
     return loss_fn

@@ -8,6 +8,7 @@ are, never copied into the train state, its moments or its checkpoints.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,6 +17,15 @@ from grm_jax.model.lora import adapter_table, attach, merge
 from grm_jax.model.params import Params, init_params
 from grm_jax.model.storage import param_shardings
 from grm_jax.training.run import Run
+
+# (trained parameters, frozen ones or None) -> the parameters of a forward pass
+Assemble = Callable[[Params, Params | None], Params]
+
+
+def as_it_is(trained: Params, frozen: Params | None) -> Params:
+    """`Trainable.assemble` where everything is trained."""
+    del frozen
+    return trained
 
 
 class Trainable:

@@ -211,11 +211,11 @@ def run_loop(stage: Stage, values: list[float], steps: int, log_every=1) -> list
     met = []
     trainable, config = Trainable(stage.run, "base"), OptimizerConfig(learning_rate=1e-3)
     with Loop(stage, steps, config, trainable, iter(source), log_every=log_every) as loop:
-        step = make_train_step(scaled_loss, loop.optimizer, trainable.table, stage.run.mesh)
+        step = loop.train_step(scaled_loss, micro_batches=1)
         for number in loop:
-            batch = next(loop.data)
+            batch = loop.next_batch()
             met.append((number, float(batch["size"][0])))
-            loop.take(step, None, batch, Work(tokens=4.0))
+            loop.take(step, batch, Work(tokens=4.0))
     return met
 
 

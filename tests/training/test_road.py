@@ -329,7 +329,7 @@ def test_a_changed_recipe_is_not_taken_up(road, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rft", "rl", "meta_rm"])  # the other two are `fit` alone
+@pytest.mark.parametrize("name", ["rft", "rl", "meta_rm"])  # the other two do not sample
 def test_a_killed_process_is_taken_up(name, road, before):
     """SIGKILL in a process of its own, when a checkpoint is on disk and steps after it are lost."""
     run_dir = before(name)
