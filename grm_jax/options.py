@@ -53,6 +53,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "LoRAConfig": {"rank": (0, INF), "alpha": (1e-12, INF)},
     "GuardConfig": {"spike": (0, INF), "patience": (1, INF), "rollbacks": (0, INF)},
     "KeepConfig": {"latest": (1, INF), "every": (0, INF)},
+    "HeldOutConfig": {"every": (0, INF), "share": (0, 0.99), "limit": (1, INF)},
     "Fitting": {
         "steps": (1, INF),
         "batch_size": (1, INF),

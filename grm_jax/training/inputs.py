@@ -78,18 +78,19 @@ def usable(
     """
     if stage not in run.usable:
         records = run.records[::-1] if from_end else run.records
-        chosen = _look(run, stage, readings, records, most or len(records))
+        chosen = readable(run, stage, readings, records, most or len(records))
         run.usable[stage] = chosen[::-1] if from_end else chosen
     return run.usable[stage]
 
 
-def _look(
+def readable(
     run: Run,
     stage: str,
     readings: Sequence[Reading],
     records: Sequence[Preference],
     most: int,
 ) -> list[Preference]:
+    """The first `most` records that the stage can read; see `usable`."""
     policy, skip = run.setup.long_prompts, run.setup.skip_bad_rows
     kept: list[Preference] = []
     long: list[DataError] = []

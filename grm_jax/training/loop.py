@@ -29,6 +29,7 @@ from grm_jax.model.flops import train_flops
 from grm_jax.parallel.devices import mesh_flops
 from grm_jax.parallel.multihost import any_of
 from grm_jax.stopping import Stopped, requested
+from grm_jax.training.heldout import Measure
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
 from grm_jax.training.run import Stage
 from grm_jax.training.step import (
@@ -89,6 +90,9 @@ class Loop:
       data: an endless iterator; its position is saved with the state.
       log_every: the steps between two rows of metrics, each of which has means over these steps.
       shown: the metrics of the progress line; empty for all but the phases' seconds and skips.
+      heldout: what is measured every `--heldout.every` steps and after the last one, as a function
+        of the parameters of a forward pass; its metrics are logged as heldout/<name>. None: nothing
+        is measured.
 
     Attributes:
       state: the train state.
@@ -107,9 +111,11 @@ class Loop:
         *,
         log_every: int,
         shown: tuple[str, ...] = (),
+        heldout: Measure | None = None,
     ):
         self.stage, self.steps, self.data = stage, steps, data
         self.trainable, self.log_every, self._shown = trainable, log_every, shown
+        self._measure, self._measured = heldout, dict[str, float]()
         self.optimizer = make_optimizer(optimizer, steps, trainable.table)
         self.timer = Timer()
         self._rate = schedule(optimizer, steps)
@@ -150,6 +156,9 @@ class Loop:
                 with tracer.step(self._now):
                     yield self._now
                 last = self._now == self.steps
+                # Before the checkpoint, so that a resumed run has a row for every measured step.
+                if self._now % max(1, setup.heldout.every) == 0 or last:
+                    self._measure_heldout()
                 # The last step is saved, too: until the model is written, nothing else keeps it.
                 due = self._now % setup.checkpoint_every == 0 or last
                 stop_agreed = any_of(stop.asked)
@@ -204,6 +213,20 @@ class Loop:
         metrics = {**(host_metrics or {}), **self.timer.take()}
         self._sent = _Sent(self._now, values, metrics, work)
 
+    def _measure_heldout(self) -> None:
+        """Measure the present parameters on held-out data, and write a row of metrics for it."""
+        if self._measure is None:
+            return
+        with self.timer.phase("update"):
+            jax.block_until_ready(self.state.params)
+        started = time.perf_counter()
+        with self.timer.phase("heldout"):
+            params = self.trainable.assemble(self.state.params, self.trainable.frozen)
+            values = self._measure(params)
+        self._measured = {f"heldout/{name}": value for name, value in values.items()}
+        self._metrics.write(self._now, self._measured)
+        self._since += time.perf_counter() - started  # no part of the rates of training
+
     def _read(self) -> None:
         """Read the metrics of the dispatched step, and write a row of metrics when it is due."""
         sent, self._sent = self._sent, None
@@ -240,7 +263,8 @@ class Loop:
         shown = self._shown or tuple(
             name for name in means if not name.startswith(("skipped", "seconds"))
         )
-        self._progress.update(count, {name: means[name] for name in shown} | rates)
+        values = {name: means[name] for name in shown} | rates | self._measured
+        self._progress.update(count, values)
 
     def _abstract(self) -> TrainState:
         trainable, mesh = self.trainable, self.stage.run.mesh

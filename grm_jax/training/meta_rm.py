@@ -11,7 +11,6 @@ same responses, which is what guided voting needs?
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ import numpy as np
 from grm_jax.critique import is_correct
 from grm_jax.data.collate import Example
 from grm_jax.data.examples import meta_example
+from grm_jax.data.holdout import in_share
 from grm_jax.data.loader import example_batches
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
@@ -84,15 +84,15 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
     earlier = read(run, config, earlier_rows(run, config))
     records = usable_records(run, config)
     ids = [*(row.example_id for row, _ in earlier), *(record.id for record in records)]
-    if ids and all(held_out(id, config.holdout) for id in ids):
+    if ids and all(in_share(id, config.holdout) for id in ids):
         raise ConfigError(
             f"--meta-rm.holdout {config.holdout:g} holds out all {len(set(ids))} records, and "
             "nothing is left to learn from; lower it, or give more records"
         )
     stage.begin()
     rows = [*earlier, *read(run, config, sampled_rows(stage, config, grm, records))]
-    heldout = [row for row in rows if held_out(row[0].example_id, config.holdout)]
-    training = [row for row in rows if not held_out(row[0].example_id, config.holdout)]
+    heldout = [row for row in rows if in_share(row[0].example_id, config.holdout)]
+    training = [row for row in rows if not in_share(row[0].example_id, config.holdout)]
     if not training:
         raise UserError(
             f"meta_rm: none of the critiques can be learnt from ({len(heldout)} readable ones are "
@@ -117,9 +117,16 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         pack=config.fitting.pack,
     )
     fitting, trainable = config.fitting, Trainable(run, config.start, num_labels=1)
+
+    def measure(params: Params) -> dict[str, float]:
+        figures = validate(run, params, heldout, fitting.batch_size)
+        return figures | {"n": figures.pop("critiques")}
+
     with Loop(
-        stage, fitting.steps, fitting.optimizer, trainable, data, log_every=run.setup.log_every
-    ) as loop:
+        stage, fitting.steps, fitting.optimizer, trainable, data,
+        log_every=run.setup.log_every,
+        heldout=measure if heldout and run.setup.heldout.every else None,
+    ) as loop:  # fmt: skip
         train_step = loop.train_step(
             critique_objective(run, trainable.assemble),
             micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),
@@ -129,7 +136,7 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
             loop.take(train_step, batch, Work.of(run.model, batch))
         params = trainable.whole(loop.state.params)
     if heldout:
-        figures = validate(run, params, heldout, config.fitting.batch_size)
+        figures = validate(run, params, heldout, fitting.batch_size)
         # JSON has no NaN: an AUC of critiques that are all right, or all wrong, is null.
         finite = {name: v if math.isfinite(v) else None for name, v in figures.items()}
         if first():
@@ -235,14 +242,9 @@ def read(run: Run, config: MetaRM, rows: Sequence[Trajectory]) -> list[Row]:
     return [(readable[index], examples[index]) for index in kept]
 
 
-def held_out(record_id: str, share: float) -> bool:
-    """Whether a record's critiques are kept for validation; depends on its id alone."""
-    digest = hashlib.blake2b(record_id.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") < share * 2**32
-
-
 def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
-    """Accuracy at probability one half, ROC-AUC, ROC-AUC within items, of held-out critiques."""
+    """Accuracy at probability one half, binary cross-entropy, ROC-AUC, and ROC-AUC within items, of
+    held-out critiques; `critiques` is their number."""
     examples = [example for _, example in rows]
     scores = score_examples(
         params, run.model, examples, run.setup.length_buckets, batch_size, run.mesh,
@@ -251,6 +253,7 @@ def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> 
     labels = np.asarray([example.label for example in examples])
     return {
         "accuracy": float(np.mean((scores > 0) == (labels > 0.5))),
+        "loss": float(np.mean(np.logaddexp(0.0, scores) - labels * scores)),
         "auc": roc_auc(scores, labels),
         "auc_within_item": mean_auc_within(scores, labels, [row.example_id for row, _ in rows]),
         "critiques": float(len(rows)),

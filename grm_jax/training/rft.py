@@ -24,6 +24,7 @@ from grm_jax.errors import UserError
 from grm_jax.identity import how
 from grm_jax.judge.critiques import Rollout
 from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.training.heldout import critique_records
 from grm_jax.training.inputs import learnt, sampled, usable
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage
@@ -57,6 +58,7 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     if stage.done:
         return
     records = usable_records(run, config)
+    heldout = critique_records(run, "rft", run.records)
     stage.begin()
     file = stage.directory / "trajectories.jsonl"
     if not file.exists():
@@ -70,7 +72,7 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
             "correct critiques, or all of them are (too easy)"
         )
     examples = [trajectory_example(row, run.tokenizer, run.templates) for row in kept]
-    train_on(stage, config.fitting, examples, start)
+    train_on(stage, config.fitting, examples, start, heldout)
 
 
 def usable_records(run: Run, config: RFT) -> list[Preference]:

@@ -39,6 +39,7 @@ from grm_jax.model.params import Params
 from grm_jax.model.storage import param_shardings
 from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
 from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.training.heldout import critique_accuracy, critique_records
 from grm_jax.training.inputs import sampled, usable
 from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
@@ -100,6 +101,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     if stage.done:
         return
     records = usable_records(run, config)
+    heldout = critique_records(run, "rl", run.records)
     stage.begin()
     trainable = Trainable(run, start)
     reference = Reference(run, config, trainable)
@@ -107,7 +109,10 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     parts = micro_batches(min(rows, config.prompts), config.device_batch, run.mesh)
     critic, data = run.new_critic("one"), record_batches(run, records, config)
     shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
-    loop = Loop(stage, config.steps, config.optimizer, trainable, data, log_every=1, shown=shown)
+    loop = Loop(
+        stage, config.steps, config.optimizer, trainable, data,
+        log_every=1, shown=shown, heldout=critique_accuracy(run, heldout, critic),
+    )  # fmt: skip
     rollout_log = StepLog(stage.directory / "rollouts.jsonl", loop.first)
     train_step = loop.train_step(
         policy_objective(run, config, trainable.assemble), micro_batches=parts, cut=by_length

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from grm_jax import checkpoint, files, hub
 from grm_jax.critique.template_set import Templates
+from grm_jax.data.holdout import split
 from grm_jax.data.preferences import Preference, Records, read_preferences
 from grm_jax.data.rows import expand
 from grm_jax.data.synthetic_files import write_world
@@ -57,7 +58,8 @@ from grm_jax.training.setup import SYNTHETIC, ConfigError, Setup, to_json
 log = logging.getLogger("grm_jax")
 
 # fold_in constants: what a random key is for. Never renumber: resumed runs would change.
-STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm": 5, "evaluate": 6}
+STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm": 5, "heldout": 6}
+STAGES = ("sft", "rft", "rl", "meta_rm", "scalar_rm")
 
 
 SKIPPED, LISTED = "skipped_rows.txt", 10
@@ -161,20 +163,41 @@ class Run:
     def table(self, num_labels: int = 0) -> tuple[ParamSpec, ...]:
         return param_table(self.model, num_labels=num_labels)
 
-    @functools.cached_property
+    @property
     def records(self) -> list[Preference]:
-        """Training preferences, each with a single best response. What `--skip-bad-rows` leaves out
-        is listed in `SKIPPED`."""
+        """Training preferences, each with a single best response, without the held-out ones. What
+        `--skip-bad-rows` leaves out is listed in `SKIPPED`."""
+        return self._preferences[0]
+
+    @functools.cached_property
+    def heldout(self) -> list[Preference]:
+        """The records of `--heldout.records`, or of `--heldout.share`. Raises ConfigError where
+        both are given, or neither."""
+        options = self.setup.heldout
+        if bool(options.records) == bool(options.share):
+            raise ConfigError(
+                f"--heldout.every {options.every} needs records to measure on: give either "
+                "--heldout.records FILE, or --heldout.share 0.02 to hold a part of --preferences "
+                "out of all stages"
+            )
+        return self._read(options.records) if options.records else self._preferences[1]
+
+    @functools.cached_property
+    def _preferences(self) -> tuple[list[Preference], list[Preference]]:
+        """(training preferences, held-out ones)."""
         source = self.world / "train.jsonl" if self.synthetic else self.setup.preferences
-        records = read_preferences(
+        records = self._read(source)
+        if records.skipped:
+            self._list_skipped(records)
+        return split(records, self.setup.heldout.share)
+
+    def _read(self, source: str | Path) -> Records:
+        return read_preferences(
             source,
             skip_bad_rows=self.setup.skip_bad_rows,
             unique_best=True,
             max_bad_share=self.setup.max_bad_share,
         )
-        if records.skipped:
-            self._list_skipped(records)
-        return list(records)
 
     def _list_skipped(self, records: Records) -> None:
         """Some in the log, all in a file: a large set has thousands."""
@@ -272,7 +295,7 @@ class Run:
         if source == "base" and self.setup.base is None:
             return
         path = self._locate(source, instead)
-        if source != "base" and source not in STAGE_KEYS:
+        if source != "base" and source not in STAGES:
             _warn_of_other_ids(self.tokenizer, path)
 
     def content(self, sources: Sequence[str]) -> dict[str, Any]:
@@ -304,7 +327,7 @@ class Run:
         """
         if source == "base" and self.setup.base is None:
             return None
-        if source in STAGE_KEYS and not storage.is_model_dir(self.directory / source / "model"):
+        if source in STAGES and not storage.is_model_dir(self.directory / source / "model"):
             return None
         folder, found = self._locate(source), ""
         if first():
@@ -316,7 +339,7 @@ class Run:
         """The folder of "base", of a stage's model, or of a checkpoint by path or repo id."""
         if source == "base" and self.setup.base is not None:
             return hub.resolve(self.setup.base)
-        return self.model_dir(source, instead) if source in STAGE_KEYS else hub.resolve(source)
+        return self.model_dir(source, instead) if source in STAGES else hub.resolve(source)
 
 
 class Stage:

@@ -28,7 +28,9 @@ from grm_jax.model.batch import row_scores
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
+from grm_jax.training.heldout import Measure, heldout_records
 from grm_jax.training.inputs import learnt, usable
+from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, bradley_terry_loss
 from grm_jax.training.optimizer import OptimizerConfig
@@ -63,6 +65,7 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
             "scalar_rm learns from pairs, which are not packed; give --scalar-rm.fitting.pack 0"
         )
     records = usable_records(run, config)
+    heldout = measured_records(run, config)
     pairs = [pair for record in records for pair in preference_pairs(run, record)]
     log.info("scalar_rm        %d pairs of %d records", len(pairs), len(records))
     stage.begin()
@@ -76,8 +79,9 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
     data = batches(groups, collators, size, run.setup.seed, local_rows(run.mesh, size))
     fitting, trainable = config.fitting, Trainable(run, start, num_labels=1)
     with Loop(
-        stage, fitting.steps, fitting.optimizer, trainable, data, log_every=run.setup.log_every
-    ) as loop:
+        stage, fitting.steps, fitting.optimizer, trainable, data,
+        log_every=run.setup.log_every, heldout=pair_accuracy(run, heldout, fitting.batch_size),
+    ) as loop:  # fmt: skip
         train_step = loop.train_step(
             preference_objective(run, trainable.assemble),
             micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),
@@ -98,9 +102,7 @@ def usable_records(run: Run, config: ScalarRM) -> list[Preference]:
     """The records that are learnt from, each response as the last turn of its conversation. Raises
     DataError as `inputs.usable` does, ConfigError where no record holds a pair.
     """
-    what = "conversation and response"
-    reading = learnt(run, "scalar_rm", config.fitting, run.lengths.reply, 0, what)
-    records = usable(run, "scalar_rm", [reading])
+    records = usable(run, "scalar_rm", [_reading(run, config)])
     if all(len(set(record.labels)) < 2 for record in records):
         raise ConfigError(
             f"scalar_rm learns from pairs of a better and a worse response, and none of the "
@@ -108,6 +110,16 @@ def usable_records(run: Run, config: ScalarRM) -> list[Preference]:
             "give --preferences with some, or train the other stages one by one"
         )
     return records
+
+
+def measured_records(run: Run, config: ScalarRM) -> list[Preference]:
+    """The held-out records; see `heldout.heldout_records`."""
+    return heldout_records(run, "scalar_rm", [_reading(run, config)], run.records)
+
+
+def _reading(run: Run, config: ScalarRM) -> Reading:
+    what = "conversation and response"
+    return learnt(run, "scalar_rm", config.fitting, run.lengths.reply, 0, what)
 
 
 def preference_pairs(run: Run, record: Preference) -> list[Pair]:
@@ -151,6 +163,35 @@ def reply_scores(
         ).tolist()
     )
     return [tuple(itertools.islice(flat, len(record.responses))) for record in records]
+
+
+def pair_accuracy(run: Run, records: Sequence[Preference], batch_size: int) -> Measure | None:
+    """Measures the pairs of held-out records; None where there are no records, or no pairs.
+
+    Returns a function of the parameters; its metrics are `accuracy`, the share of pairs whose
+    better response has the higher score, `loss`, Bradley-Terry's, and `n`, the number of pairs.
+    """
+    pairs = [
+        (place, better, worse)
+        for place, record in enumerate(records)
+        for better, worse in itertools.permutations(range(len(record.labels)), 2)
+        if record.labels[better] > record.labels[worse]
+    ]
+    if records and not pairs:
+        log.warning("scalar_rm: the held-out records have no pairs, so nothing is measured on them")
+    if not pairs:
+        return None
+
+    def measure(params: Params) -> dict[str, float]:
+        scores = reply_scores(run, params, records, batch_size)
+        margins = np.asarray([scores[i][better] - scores[i][worse] for i, better, worse in pairs])
+        return {
+            "accuracy": float(np.mean(margins > 0)),
+            "loss": float(np.mean(np.logaddexp(0.0, -margins))),
+            "n": float(len(pairs)),
+        }
+
+    return measure
 
 
 def calibrate(run: Run, params: Params, records: Sequence[Preference], batch_size: int) -> float:

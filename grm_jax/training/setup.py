@@ -50,6 +50,26 @@ class KeepConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldOutConfig:
+    """What a stage is measured on while it trains."""
+
+    every: int = how(0)
+    """Steps between two measurements on held-out records, with one more after the last step; 0:
+    none. The meta RM is measured on the critiques that --meta-rm.holdout keeps, all other stages on
+    the records below."""
+    records: str | None = how(None)
+    """Preference file(s) of held-out records. A record that is learnt from, too, is an error."""
+    share: float = 0.0
+    """Instead of a file: the share of the conversations in `preferences` that no stage learns from.
+    The same in every stage of a run."""
+    limit: int = how(256)
+    """The most records of a measurement, from the first one on."""
+    sampled: bool = how(False)
+    """Sample the critique of a record at the judge's temperature; otherwise it is the greedy one.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """What the stages of a run share."""
 
@@ -103,6 +123,7 @@ class Setup:
     lora: LoRAConfig = LoRAConfig()
     guard: GuardConfig = how(GuardConfig())
     keep: KeepConfig = how(KeepConfig())
+    heldout: HeldOutConfig = HeldOutConfig()
     log_every: int = how(10)
     """Steps between two rows of metrics (RL writes every step)."""
     checkpoint_every: int = how(100)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from grm_jax.data.collate import Example
 from grm_jax.data.examples import trajectory_example
 from grm_jax.data.loader import example_batches
+from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 from grm_jax.data.targets import read_targets
 from grm_jax.data.trajectories import Instruction, Trajectory
 from grm_jax.errors import UserError
 from grm_jax.model.batch import completion_logprobs
 from grm_jax.parallel.mesh import local_rows
+from grm_jax.training.heldout import critique_accuracy, critique_records
 from grm_jax.training.inputs import fitting_rows
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, sft_loss
@@ -60,9 +63,11 @@ def run_sft(run: Run, config: SFT) -> None:
     ]
     kept = fitting_rows(run, "sft", config.fitting, examples, targets.sources)
     examples = [examples[index] for index in kept]
+    learned = [row for row in targets.rows if isinstance(row, Trajectory)]
+    heldout = critique_records(run, "sft", learned)
     log.info("sft              %d examples from %s", len(examples), source)
     stage.begin()
-    train_on(stage, config.fitting, examples, "base")
+    train_on(stage, config.fitting, examples, "base", heldout)
 
 
 def _example(run: Run, row: Trajectory | Instruction, source: str) -> Example:
@@ -74,7 +79,13 @@ def _example(run: Run, row: Trajectory | Instruction, source: str) -> Example:
         raise DataError("", f"it can not be rendered: {error}", fix, source) from error
 
 
-def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str) -> None:
+def train_on(
+    stage: Stage,
+    fitting: Fitting,
+    examples: list[Example],
+    start: str,
+    heldout: Sequence[Preference],
+) -> None:
     """Train the model `start` on completions and write the stage's model. RFT trains on the
     critiques that it kept through this, too."""
     run, setup = stage.run, stage.run.setup
@@ -89,8 +100,9 @@ def train_on(stage: Stage, fitting: Fitting, examples: list[Example], start: str
     )
     trainable = Trainable(run, start)
     with Loop(
-        stage, fitting.steps, fitting.optimizer, trainable, data, log_every=setup.log_every
-    ) as loop:
+        stage, fitting.steps, fitting.optimizer, trainable, data,
+        log_every=setup.log_every, heldout=critique_accuracy(run, heldout),
+    ) as loop:  # fmt: skip
         train_step = loop.train_step(
             completion_objective(run, trainable.assemble),
             micro_batches=micro_batches(fitting.batch_size, fitting.device_batch, run.mesh),

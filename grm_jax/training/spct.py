@@ -18,6 +18,7 @@ from grm_jax import files, stopping
 from grm_jax.metrics import clock
 from grm_jax.model import storage
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
+from grm_jax.training.heldout import critique_records
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.rft import RFT
 from grm_jax.training.rl import RL
@@ -71,15 +72,18 @@ def run_spct(run: Run, recipe: Road) -> None:
 
 
 def check_records(run: Run, recipe: Road) -> None:
-    """Raise a UserError for records that a stage which is not done yet could not learn from, before
-    the first one begins."""
-    checks: dict[str, Callable[[], object]] = {
-        "rft": lambda: rft.usable_records(run, recipe.rft),
-        "rl": lambda: rl.usable_records(run, recipe.rl),
-        "meta_rm": lambda: meta_rm.usable_records(run, recipe.meta_rm),
-        "scalar_rm": lambda: scalar_rm.usable_records(run, recipe.scalar_rm),
-    }
-    for name, check in checks.items():
+    """Raise a UserError for records that a stage which is not done yet could not learn from, or not
+    be measured on, before the first one begins."""
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("rft", lambda: rft.usable_records(run, recipe.rft)),
+        ("rft", lambda: critique_records(run, "rft", run.records)),
+        ("rl", lambda: rl.usable_records(run, recipe.rl)),
+        ("rl", lambda: critique_records(run, "rl", run.records)),
+        ("meta_rm", lambda: meta_rm.usable_records(run, recipe.meta_rm)),
+        ("scalar_rm", lambda: scalar_rm.usable_records(run, recipe.scalar_rm)),
+        ("scalar_rm", lambda: scalar_rm.measured_records(run, recipe.scalar_rm)),
+    ]
+    for name, check in checks:
         if not storage.is_model_dir(run.directory / name / "model"):
             check()
 

@@ -38,6 +38,7 @@ from grm_jax.training.rl import run_rl
 from grm_jax.training.road import evaluate_road
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import run_scalar_rm
+from grm_jax.training.setup import HeldOutConfig
 from grm_jax.training.sft import run_sft
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ MICRO = ModelConfig(
 )
 
 
-def make_recipe(run_dir: Path) -> recipes.SPCTRecipe:
+def make_recipe(run_dir: Path, heldout: HeldOutConfig = HeldOutConfig()) -> recipes.SPCTRecipe:
     """The embedded recipe, shrunk."""
     recipe = recipes.load("spct.py")
     assert isinstance(recipe, recipes.SPCTRecipe)
@@ -79,6 +80,7 @@ def make_recipe(run_dir: Path) -> recipes.SPCTRecipe:
             length_buckets=(112,),
             log_every=1,
             checkpoint_every=EVERY,
+            heldout=heldout,
         ),
         sft=recipes.SFT(fitting("sft", 16)),
         rft=change(recipe.rft, records=48, chunk=16, fitting=fitting("rft")),
@@ -90,10 +92,10 @@ def make_recipe(run_dir: Path) -> recipes.SPCTRecipe:
     )
 
 
-def run_stage(name: str, run_dir: Path) -> None:
+def run_stage(name: str, run_dir: Path, heldout: HeldOutConfig = HeldOutConfig()) -> None:
     """One stage with everything fresh, as a new process would."""
     SIZES["micro"] = MICRO
-    recipe = make_recipe(run_dir)
+    recipe = make_recipe(run_dir, heldout)
     run = Run(recipe.setup)
     steps: dict[str, Callable[[], object]] = {
         "sft": lambda: run_sft(run, recipe.sft),
@@ -142,7 +144,8 @@ def same_stage(found: Path, expected: Path) -> None:
     pairs = zip(leaves(found / "model"), leaves(expected / "model"), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     logged = [
-        [(r["step"], r["loss"]) for r in rows(d / "metrics.jsonl")] for d in (found, expected)
+        [(r["step"], r["loss"]) for r in rows(d / "metrics.jsonl") if "heldout/n" not in r]
+        for d in (found, expected)
     ]
     assert logged[0] == logged[1]
     for name in ("trajectories.jsonl", "rollouts.jsonl", "samples.jsonl", "heldout.json"):
@@ -232,6 +235,38 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not_been(name, road, before, monke
     assert (run_dir / name / "checkpoints").exists()
     run_stage(name, run_dir)
     same_stage(run_dir / name, road / name)
+
+
+MEASURED = {
+    "sft": ("accuracy", "unparsable"),
+    "rft": ("accuracy", "unparsable"),
+    "rl": ("accuracy", "unparsable"),
+    "meta_rm": ("accuracy", "loss", "auc", "auc_within_item"),
+    "scalar_rm": ("accuracy", "loss"),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_measuring_held_out_records_changes_nothing(name, road, before, monkeypatch):
+    """The same bits as without, also when stopped; and one row for each measured step."""
+    run_dir, last = before(name), STEPS[name]
+    every = last // 3
+    records = str(road / "world" / "heldout.jsonl")
+    heldout = HeldOutConfig(every=every, records=records, limit=6)
+    # In the middle of the second measurement's row, which is after a checkpoint.
+    interrupt(monkeypatch, name, 2 * every, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match=f"{name} saved at step {2 * every}"):
+        run_stage(name, run_dir, heldout)
+    run_stage(name, run_dir, heldout)
+    same_stage(run_dir / name, road / name)
+    measured = [row for row in rows(run_dir / name / "metrics.jsonl") if "heldout/n" in row]
+    steps = sorted({*range(every, last + 1, every), last})
+    assert [row["step"] for row in measured] == steps
+    for row in measured:
+        names = {key for key in row if key.startswith("heldout/")}
+        assert names == {"heldout/n", *(f"heldout/{metric}" for metric in MEASURED[name])}
+        assert 0 <= row["heldout/accuracy"] <= 1 and row["heldout/n"] > 0
+    assert not any("heldout" in key for row in rows(road / name / "metrics.jsonl") for key in row)
 
 
 class Crash(Exception):

@@ -27,7 +27,7 @@ from grm_jax.recipes import SPCTRecipe
 from grm_jax.scoring.statistics import roc_auc
 from grm_jax.stopping import Stopped
 from grm_jax.train import shared_options
-from grm_jax.training import meta_rm, scalar_rm
+from grm_jax.training import scalar_rm
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.run import MissingStage, Run, Stage
 from grm_jax.training.setup import ConfigError, Fitting, GuardConfig, KeepConfig, Setup
@@ -284,7 +284,7 @@ def test_a_finished_model_holds_the_text_of_its_templates(setup, tmp_path, monke
 
 
 def test_stage_keys_differ(run):
-    names = ["init", "sft", "rft", "rl", "meta_rm", "scalar_rm", "evaluate"]
+    names = ["init", "sft", "rft", "rl", "meta_rm", "scalar_rm", "heldout"]
     keys = {tuple(jax.random.key_data(run.stage_key(name)).tolist()) for name in names}
     assert len(keys) == len(names)
 
@@ -389,14 +389,6 @@ def test_after_an_error_no_times_are_written(tmp_path, monkeypatch):
 
 
 # The reward heads.
-
-
-def test_held_out_is_a_share_of_ids_that_never_changes():
-    ids = [f"train-{i}" for i in range(4000)]
-    chosen = {i for i in ids if meta_rm.held_out(i, 0.05)}
-    assert 150 < len(chosen) < 250
-    assert chosen <= {i for i in ids if meta_rm.held_out(i, 0.2)}
-    assert not any(meta_rm.held_out(i, 0.0) for i in ids)
 
 
 def test_pairs_are_all_better_worse_pairs(run, make_record):
