@@ -43,6 +43,7 @@ def commands() -> list[tuple[str, str]]:
 def test_the_top_file_and_those_of_the_packages_are_looked_at():
     names = {file.parent.name for file in FILES}
     assert {"benchmarks", "scoring", "data", "critique", "model", "judge"} <= names
+    assert {"training", "planning"} <= names
     assert {name for name, _ in commands()} >= {"train", "evaluate", "convert", "plan"}
 
 
