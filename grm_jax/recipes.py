@@ -1,4 +1,4 @@
-"""Recipes: a small Python file says what a run does, and the command line changes it.
+"""Recipes: a small Python file says what a run does, and options of the command line change it.
 
 A recipe file defines `get_config(size: str) -> Recipe` for one of the recipe classes below:
 
@@ -6,14 +6,14 @@ A recipe file defines `get_config(size: str) -> Recipe` for one of the recipe cl
     --config rl.py:27b                    get_config("27b"), the paper's
     --config rl.py:27b,group=8,lr=1e-6    get_config("27b", group=8, lr=1e-6)
 
-Named arguments are for what changes several fields at once, or fields often changed. A recipe
-declares them as keyword-only parameters with a type (int, float, bool or str, or one of these or
-None) and a default; `get_config(size)` alone has none. Every single field is an option of the
-command line as well (`--rl.kl-coef 0.02`), which comes after them.
+Named arguments are for a choice that changes several fields at once, and for fields that are
+changed often. A recipe declares them as keyword-only parameters of `get_config`, each with a
+default and a type: int, float, bool or str, or one of these or None. Every field is an option of
+the command line as well (`--rl.kl-coef 0.02`); options are applied after the recipe has been made.
 
-The file is looked for as given and then in `configs/`. What was used is written to the run
-directory. A run is only resumed with a recipe that says the same; fields declared with `how` may
-change. What a recipe may need of the package can be imported from here.
+The file is looked for as given, and then in `configs/`. The recipe as used is written to the run
+directory. A run is only resumed with an equal recipe, except that fields declared with `how` may
+change. Everything of the package that a recipe needs can be imported from here.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from grm_jax.judge.about import JudgeDefaults
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig
+from grm_jax.training.final_evaluation import Evaluation
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import RFT
 from grm_jax.training.rl import RL
-from grm_jax.training.road import Evaluation
 from grm_jax.training.scalar_rm import ScalarRM
 from grm_jax.training.setup import ConfigError, Fitting, GuardConfig, KeepConfig, Setup
 from grm_jax.training.sft import SFT
-from grm_jax.training.spct import Road
+from grm_jax.training.spct import Pipeline
 
 __all__ = [
     "RFT",
@@ -125,8 +125,8 @@ class ScalarRMRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class SPCTRecipe(Road):
-    """The whole road."""
+class SPCTRecipe(Pipeline):
+    """The whole pipeline."""
 
     setup: SharedSetup = Setup()
 
@@ -154,7 +154,7 @@ def load(spec: str) -> Recipe:
     try:
         return get_config(size, **named)
     except KeyError as error:
-        if error.args != (size,):  # a fault of the recipe's own
+        if error.args != (size,):  # not a missing size, but a mistake in the recipe
             raise
         raise ConfigError(f"{path}: has no size {error}; try tiny, 2b, 9b or 27b") from error
 
@@ -165,7 +165,7 @@ def _get_config(path: Path) -> Callable[..., Recipe]:
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(module_spec)
-    # As for a script: a recipe may import what lies beside it (configs/_shared.py).
+    # As for a script: a recipe may import files beside it (configs/_shared.py).
     sys.path.insert(0, str(path.resolve().parent))
     try:
         module_spec.loader.exec_module(module)
@@ -215,7 +215,7 @@ def _named_arguments(
 
 
 def _kind(path: Path, parameter: inspect.Parameter) -> type:
-    """The type of a named argument's values: of `T | None`, T."""
+    """The type that a named argument's text is converted to; it is T for `T | None`."""
     kind = parameter.annotation
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         parts = [part for part in typing.get_args(kind) if part is not types.NoneType]

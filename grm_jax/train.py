@@ -1,8 +1,8 @@
 """Train: `python -m grm_jax.train --config rl.py[:SIZE[,NAME=VALUE,..]] [options]`.
 
-Recipes: sft.py rft.py rl.py meta_rm.py scalar_rm.py (one stage) and spct.py (the whole road). Every
-field of a recipe is an option; `--config rl.py --help` explains them. NAME=VALUE is an argument
-that a recipe declares, as in rl.py:27b,group=8.
+Recipes: sft.py rft.py rl.py meta_rm.py scalar_rm.py (one stage each) and spct.py (the whole
+pipeline). Every field of a recipe is an option; `--config rl.py --help` explains them. NAME=VALUE
+is an argument that a recipe declares, as in rl.py:27b,group=8.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from grm_jax.errors import UserError, describe
 from grm_jax.output import surviving
 from grm_jax.parallel.host import use_huge_pages
 
-STAGES = ("sft", "rft", "rl", "meta-rm", "scalar-rm", "evaluation")  # whose options are theirs
+# The first words of options that belong to one stage alone.
+STAGES = ("sft", "rft", "rl", "meta-rm", "scalar-rm", "evaluation")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {describe(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as signal:
-            what = "stopped; what was finished before is kept"
+            what = "stopped; everything that was finished before is kept"
             return _stopped(what, stopping.terminated(signal), args)
 
 
 def _stopped(what: str, terminated: bool, args: Sequence[str]) -> int:
-    """Say how to go on; the exit code."""
+    """Print the command that resumes; returns the exit code."""
     command = shlex.join(["python", "-m", "grm_jax.train", *args])
     print(f"{what}. Go on with the same command:\n    {command}", flush=True)
     return stopping.exit_code(terminated)
@@ -62,7 +63,7 @@ def _main(args: list[str]) -> int:
 
 
 def shared_options(args: Sequence[str]) -> list[str]:
-    """The arguments that every stage of a run takes: all but --init and those of single stages.
+    """The arguments that every stage of a run takes: all but --init and the options of one stage.
 
     >>> shared_options(["--base", "m", "--rl.steps", "9", "--length-buckets", "64", "128"])
     ['--base', 'm', '--length-buckets', '64', '128']
@@ -78,9 +79,9 @@ def shared_options(args: Sequence[str]) -> list[str]:
 
 
 def wants_help(args: list[str], *needed: str) -> bool:
-    """Whether help is asked for before the options that say what about are there."""
-    there = all(any(a == name or a.startswith(f"{name}=") for a in args) for name in needed)
-    return not there and any(a in ("-h", "--help") for a in args)
+    """Whether help is asked for without the options `needed`, on which the full help depends."""
+    given = all(any(a == name or a.startswith(f"{name}=") for a in args) for name in needed)
+    return not given and any(a in ("-h", "--help") for a in args)
 
 
 def split_config(args: list[str]) -> tuple[str, list[str]]:
@@ -108,7 +109,8 @@ def split_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def run(recipe, given: tuple[str, Sequence[str]] | None = None) -> int:
-    """Set JAX up and dispatch to the recipe's stage; `given`: see `training.run.Run`."""
+    """Set up JAX and run the recipe's stage; `given`: see `training.run.Run`. Returns the exit
+    code."""
     import jax
 
     from grm_jax import recipes
@@ -130,20 +132,20 @@ def run(recipe, given: tuple[str, Sequence[str]] | None = None) -> int:
         log.info("XLA_FLAGS asks for a number of CPU devices; --mesh.cpu-devices decides here")
     device = first_device()
     log.info("devices          %d x %s", jax.device_count(), device.device_kind)
-    here = Run(recipe.setup, given=given)
+    this_run = Run(recipe.setup, given=given)
     match recipe:
         case recipes.SPCTRecipe():
-            spct.run_spct(here, recipe)
+            spct.run_spct(this_run, recipe)
         case recipes.SFTRecipe():
-            sft.run_sft(here, recipe.sft)
+            sft.run_sft(this_run, recipe.sft)
         case recipes.RFTRecipe():
-            rft.run_rft(here, recipe.rft, recipe.init)
+            rft.run_rft(this_run, recipe.rft, recipe.init)
         case recipes.RLRecipe():
-            rl.run_rl(here, recipe.rl, recipe.init)
+            rl.run_rl(this_run, recipe.rl, recipe.init)
         case recipes.MetaRMRecipe():
-            meta_rm.run_meta_rm(here, recipe.meta_rm, recipe.init)
+            meta_rm.run_meta_rm(this_run, recipe.meta_rm, recipe.init)
         case recipes.ScalarRMRecipe():
-            scalar_rm.run_scalar_rm(here, recipe.scalar_rm, recipe.init)
+            scalar_rm.run_scalar_rm(this_run, recipe.scalar_rm, recipe.init)
     return 0
 
 
@@ -159,8 +161,8 @@ def setup_devices(cpu_devices: int) -> None:
 
 
 def setup_numbers() -> None:
-    """What random numbers and results depend on, whatever JAX_ENABLE_X64, JAX_DEFAULT_PRNG_IMPL,
-    JAX_THREEFRY_PARTITIONABLE and the like say: a run is the same in every shell.
+    """Set what random numbers and results depend on, so that a run gives the same results in every
+    shell: variables such as JAX_ENABLE_X64 and JAX_DEFAULT_PRNG_IMPL are overridden.
     """
     import jax
 
@@ -189,7 +191,8 @@ def first_device() -> Any:
 def setup_compilation_cache() -> None:
     """Keep compiled programs on disk, so that the next run starts sooner.
 
-    In the directory that JAX_COMPILATION_CACHE_DIR names (empty: none), else in the user's cache.
+    They are kept in the directory that JAX_COMPILATION_CACHE_DIR names (nowhere if it is empty), or
+    else in the user's cache directory.
     """
     import jax
 

@@ -137,10 +137,10 @@ def test_the_commands_of_a_recipe_are_its_own(name, capsys):
     assert specs == [name, f"{name}:27b"]
 
 
-def test_the_road_uses_the_stages_own_recipes():
-    road = load("spct.py")
+def test_the_pipeline_uses_the_recipes_of_its_stages():
+    pipeline = load("spct.py")
     for name in ("sft", "rft", "rl", "meta_rm", "scalar_rm"):
-        assert getattr(road, name) == getattr(load(f"{name}.py"), name)
+        assert getattr(pipeline, name) == getattr(load(f"{name}.py"), name)
 
 
 def test_a_recipe_of_ones_own(tmp_path):

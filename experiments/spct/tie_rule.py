@@ -24,7 +24,7 @@ from grm_jax.scoring.aggregate import aggregate
 from grm_jax.scoring.rules import Rules
 from grm_jax.scoring.statistics import mean_interval
 from grm_jax.train import setup_devices
-from grm_jax.training.road import audit_rows, make_judge
+from grm_jax.training.final_evaluation import audit_rows, make_judge
 from grm_jax.training.run import Run
 
 HERE = Path(__file__).resolve().parent

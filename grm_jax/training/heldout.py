@@ -6,7 +6,7 @@
 The critiques come from the judge's prompts and the sampler, as anywhere else. Training does not
 notice: the order of its data, its random keys and its state are as they would be without.
 
-The reward heads write no critiques; what they measure stands in their own files.
+The reward heads write no critiques: meta_rm.py and scalar_rm.py have measures of their own.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def critique_records(
 ) -> list[Preference]:
     """`heldout_records` of a stage that trains a model which writes critiques."""
     new = run.setup.judge.max_new_tokens
-    room = Reading(
+    reading = Reading(
         "prompt", run.lengths.judge, run.model.max_position - new,
         f"give a smaller --judge.max-new-tokens (the model has {run.model.max_position:,} "
         "positions)",
     )  # fmt: skip
-    return heldout_records(run, stage, [room], learned)
+    return heldout_records(run, stage, [reading], learned)
 
 
 def critique_accuracy(
@@ -114,8 +114,8 @@ def critique_accuracy(
     key = run.stage_key("heldout")
 
     def measure(params: Params) -> dict[str, float]:
-        found = critic.critiques(params, records, [0], sampling, key, salt="heldout")
-        critiques = [found[record.id][0] for record in records]
+        by_id = critic.critiques(params, records, [0], sampling, key, salt="heldout")
+        critiques = [by_id[record.id][0] for record in records]
         correct = [
             is_correct(critique.scores, record.labels, threshold=threshold)
             for critique, record in zip(critiques, records, strict=True)

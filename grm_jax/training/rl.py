@@ -331,7 +331,7 @@ def describe(groups: list[list[Rollout]], rewards: np.ndarray) -> dict[str, floa
         "length": float(lengths.mean()),
         "tokens": float(lengths.sum()),
         "truncated": float(np.mean([c.finish_reason == "length" for c in every])),
-        "unparsed": float(np.mean([c.failure is not None for c in every])),
+        "unparsable": float(np.mean([c.failure is not None for c in every])),
     }
 
 

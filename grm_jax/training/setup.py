@@ -1,4 +1,4 @@
-"""What the stages of a run share, as a recipe says it, and how examples are fitted."""
+"""The options that the stages of a run share, and those of training on fixed examples."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class HeldOutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What the stages of a run share."""
+    """The options that the stages of a run share."""
 
     run_dir: str = how("runs/spct")
     """The directory of everything that a run writes. The same command resumes an interrupted run.
@@ -81,7 +81,7 @@ class Setup:
     """The model's size where there is no `base`: tiny, 2b, 9b or 27b."""
     base: str | None = None
     """The pretrained checkpoint that training starts from: a Hugging Face folder, a repo id of the
-    hub, or a converted folder. None: random weights (only sensible for the embedded world)."""
+    hub, or a converted folder. None: random weights, which only suit the embedded world."""
     tokenizer: str | None = None
     """A tokenizer's folder or a sentencepiece model; None: the base checkpoint's tokenizer, or that
     of the embedded world."""
@@ -151,7 +151,7 @@ class Fitting:
 
 
 def to_json(value: Any) -> str:
-    """A dataclass (or a dict that holds some) as indented JSON."""
+    """A dataclass, or a dict with dataclasses in it, as indented JSON."""
 
     def plain(node: Any) -> Any:
         if dataclasses.is_dataclass(node) and not isinstance(node, type):

@@ -1,7 +1,7 @@
-"""The whole road of SPCT: SFT, RFT, RL, meta RM, the scalar baseline, and how voting scales with k.
+"""The whole SPCT pipeline: SFT, RFT, RL, meta RM, the scalar baseline, and votes of the results.
 
-Every stage is skipped when it is done and resumed where it stopped, so the same command finishes
-an interrupted road.
+A stage that is done is skipped, and one that was stopped is resumed, so the same command finishes
+an interrupted run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from grm_jax import files, stopping
 from grm_jax.metrics import clock
 from grm_jax.model import storage
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
+from grm_jax.training.final_evaluation import Evaluation, evaluate_pipeline
 from grm_jax.training.heldout import critique_records
 from grm_jax.training.meta_rm import MetaRM
 from grm_jax.training.rft import RFT
 from grm_jax.training.rl import RL
-from grm_jax.training.road import Evaluation, evaluate_road
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import ScalarRM
 from grm_jax.training.sft import SFT
@@ -31,8 +31,8 @@ log = logging.getLogger("grm_jax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Road:
-    """What the stages of the whole road are told."""
+class Pipeline:
+    """The options of all stages and of the evaluation at the end."""
 
     sft: SFT = SFT()
     rft: RFT = RFT()
@@ -42,7 +42,7 @@ class Road:
     evaluation: Evaluation = Evaluation()
 
 
-def run_spct(run: Run, recipe: Road) -> None:
+def run_spct(run: Run, recipe: Pipeline) -> None:
     """All stages in order, then the evaluation."""
     stages: list[tuple[str, Callable[[], object]]] = [
         ("sft", lambda: sft.run_sft(run, recipe.sft)),
@@ -59,7 +59,7 @@ def run_spct(run: Run, recipe: Road) -> None:
             stage()
     if run.synthetic:
         with times.measure("evaluation"):
-            evaluate_road(run, recipe.evaluation, recipe.scalar_rm.fitting.batch_size)
+            evaluate_pipeline(run, recipe.evaluation, recipe.scalar_rm.fitting.batch_size)
     else:
         folder = run.directory
         log.info(
@@ -71,7 +71,7 @@ def run_spct(run: Run, recipe: Road) -> None:
     log.info("time             %s", times)
 
 
-def check_records(run: Run, recipe: Road) -> None:
+def check_records(run: Run, recipe: Pipeline) -> None:
     """Raise a UserError for records that a stage which is not done yet could not learn from, or not
     be measured on, before the first one begins."""
     checks: list[tuple[str, Callable[[], object]]] = [
@@ -89,8 +89,8 @@ def check_records(run: Run, recipe: Road) -> None:
 
 
 class StageTimes:
-    """Seconds spent on each stage, over all of its starts that did not end with an error: after one
-    nothing is written, since there may be no room, or another command has the directory.
+    """Seconds spent on each stage, over all of its starts that did not end with an error. After an
+    error nothing is written: the disk may be full, or another command may use the directory.
     """
 
     def __init__(self, path: Path):

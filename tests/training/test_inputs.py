@@ -271,7 +271,7 @@ def test_of_many_responses_orders_are_drawn(number):
         ("92_empty_principles_late.jsonl", "92_empty_principles_late.jsonl:31: "),
     ],
 )
-def test_the_road_looks_at_all_records_first(tmp_path, file, said):
+def test_the_pipeline_looks_at_all_records_first(tmp_path, file, said):
     build_tokenizer().save(tmp_path / "tokenizer")
     recipe = recipes.load("spct.py")
     setup = dataclasses.replace(

@@ -112,7 +112,7 @@ def test_describe(make_critique):
         "length": 5.0,
         "tokens": 20.0,
         "truncated": 0.25,
-        "unparsed": 0.5,
+        "unparsable": 0.5,
     }
 
 

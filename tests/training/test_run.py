@@ -346,7 +346,7 @@ def test_a_world_is_only_written_by_the_command_that_holds_the_directory(run, mo
     assert not run.directory.exists()
 
 
-def test_a_done_road_is_evaluated_by_one_command_at_a_time(run, monkeypatch):
+def test_a_done_pipeline_is_evaluated_by_one_command_at_a_time(run, monkeypatch):
     """Two would add the same samples to one cache. What is done is passed over: no times."""
 
     def refuse(directory):
@@ -356,7 +356,7 @@ def test_a_done_road_is_evaluated_by_one_command_at_a_time(run, monkeypatch):
         monkeypatch.setattr(f"grm_jax.training.{stage}.run_{stage}", lambda *args: None)
         (run.directory / stage / "model" / "params").mkdir(parents=True)
         (run.directory / stage / "model" / "model.json").write_text("{}")
-    monkeypatch.setattr("grm_jax.training.road.hold", refuse)
+    monkeypatch.setattr("grm_jax.training.final_evaluation.hold", refuse)
     before = sorted(run.directory.rglob("*"))
     with pytest.raises(UserError, match="in use"):
         run_spct(run, SPCTRecipe(run.setup))

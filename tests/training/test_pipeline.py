@@ -1,7 +1,7 @@
-"""The whole road with a micro model on four virtual devices, and resuming every stage of it.
+"""The whole pipeline with a micro model on four virtual devices, and resuming every stage of it.
 
-Run as a script, `test_road.py STAGE RUN_DIR [HOLD]`, it is one stage of that road, which waits to
-be killed after step HOLD.
+Run as a script, `test_pipeline.py STAGE RUN_DIR [HOLD]`, it is one stage of that run, which waits
+to be killed after step HOLD.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from grm_jax.model.config import SIZES, ModelConfig
 from grm_jax.model.storage import load_model
 from grm_jax.stopping import Stopped
 from grm_jax.training import meta_rm, scalar_rm
+from grm_jax.training.final_evaluation import evaluate_pipeline
 from grm_jax.training.meta_rm import run_meta_rm
 from grm_jax.training.rft import run_rft
 from grm_jax.training.rl import run_rl
-from grm_jax.training.road import evaluate_road
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import run_scalar_rm
 from grm_jax.training.setup import HeldOutConfig
@@ -108,23 +108,23 @@ def run_stage(name: str, run_dir: Path, heldout: HeldOutConfig = HeldOutConfig()
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory) -> Path:
+def whole_run(tmp_path_factory) -> Path:
     """A run directory with all stages done, none interrupted."""
     if len(jax.devices()) != 4:
         pytest.skip(f"needs 4 devices, have {len(jax.devices())}")
-    root = tmp_path_factory.mktemp("road")
+    root = tmp_path_factory.mktemp("whole_run")
     for name in STAGES:
         run_stage(name, root)
     return root
 
 
 @pytest.fixture
-def before(road, tmp_path) -> Callable[[str], Path]:
+def before(whole_run, tmp_path) -> Callable[[str], Path]:
     """stage -> a copy of the run as it was before that stage."""
 
     def make(name: str) -> Path:
         for done in ("world", *STAGES[: STAGES.index(name)]):
-            shutil.copytree(road / done, tmp_path / done)
+            shutil.copytree(whole_run / done, tmp_path / done)
         return tmp_path
 
     return make
@@ -155,26 +155,26 @@ def same_stage(found: Path, expected: Path) -> None:
     assert not (found / "checkpoints").exists() and not (found / "model.partial").exists()
 
 
-def test_every_stage_leaves_a_model_that_stands_alone(road):
+def test_every_stage_leaves_a_model_that_stands_alone(whole_run):
     for name in STAGES:
-        files = {path.name for path in (road / name / "model").iterdir()}
+        files = {path.name for path in (whole_run / name / "model").iterdir()}
         assert {"model.json", "params", "tokenizer.json", "grm.json"} <= files
-        logged = rows(road / name / "metrics.jsonl")
+        logged = rows(whole_run / name / "metrics.jsonl")
         assert [row["step"] for row in logged] == list(range(1, STEPS[name] + 1))
         assert all(row["loss"] is not None for row in logged)
         # A step of RL has a gradient just where a group has signal.
         assert all((row["grad_norm"] > 0) == (row.get("signal", 1.0) > 0) for row in logged)
-        assert not (road / name / "checkpoints").exists()
+        assert not (whole_run / name / "checkpoints").exists()
     moved = [
-        max(np.abs(a - b).max() for a, b in zip(*(leaves(road / n / "model") for n in pair)))  # noqa: B905
+        max(np.abs(a - b).max() for a, b in zip(*(leaves(whole_run / n / "model") for n in pair)))  # noqa: B905
         for pair in (("sft", "rft"), ("rft", "rl"))
     ]
     assert min(moved) > 1e-4
 
 
-def test_rft_trajectories_follow_the_rules(road):
-    found = [row for row in read_trajectories(road / "rft" / "trajectories.jsonl")]
-    recipe = make_recipe(road).rft
+def test_rft_trajectories_follow_the_rules(whole_run):
+    found = [row for row in read_trajectories(whole_run / "rft" / "trajectories.jsonl")]
+    recipe = make_recipe(whole_run).rft
     groups: dict[str, list[Trajectory]] = {}
     for row in found:
         assert isinstance(row, Trajectory)
@@ -190,14 +190,17 @@ def test_rft_trajectories_follow_the_rules(road):
     assert any(row.kept for group in groups.values() for row in group)
 
 
-def test_rl_rows_fit_their_metrics(road):
-    rollouts, logged = rows(road / "rl" / "rollouts.jsonl"), rows(road / "rl" / "metrics.jsonl")
-    recipe = make_recipe(road).rl
+def test_rl_rows_fit_their_metrics(whole_run):
+    rollouts, logged = (
+        rows(whole_run / "rl" / "rollouts.jsonl"),
+        rows(whole_run / "rl" / "metrics.jsonl"),
+    )
+    recipe = make_recipe(whole_run).rl
     for row in logged:
         mine = [r for r in rollouts if r["step"] == row["step"]]
         assert len(mine) == recipe.prompts * recipe.group
         assert row["reward"] == pytest.approx(np.mean([r["reward"] for r in mine]), abs=1e-6)
-        assert row["unparsed"] == pytest.approx(np.mean(["failure" in r for r in mine]))
+        assert row["unparsable"] == pytest.approx(np.mean(["failure" in r for r in mine]))
         # One update a rollout: the policy that learns is the one that sampled.
         assert row["logprob_gap"] < 1e-4
         assert {"kl", "entropy", "seconds/rollout", "seconds/update"} <= row.keys()
@@ -205,11 +208,11 @@ def test_rl_rows_fit_their_metrics(road):
     assert len({r["example_id"] for r in rollouts}) > recipe.prompts
 
 
-def test_done_stages_are_not_run_again(road):
-    before = {path: path.stat().st_mtime_ns for path in road.rglob("*") if path.is_file()}
+def test_done_stages_are_not_run_again(whole_run):
+    before = {path: path.stat().st_mtime_ns for path in whole_run.rglob("*") if path.is_file()}
     for name in STAGES:
-        run_stage(name, road)
-    assert {p: p.stat().st_mtime_ns for p in road.rglob("*") if p.is_file()} == before
+        run_stage(name, whole_run)
+    assert {p: p.stat().st_mtime_ns for p in whole_run.rglob("*") if p.is_file()} == before
 
 
 def interrupt(monkeypatch, what: str, at: int, how: Callable[[], None]) -> None:
@@ -226,7 +229,7 @@ def interrupt(monkeypatch, what: str, at: int, how: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES[1:])
-def test_a_stopped_stage_goes_on_as_if_it_had_not_been(name, road, before, monkeypatch):
+def test_a_stopped_stage_resumes_as_if_it_had_not_been(name, whole_run, before, monkeypatch):
     """SIGTERM between two checkpoints: it saves where it is."""
     run_dir = before(name)
     interrupt(monkeypatch, name, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -234,7 +237,7 @@ def test_a_stopped_stage_goes_on_as_if_it_had_not_been(name, road, before, monke
         run_stage(name, run_dir)
     assert (run_dir / name / "checkpoints").exists()
     run_stage(name, run_dir)
-    same_stage(run_dir / name, road / name)
+    same_stage(run_dir / name, whole_run / name)
 
 
 MEASURED = {
@@ -247,18 +250,18 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_measuring_held_out_records_changes_nothing(name, road, before, monkeypatch):
+def test_measuring_held_out_records_changes_nothing(name, whole_run, before, monkeypatch):
     """The same bits as without, also when stopped; and one row for each measured step."""
     run_dir, last = before(name), STEPS[name]
     every = last // 3
-    records = str(road / "world" / "heldout.jsonl")
+    records = str(whole_run / "world" / "heldout.jsonl")
     heldout = HeldOutConfig(every=every, records=records, limit=6)
     # In the middle of the second measurement's row, which is after a checkpoint.
     interrupt(monkeypatch, name, 2 * every, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match=f"{name} saved at step {2 * every}"):
         run_stage(name, run_dir, heldout)
     run_stage(name, run_dir, heldout)
-    same_stage(run_dir / name, road / name)
+    same_stage(run_dir / name, whole_run / name)
     measured = [row for row in rows(run_dir / name / "metrics.jsonl") if "heldout/n" in row]
     steps = sorted({*range(every, last + 1, every), last})
     assert [row["step"] for row in measured] == steps
@@ -266,7 +269,9 @@ def test_measuring_held_out_records_changes_nothing(name, road, before, monkeypa
         names = {key for key in row if key.startswith("heldout/")}
         assert names == {"heldout/n", *(f"heldout/{metric}" for metric in MEASURED[name])}
         assert 0 <= row["heldout/accuracy"] <= 1 and row["heldout/n"] > 0
-    assert not any("heldout" in key for row in rows(road / name / "metrics.jsonl") for key in row)
+    assert not any(
+        "heldout" in key for row in rows(whole_run / name / "metrics.jsonl") for key in row
+    )
 
 
 class Crash(Exception):
@@ -274,7 +279,7 @@ class Crash(Exception):
 
 
 @pytest.mark.parametrize("name", ["rft", "rl"])
-def test_a_crashed_stage_repeats_what_was_lost(name, road, before, monkeypatch):
+def test_a_crashed_stage_repeats_what_was_lost(name, whole_run, before, monkeypatch):
     """It falls back to the checkpoint before, and draws the same batches and rollouts again."""
     run_dir = before(name)
 
@@ -286,21 +291,21 @@ def test_a_crashed_stage_repeats_what_was_lost(name, road, before, monkeypatch):
         run_stage(name, run_dir)
     assert len(rows(run_dir / name / "metrics.jsonl")) == STEPS[name]
     run_stage(name, run_dir)
-    same_stage(run_dir / name, road / name)
+    same_stage(run_dir / name, whole_run / name)
 
 
-def test_a_stop_at_the_last_step_is_taken_up_too(road, before, monkeypatch):
+def test_a_stop_at_the_last_step_is_resumed_too(whole_run, before, monkeypatch):
     run_dir = before("scalar_rm")
     last = STEPS["scalar_rm"]
     interrupt(monkeypatch, "scalar_rm", last, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match=f"saved at step {last}"):
         run_stage("scalar_rm", run_dir)
     run_stage("scalar_rm", run_dir)
-    same_stage(run_dir / "scalar_rm", road / "scalar_rm")
+    same_stage(run_dir / "scalar_rm", whole_run / "scalar_rm")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("rft", [16, 32, 48]), ("meta_rm", [3, 6, 8])])
-def test_sampling_resumes_with_the_next_chunk(name, expected, road, before, monkeypatch):
+def test_sampling_resumes_with_the_next_chunk(name, expected, whole_run, before, monkeypatch):
     """SIGTERM ends it at once; whole chunks are kept, and none of them is sampled again."""
     run_dir = before(name)
     monkeypatch.setattr(meta_rm, "CHUNK", 3)
@@ -324,7 +329,7 @@ def test_sampling_resumes_with_the_next_chunk(name, expected, road, before, monk
     assert stopped.value.terminated
     run_stage(name, run_dir)
     assert calls == expected
-    same_stage(run_dir / name, road / name)
+    same_stage(run_dir / name, whole_run / name)
 
 
 @pytest.mark.parametrize(
@@ -336,7 +341,7 @@ def test_sampling_resumes_with_the_next_chunk(name, expected, road, before, monk
     ],
 )
 def test_a_stop_after_the_last_step_repeats_only_what_came_after(
-    name, module, what, road, before, monkeypatch
+    name, module, what, whole_run, before, monkeypatch
 ):
     """The last step is a checkpoint until the model stands, whatever `checkpoint_every` is."""
     run_dir = before(name)
@@ -354,18 +359,18 @@ def test_a_stop_after_the_last_step_repeats_only_what_came_after(
     assert steps[-1]["step"] == STEPS[name]
     run_stage(name, run_dir)
     assert rows(run_dir / name / "metrics.jsonl") == steps, "no step was taken again"
-    same_stage(run_dir / name, road / name)
+    same_stage(run_dir / name, whole_run / name)
 
 
-def test_a_changed_recipe_is_not_taken_up(road, monkeypatch):
+def test_a_changed_recipe_is_not_resumed(whole_run, monkeypatch):
     monkeypatch.setitem(STEPS, "rl", 7)
     with pytest.raises(recipes.ConfigError, match=r"stage.steps: 6 -> 7"):
-        run_stage("rl", road)
+        run_stage("rl", whole_run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rft", "rl", "meta_rm"])  # the other two do not sample
-def test_a_killed_process_is_taken_up(name, road, before):
+def test_a_killed_process_is_resumed(name, whole_run, before):
     """SIGKILL in a process of its own, when a checkpoint is on disk and steps after it are lost."""
     run_dir = before(name)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -382,7 +387,7 @@ def test_a_killed_process_is_taken_up(name, road, before):
     process.wait()
     assert not (run_dir / name / "model").exists()
     subprocess.run(command, env=environment, check=True)
-    same_stage(run_dir / name, road / name)
+    same_stage(run_dir / name, whole_run / name)
 
 
 def hold(at: int) -> None:
@@ -407,10 +412,10 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def evaluated(road, tmp_path, monkeypatch) -> Callable[..., tuple[list[str], int]]:
-    """A copy of the road; evaluates it and returns the headers of its table and counts samples."""
+def evaluated(whole_run, tmp_path, monkeypatch) -> Callable[..., tuple[list[str], int]]:
+    """A copy of the run; evaluates it and returns the headers of its table and counts samples."""
     run_dir = tmp_path / "run"
-    shutil.copytree(road, run_dir)
+    shutil.copytree(whole_run, run_dir)
     SIZES["micro"] = MICRO
 
     def evaluate(**changes) -> tuple[list[str], int]:
@@ -426,7 +431,7 @@ def evaluated(road, tmp_path, monkeypatch) -> Callable[..., tuple[list[str], int
 
         with monkeypatch.context() as patch:
             patch.setattr(Critic, "critiques", counted)
-            summary = evaluate_road(Run(recipe.setup), recipe.evaluation, 8)
+            summary = evaluate_pipeline(Run(recipe.setup), recipe.evaluation, 8)
         assert set(summary["figures"]) == {"SFT", "RFT", "RL", "scalar (Bradley-Terry)"}
         table = (run_dir / "evaluation" / "table.md").read_text(encoding="utf-8")
         header = next(line for line in table.splitlines() if line.startswith("| model"))
@@ -435,7 +440,7 @@ def evaluated(road, tmp_path, monkeypatch) -> Callable[..., tuple[list[str], int
     return evaluate
 
 
-def test_the_evaluation_belongs_to_the_models_that_it_judged(evaluated, tmp_path, road):
+def test_the_evaluation_belongs_to_the_models_that_it_judged(evaluated, tmp_path, whole_run):
     """Nothing is sampled twice, another k is another table, and a new model is judged anew."""
     header, drawn = evaluated(k=4)
     assert "vote@4" in header and "sample@1" in header and drawn > 0
@@ -446,5 +451,5 @@ def test_the_evaluation_belongs_to_the_models_that_it_judged(evaluated, tmp_path
     assert evaluated(k=4, records=2) == (header, 0)
     model = tmp_path / "run" / "rl" / "model"
     shutil.rmtree(model)
-    shutil.copytree(road / "rft" / "model", model)
+    shutil.copytree(whole_run / "rft" / "model", model)
     assert 0 < evaluated(k=4)[1] < drawn, "the RL model alone is another one"

@@ -56,7 +56,7 @@ class Evaluation:
     """How the k samples see the responses."""
 
 
-def evaluate_road(run: Run, asked: Evaluation, batch_size: int) -> dict[str, Any]:
+def evaluate_pipeline(run: Run, asked: Evaluation, batch_size: int) -> dict[str, Any]:
     """Table, figures and plot in `evaluation/`.
 
     Samples are kept in `evaluation/cache` as they end, by weights, prompts, settings and seed: what
