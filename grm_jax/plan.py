@@ -1,9 +1,10 @@
 """Plan: `python -m grm_jax.plan --config rl.py:27b --topology v5e:8x8 [options of the recipe]`.
 
-Says, before anything is rented, whether a recipe fits: compiles its programs for a TPU slice on a
-machine without one, and prints each device's bytes by kind, FLOPs, traffic between devices, and
-what to change where it does not fit. For GPUs (`--topology h100:8`) it computes the same from the
-parameter table, without compiling. Exit code 0: it fits; 2: it does not; 1: a mistake.
+Says whether a recipe fits devices, before they are rented. The recipe's programs are compiled for a
+TPU slice, on a machine without one, and the bytes on each device by kind, FLOPs, the traffic
+between devices, and what to change if it does not fit are printed. For GPUs (`--topology h100:8`)
+the same is computed from the parameter table, without compiling. Exit code 0: it fits; 2: it does
+not fit; 1: a mistake.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def plan(recipe, name: str) -> int:
 
 
 def table(stage: str, phases, device, count: int, *, compiled: bool) -> str:
-    """A Markdown table of the phases' bytes a device, and lines on FLOPs and traffic."""
+    """A Markdown table of each device's bytes in each phase, and lines on FLOPs and traffic."""
     kinds = list(dict.fromkeys(kind for phase in phases for kind in phase.bytes))
     gib = 2**30
     lines = [
@@ -129,28 +130,28 @@ def table(stage: str, phases, device, count: int, *, compiled: bool) -> str:
 
 
 def advice(recipe) -> list[str]:
-    """What saves memory and is not done yet, cheapest first."""
+    """The options that save memory and are not used yet, cheapest first."""
     setup = recipe.setup
-    found = []
+    lines = []
     if setup.remat == "none":
-        found.append("    --remat block                recompute layers in the backward pass")
+        lines.append("    --remat block                recompute layers in the backward pass")
     for name in ("sft", "rft", "rl", "meta_rm", "scalar_rm"):
         stage = getattr(recipe, name, None)
-        where = getattr(stage, "fitting", stage)
-        option = f"--{name.replace('_', '-')}" + (".fitting" if where is not stage else "")
-        if stage is not None and getattr(where, "device_batch", 1) != 1:
-            found.append(f"    {option}.device-batch 1    fewer rows at a time")
+        owner = getattr(stage, "fitting", stage)
+        option = f"--{name.replace('_', '-')}" + (".fitting" if owner is not stage else "")
+        if stage is not None and getattr(owner, "device_batch", 1) != 1:
+            lines.append(f"    {option}.device-batch 1    fewer rows at a time")
     rl = getattr(recipe, "rl", None)
     if rl is not None and not rl.offload_reference and not setup.lora.rank:
-        found.append("    --rl.offload-reference       the reference policy in host memory")
+        lines.append("    --rl.offload-reference       the reference policy in host memory")
     if setup.engine.cache_bytes is None or setup.engine.max_rows > 32:
-        found.append("    --engine.max-rows 64         fewer samples at once, for the rollout")
+        lines.append("    --engine.max-rows 64         fewer samples at once, for the rollout")
     if setup.param_dtype == "float32" and not setup.lora.rank:
-        found.append("    --param-dtype bfloat16       half the parameters' memory")
+        lines.append("    --param-dtype bfloat16       half the parameters' memory")
     if not setup.lora.rank:
-        found.append("    --lora.rank 16               adapters: no moments of the whole model")
-    found.append("    more devices, or more of them in --mesh.fsdp or --mesh.tensor")
-    return found
+        lines.append("    --lora.rank 16               adapters: no moments of the whole model")
+    lines.append("    more devices, or more of them in --mesh.fsdp or --mesh.tensor")
+    return lines
 
 
 if __name__ == "__main__":

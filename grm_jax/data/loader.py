@@ -1,9 +1,9 @@
 """Examples to batches: grain pipelines of fixed shapes, grouped by length.
 
-Examples of similar length share a batch, so little of it is padding; each length bucket is its own
-shuffled, endlessly repeated grain dataset, and batches are drawn from the buckets in proportion to
-their sizes. The position of the pipeline is a grain iterator's state and is saved with the
-checkpoint.
+Examples of similar length share a batch, so that little of it is padding. Each length bucket is a
+shuffled, endlessly repeated grain dataset of its own, and batches are drawn from the buckets in
+proportion to their sizes. The position in the data is the state of a grain iterator, which is saved
+with each checkpoint.
 
 Dimensions: B rows, T tokens (prompt and completion, right-padded), P prompt tokens, C completion
 tokens, G completions of a prompt.
@@ -33,7 +33,8 @@ def group_by_length(
 ) -> dict[int, list[T]]:
     """Items by the smallest bucket that holds them; `option` sets the buckets.
 
-    Raises ValueError naming how many items are longer than the last bucket, and the longest.
+    Raises UserError, with the number of items that are longer than the last bucket, and the
+    longest.
     """
     grouped: dict[int, list[T]] = {}
     too_long = [length(item) for item in items if length(item) > buckets[-1]]
@@ -59,26 +60,27 @@ def batches(
 
     Args:
       groups: items by bucket.
-      collators: what makes a batch of each bucket.
-      batch_size: global.
-      seed: of the shuffles.
-      rows: this process's rows of each batch; only they are collated. None: all.
+      collators: makes a batch of the items of each bucket.
+      batch_size: the size of a batch, in all processes together.
+      seed: the seed of the shuffles.
+      rows: this process's rows of each batch, which alone are collated; None for all.
 
-    Every process goes through the same batches, so the position is the same in all of them, and a
-    run can go on with another number of processes.
+    Every process iterates over the same batches, so that the position is the same in all of them,
+    and a run can be resumed with another number of processes.
     """
     datasets, weights = [], []
     for bucket, items in groups.items():
-        mine = grain.MapDataset.source(_Items(items)).seed(seed + bucket).shuffle()
-        # Batched within an epoch, so that no batch holds an item twice, where there are enough.
-        if len(mine) < batch_size:
-            mine = mine.repeat()
+        dataset = grain.MapDataset.source(_Items(items)).seed(seed + bucket).shuffle()
+        # Batches are made within an epoch, so that no batch holds an item twice if there are
+        # enough.
+        if len(dataset) < batch_size:
+            dataset = dataset.repeat()
         collate = functools.partial(_collate_rows_of, collators[bucket], rows)
-        mine = mine.batch(batch_size, drop_remainder=True, batch_fn=collate)
-        datasets.append(mine if len(mine) > len(items) else mine.repeat())
+        dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=collate)
+        datasets.append(dataset if len(dataset) > len(items) else dataset.repeat())
         weights.append(float(len(items)))
     mixed = datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, weights)
-    # One thread: batches are small, and threads would compete with the computation.
+    # One thread: batches are small, and more threads would compete with the computation.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(mixed.to_iter_dataset(options))
 
@@ -115,8 +117,8 @@ def example_batches(
     *,
     pack: int = 0,
 ) -> grain.DatasetIterator:
-    """`batches` of language-model examples, padded to their bucket; or, with `pack`, of rows of so
-    many tokens that hold several of them (see `data.packing`).
+    """`batches` of language-model examples, padded to their bucket; with `pack`, rows of this many
+    tokens hold several examples each (see `data.packing`).
     """
     if pack:
         packed = packing.pack(examples, pack, seed, what)

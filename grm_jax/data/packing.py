@@ -1,9 +1,9 @@
 """Several short examples in one row: no token of a batch is wasted on padding.
 
-Examples are packed once, in a shuffled order, each into the first row that has room for it; rows
+Examples are packed once, in a shuffled order, each into the first row that has space for it. Rows
 are then shuffled and batched like examples. Within a row each example is a segment with positions
-from 0, and sees nothing of the others: masks are functions of positions and segments, so losses and
-gradients are those of separate rows, under sliding windows too.
+from 0 and does not attend to the others: masks are functions of positions and segments, so that
+losses and gradients are those of separate rows, under sliding windows, too.
 
 Dimensions: B rows, T tokens of a row, C tokens of a row that are learned, S segments of a row.
 """
@@ -19,14 +19,14 @@ from grm_jax.data.collate import Batch, Example
 from grm_jax.errors import UserError
 
 Row = tuple[Example, ...]
-PADDING = -1  # segment of slots without a token
-LOOK_BACK = 64  # rows that are looked at for room, the newest ones
+PADDING = -1  # the segment of positions without a token
+LOOK_BACK = 64  # how many rows are tried for an example, the newest ones
 
 
 def pack(examples: Sequence[Example], length: int, seed: int, what: str) -> list[Row]:
     """Rows of examples with at most `length` tokens each; every example once.
 
-    Raises ValueError naming how many examples are longer than a row, and the longest.
+    Raises UserError, with the number of examples that are longer than a row, and the longest.
     """
     too_long = [example.length for example in examples if example.length > length]
     if too_long:
@@ -38,17 +38,17 @@ def pack(examples: Sequence[Example], length: int, seed: int, what: str) -> list
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     rows: list[list[Example]] = []
-    room: list[int] = []
+    space: list[int] = []
     for index in order:
         example = examples[index]
         first = max(0, len(rows) - LOOK_BACK)
-        place = next((r for r in range(first, len(rows)) if room[r] >= example.length), None)
+        place = next((r for r in range(first, len(rows)) if space[r] >= example.length), None)
         if place is None:
             place = len(rows)
             rows.append([])
-            room.append(length)
+            space.append(length)
         rows[place].append(example)
-        room[place] -= example.length
+        space[place] -= example.length
     return [tuple(row) for row in rows]
 
 

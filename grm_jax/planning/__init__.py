@@ -1,7 +1,9 @@
 """Does a run fit its devices, and what does it cost? Compiled for TPU slices, estimated for GPUs.
 
-topology.py   TPU slices without a TPU
-programs.py   a recipe's programs, compiled
-estimate.py   bytes of parameters, caches and activations, by formula
-hlo.py        what a compiled program says of itself
+topology.py   descriptions of TPU slices and GPUs that need not be there
+programs.py   the programs of a recipe, compiled for them, and the bytes on each device
+estimate.py   bytes of activations by formula, where there is no compiler
+hlo.py        bytes that a compiled program sends between devices
+
+README.md beside this file explains the command and the options that save memory.
 """

@@ -1,7 +1,8 @@
 """Bytes of activations, counted from the shapes of one block of layers; nothing is compiled.
 
-For devices whose compiler is not at hand. Weights, moments and caches are exact wherever they are
-planned; what is here may be more or less in a real program.
+They are used for devices whose compiler is not available. Weights, moments and caches are exact
+wherever they are planned; activations in a real program may take more or less than is estimated
+here.
 
 Dimensions: D embed, F hidden, H heads, K key/value heads, h head, V vocabulary.
 """
@@ -24,32 +25,34 @@ def update_bytes(
     """Activations of a micro-batch's forward and backward pass, on one device.
 
     Args:
-      tokens: of the rows that a device computes at a time.
-      head_tokens: how many of them need logits.
-      chunk: of these, how many at once.
+      tokens: the number of tokens in the rows that a device computes at a time.
+      head_tokens: how many of these tokens need logits.
+      chunk: for how many tokens logits are computed at once.
     """
     c, width = model, jnp.dtype(model.compute_dtype).itemsize
     sequence, tensor = mesh.shape["sequence"], mesh.shape["tensor"]
-    own = tokens / sequence
-    stream = own * c.embed_dim * width
+    local = tokens / sequence  # tokens on one device of the sequence axis
+    stream = local * c.embed_dim * width
     queries, hidden = c.num_heads * c.head_dim / tensor, c.hidden_dim / tensor
     heads = queries + 2 * c.num_kv_heads * c.head_dim / tensor
-    # Of a layer: norms, queries, keys, values, output; gate, up and their product.
-    block = 2 * own * (6 * c.embed_dim + heads + queries + 3 * hidden) * width
-    # Kept in float32, of both layers.
-    attention = 2 * own * queries * 4
+    # A block is two layers. Each has norms, queries, keys, values and output; gate, up and their
+    # product.
+    block = 2 * local * (6 * c.embed_dim + heads + queries + 3 * hidden) * width
+    # The results of attention of both layers, kept in float32.
+    attention = 2 * local * queries * 4
     if remat == "none":
-        products = 2 * own * (2 * c.embed_dim + heads + 2 * hidden) * width
+        products = 2 * local * (2 * c.embed_dim + heads + 2 * hidden) * width
         kept, working = c.num_blocks * (stream + products + attention), 2 * block
     else:
         saved = {"block": 1.0, "offload": 0.0, "block_save_attention": 1.0}[remat]
         extra = attention if remat == "block_save_attention" else 0.0
         kept, working = c.num_blocks * (saved * stream + extra), 2 * block
-    # The weights of a block, gathered; logits, their gradient and the embedding's sum of gradients.
+    # The gathered weights of a block; logits, their gradient, and the summed gradient of the
+    # embedding.
     gathered = 2 * sum(
         math.prod(spec.shape[1:]) * width / tensor for spec in param_table(c) if spec.stacked
     )
     at_once = min(chunk, head_tokens)
     logits = 3 * at_once * c.vocab_size / tensor * 4
-    words = (4 + width) * c.vocab_size * c.embed_dim / tensor if head_tokens else 0.0
-    return kept + max(working + gathered, logits + words) + stream
+    embedding = (4 + width) * c.vocab_size * c.embed_dim / tensor if head_tokens else 0.0
+    return kept + max(working + gathered, logits + embedding) + stream

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""The bytes that a compiled program sends between devices, read from its HLO text."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def collective_bytes(text: str) -> dict[str, float]:
-    """Bytes of the results of each kind of collective in an HLO module's text, a device and call.
+    """Bytes of the results of each kind of collective in an HLO module's text, for one device and
+    one call of the program.
 
-    What stands in a loop counts as often as the loop runs, where that can be read, and both
-    branches of a condition count. A collective that is begun, carried on and ended in different
-    places has one channel, and counts once.
+    A collective in a loop counts as often as the loop runs, if that can be read, and both branches
+    of a condition count. A collective that is started, updated and finished in different places of
+    the text has one channel, and counts once.
     """
     bodies = _computations(text)
     entry = next(name for name, (first, _) in bodies.items() if first)
@@ -40,42 +41,43 @@ def collective_bytes(text: str) -> dict[str, float]:
 
 
 def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
-    """(is the entry, its lines) of each computation, by name."""
-    found: dict[str, tuple[bool, list[str]]] = {}
+    """(whether it is the entry, its lines) of each computation, by name."""
+    computations: dict[str, tuple[bool, list[str]]] = {}
     lines: list[str] = []
     for line in text.splitlines():
         match = _COMPUTATION.match(line)
         if match:
             lines = []
-            found[match.group(1)] = (line.startswith("ENTRY"), lines)
+            computations[match.group(1)] = (line.startswith("ENTRY"), lines)
         else:
             lines.append(line)
-    return found
+    return computations
 
 
-def _count(bodies, name: str, times: float, totals: dict[str, float], seen: set[str]) -> None:
+def _count(bodies, name: str, times: float, totals: dict[str, float], channels: set[str]) -> None:
+    """Add the bytes of a computation that runs this many times; `channels` were counted already."""
     for line in bodies[name][1]:
         kind = next((k for k in KINDS if f" {k}(" in line or f" {k}-start(" in line), None)
         if kind is not None:
             channel = _CHANNEL.search(line)
-            if channel is None or channel.group(1) not in seen:
+            if channel is None or channel.group(1) not in channels:
                 totals[kind] += times * _result_bytes(line, kind)
             if channel is not None:
-                seen.add(channel.group(1))
+                channels.add(channel.group(1))
             continue
         repeat = _trips(bodies, line) if " while(" in line else 1.0
         for several, one in _CALL.findall(line):
             for called in (several or one).split(","):
                 inner = called.strip().lstrip("%")
                 if inner in bodies:
-                    _count(bodies, inner, times * repeat, totals, seen)
+                    _count(bodies, inner, times * repeat, totals, channels)
 
 
 def _trips(bodies, line: str) -> float:
-    """How often a loop runs: as the compiler says, or what its condition counts up to; else 1."""
-    told = _TRIPS.search(line)
-    if told:
-        return float(told.group(1))
+    """How often a loop runs: as the compiler notes, or the bound in its condition; otherwise 1."""
+    trip_count = _TRIPS.search(line)
+    if trip_count:
+        return float(trip_count.group(1))
     condition = _CONDITION.search(line)
     if condition is None or condition.group(1) not in bodies:
         return 1.0

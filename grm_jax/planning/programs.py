@@ -1,11 +1,11 @@
-"""What a stage needs on devices that are not there.
+"""What a stage needs on devices that need not be there.
 
     recipe, devices -> train step, prefill, decode steps -> bytes, FLOPs, traffic
 
-The real code runs up to the point where arrays would be made: shapes with shardings stand for them.
-Where the devices' compiler is at hand the programs are compiled, and their memory is the
-compiler's; else activations are `estimate`d. What lies on a device besides a program's own
-arguments is added up from the shapes.
+The code of training and sampling runs up to the point where arrays would be allocated; shapes with
+shardings take their place. If the devices' compiler is available, the programs are compiled, and
+their memory is what the compiler reports; otherwise activations are estimated (`estimate`). Arrays
+on a device that are no arguments of the program are added up from their shapes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from grm_jax.training.trainable import Trainable
 
 
 class Work(NamedTuple):
-    """A row of a batch: tokens, how many of them need logits, and sequences that share them."""
+    """A row of a batch: its tokens, how many of them need logits, and how many sequences it has."""
 
     tokens: int
     heads: int
@@ -60,14 +60,14 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass
 class Phase:
-    """One program and what lies on a device while it runs.
+    """One program, and what is on a device while it runs.
 
     Attributes:
-      name: of the phase.
-      bytes: by kind, on one device.
-      flops: that its mathematics asks for, all devices together; 0 where nobody counts.
-      traffic: bytes that a device receives, by kind of collective.
-      seconds: of compiling.
+      name: the name of the phase.
+      bytes: the bytes on one device, by kind.
+      flops: the model FLOPs of all devices together; 0 where they are not counted.
+      traffic: the bytes that a device receives, by kind of collective.
+      seconds: the seconds that compiling took.
     """
 
     name: str
@@ -82,15 +82,16 @@ class Phase:
 
 
 class OutOfMemory(UserError):
-    """The compiler refuses a program that can not fit."""
+    """The compiler refuses a program that does not fit."""
 
 
 class PlannedRun(Run):
     """A run without files: a pretrained size needs no tokenizer to be planned for.
 
     Args:
-      devices: those to plan for, or as many others where `compiles` is False.
-      kind: what JAX calls the devices that are planned for.
+      devices: the devices to plan for, or as many others if `compiles` is False.
+      kind: JAX's name of the devices that are planned for.
+      compiles: whether programs are compiled for the devices.
     """
 
     def __init__(self, setup: recipes.Setup, devices: Sequence[Any], kind: str, *, compiles: bool):
@@ -103,16 +104,16 @@ class PlannedRun(Run):
 
 
 class DryPrograms(Programs):
-    """Compiles, and returns shapes where results would be."""
+    """Compiles programs without running them, and returns the shapes of their results."""
 
     def __init__(self, mesh):
         super().__init__(mesh)
         self.by_name: dict[str, Any] = {}
 
-    def put(self, tree: Any, where: Sharding) -> Any:
+    def put(self, tree: Any, sharding: Sharding) -> Any:
         def shape(x: Any) -> jax.ShapeDtypeStruct:
-            found = jax.eval_shape(lambda: x) if not hasattr(x, "dtype") else x
-            return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=where)
+            array = jax.eval_shape(lambda: x) if not hasattr(x, "dtype") else x
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
         return jax.tree.map(shape, tree)
 
@@ -120,7 +121,7 @@ class DryPrograms(Programs):
         with refusal(name):
             self.by_name[name] = program = self.compiled(name, shape, function, *args, **how)
         return jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
             jax.eval_shape(function, *args),
             program.output_shardings,
         )
@@ -128,14 +129,15 @@ class DryPrograms(Programs):
 
 @contextlib.contextmanager
 def refusal(name: str) -> Iterator[None]:
-    """Raises OutOfMemory with the compiler's figures where a program does not fit."""
+    """Raises OutOfMemory, with the compiler's figures, for a program that does not fit."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        told = next((line for line in str(error).splitlines() if "hbm" in line.lower()), str(error))
-        raise OutOfMemory(f"{name}: {told.strip()}") from error
+        lines = str(error).splitlines()
+        reason = next((line for line in lines if "hbm" in line.lower()), str(error))
+        raise OutOfMemory(f"{name}: {reason.strip()}") from error
 
 
 def device_bytes(tree: Any) -> float:
@@ -159,9 +161,9 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
     sampling = getattr(stage, "sampling", None)
     if sampling is not None:
         weights = _weights(run, run.model.compute_dtype)
-        # As many records as fill the lanes.
+        # Enough records to fill all lanes.
         records = -(-run.setup.engine.max_rows // stage.samples)
-        rollout = _plan_rollout(run, weights, records, stage.samples, sampling, taken=True)
+        rollout = _plan_rollout(run, weights, records, stage.samples, sampling, laid_out=True)
         phases.insert(0, rollout)
     return phases
 
@@ -170,14 +172,14 @@ def _plan_rl(run: PlannedRun, stage: recipes.RL) -> list[Phase]:
     trainable = Trainable(run, "base")
     state, optimizer = _abstract_state(run, stage.optimizer, stage.steps, trainable)
     frozen = _frozen(run, trainable)
-    held = {}
+    resident = {}
     if stage.kl_coef and not stage.offload_reference and frozen is None:
-        held["reference policy"] = device_bytes(_weights(run, run.model.compute_dtype))
+        resident["reference policy"] = device_bytes(_weights(run, run.model.compute_dtype))
     policy = trainable.assemble(state.params, frozen)
     rollout = _plan_rollout(
         run, policy, stage.prompts, stage.group, stage.sampling,
-        {"parameters": device_bytes(policy)} | held
-        | {"optimiser": device_bytes(state.opt_state)},
+        {"parameters": device_bytes(policy)} | resident
+        | {"optimizer": device_bytes(state.opt_state)},
     )  # fmt: skip
     rows = min(stage.train_groups or stage.prompts, stage.prompts)
     prompt, drawn = run.setup.prompt_buckets[-1], round_up(stage.sampling.max_new_tokens, 8)
@@ -185,10 +187,10 @@ def _plan_rl(run: PlannedRun, stage: recipes.RL) -> list[Phase]:
     batch = collate_groups([[1] * prompt] * rows, completions, length=prompt, completion=drawn)
     batch["advantages"] = batch["mask"][:, :, 0]
     batch["old"] = batch["reference"] = batch["mask"]
-    each = Work(tokens=prompt + stage.group * drawn, heads=stage.group * drawn)
+    row = Work(tokens=prompt + stage.group * drawn, heads=stage.group * drawn)
     objective = policy_objective(run, stage, trainable.assemble)
     step = _step(run, objective, optimizer, trainable, rows, stage.device_batch, by_length)
-    return [rollout, _plan_step(run, step, state, frozen, batch, each, held)]
+    return [rollout, _plan_step(run, step, state, frozen, batch, row, resident)]
 
 
 def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
@@ -207,7 +209,7 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
     else:
         make_objective = critique_objective if scalar else completion_objective
         objective = make_objective(run, trainable.assemble)
-        # How many examples share a packed row, only its data can tell.
+        # Only the data tells how many examples share a packed row; here it is one.
         batch = (
             collate_packed([(example,)] * rows, length=length, completion=learned, segments=1)
             if fitting.pack
@@ -216,8 +218,8 @@ def _plan_fit(run: PlannedRun, stage: Any) -> Phase:
     state, optimizer = _abstract_state(run, fitting.optimizer, fitting.steps, trainable)
     step = _step(run, objective, optimizer, trainable, rows, fitting.device_batch)
     tokens = batch["tokens"][0].size
-    each = Work(tokens, 0 if scalar else learned, sequences=tokens // length)
-    return _plan_step(run, step, state, _frozen(run, trainable), batch, each, {})
+    row = Work(tokens, 0 if scalar else learned, sequences=tokens // length)
+    return _plan_step(run, step, state, _frozen(run, trainable), batch, row, {})
 
 
 def _step(run, objective, optimizer, trainable, rows, device_batch, cut=None) -> TrainStep:
@@ -227,50 +229,50 @@ def _step(run, objective, optimizer, trainable, rows, device_batch, cut=None) ->
     )  # fmt: skip
 
 
-def _plan_step(run, step, state, frozen, batch, each: Work, held) -> Phase:
-    """A train step on a host batch, whose rows are `each`."""
+def _plan_step(run, step, state, frozen, batch, row: Work, resident) -> Phase:
+    """A train step on a host batch of equal rows; `resident`: other bytes on the device."""
     parts, rows = step.parts, len(next(iter(batch.values())))
-    where = sharding(run.mesh, ("batch",) if parts == 1 else (None, "batch"))
+    layout = sharding(run.mesh, ("batch",) if parts == 1 else (None, "batch"))
 
     def split(shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape if parts == 1 else (parts, shape[0] // parts, *shape[1:])
 
-    given = {
-        name: jax.ShapeDtypeStruct(split(x.shape), x.dtype, sharding=where)
+    abstract_batch = {
+        name: jax.ShapeDtypeStruct(split(x.shape), x.dtype, sharding=layout)
         for name, x in batch.items()
     }
-    sequence = each.tokens / each.sequences, each.heads / each.sequences
-    flops = train_flops(run.model, [sequence] * each.sequences) * rows
-    found = {
+    sequence = row.tokens / row.sequences, row.heads / row.sequences
+    flops = train_flops(run.model, [sequence] * row.sequences) * rows
+    sizes = {
         "parameters": device_bytes(state.params),
-        "optimiser": device_bytes(state.opt_state),
+        "optimizer": device_bytes(state.opt_state),
         "frozen weights": device_bytes(frozen),
-        **held,
-        "batch": device_bytes(given),
+        **resident,
+        "batch": device_bytes(abstract_batch),
     }
     # The gradients' sum over micro-batches, float32.
     gradients = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * 4.0 for x in jax.tree.leaves(state.params)
     )
     if not run.compiles:
-        found["gradients"] = gradients * (1 if parts == 1 else 2)
+        sizes["gradients"] = gradients * (1 if parts == 1 else 2)
         setup, at_once = run.setup, rows // parts // data_parallel(run.mesh)
-        found["activations and scratch"] = estimate.update_bytes(
-            run.model, run.mesh, at_once * each.tokens, at_once * each.heads,
+        sizes["activations and scratch"] = estimate.update_bytes(
+            run.model, run.mesh, at_once * row.tokens, at_once * row.heads,
             setup.remat, setup.logprob_chunk,
         )  # fmt: skip
-        return Phase("update", found, flops)
+        return Phase("update", sizes, flops)
     started = time.perf_counter()
     with refusal("train step"):
-        compiled = step.lower(state, frozen, given).compile()
+        compiled = step.lower(state, frozen, abstract_batch).compile()
     memory = compiled.memory_analysis()
-    # What of the outputs does not reuse an input's memory is scratch, too.
+    # Outputs that do not reuse the memory of an input count as scratch, too.
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     scratch = memory.temp_size_in_bytes + max(0, outputs)
-    found["gradients"] = min(gradients, scratch)
-    found["activations and scratch"] = scratch - found["gradients"]
+    sizes["gradients"] = min(gradients, scratch)
+    sizes["activations and scratch"] = scratch - sizes["gradients"]
     traffic = collective_bytes(compiled.as_text())
-    return Phase("update", found, flops, traffic, time.perf_counter() - started)
+    return Phase("update", sizes, flops, traffic, time.perf_counter() - started)
 
 
 def _plan_rollout(
@@ -279,15 +281,15 @@ def _plan_rollout(
     records: int,
     samples: int,
     sampling: SamplingConfig,
-    held: Mapping[str, float] = {},
+    resident: Mapping[str, float] = {},
     *,
-    taken: bool = False,
+    laid_out: bool = False,
 ) -> Phase:
     """Prefill and a chunk of decode steps, at the size that the engine would plan.
 
     Args:
-      held: bytes of what is there besides, the parameters included.
-      taken: the parameters are for sampling alone and make room for the decoding weights.
+      resident: the bytes of other arrays on the device, the parameters included.
+      laid_out: the parameters are for sampling alone, and the decoding weights replace them.
     """
     mesh, length = decode_mesh(run.mesh), run.setup.prompt_buckets[-1]
     sampler = Sampler(run.model, [1], run.setup.engine, mesh)
@@ -296,13 +298,13 @@ def _plan_rollout(
         Request(str(i), (i, *[0] * (length - 1)), tuple(range(samples))) for i in range(records)
     ]
     shards, engine = data_parallel(mesh), run.setup.engine
-    found = dict(held)
+    sizes = dict(resident)
     device = find_device(run.kind)
     if engine.cache_bytes is None and device is not None:
-        free = device.memory - sum(found.values())
-        if taken:
+        free = device.memory - sum(sizes.values())
+        if laid_out:
             free -= decode_weight_bytes(run.model, mesh)
-        room = cache_room(run.model, engine, mesh, length, free, laid_out=taken)
+        room = cache_room(run.model, engine, mesh, length, free, laid_out=laid_out)
         engine = dataclasses.replace(engine, cache_bytes=room)
     try:
         plan = make_plan(
@@ -314,18 +316,18 @@ def _plan_rollout(
     page = plan.shape.page
     rows = max(1, min(run.setup.engine.prefill_tokens // (page * shards), plan.shape.lanes))
     if not run.compiles:
-        found["decoding weights"] = decode_weight_bytes(run.model, mesh)
-        found["caches"] = float(plan.bytes)
+        sizes["decoding weights"] = decode_weight_bytes(run.model, mesh)
+        sizes["caches"] = float(plan.bytes)
         scratch = prefill_bytes(run.model, mesh, rows * page, length)
-        return Phase(name, found | {"activations and scratch": scratch})
+        return Phase(name, sizes | {"activations and scratch": scratch})
     started = time.perf_counter()
     key = jax.eval_shape(lambda: jax.random.key(0))
     rollout = Rollout(sampler, params, plan, shards, sampling, key)  # pyright: ignore[reportArgumentType]
     rollout.reset_lanes()
-    some = np.zeros((shards, rows), np.int32)
+    zeros = np.zeros((shards, rows), np.int32)
     rollout.prefill(
-        np.zeros((shards, rows, page), np.int32), some, some,
-        np.zeros((shards, rows, plan.shape.depth), np.int32), some,
+        np.zeros((shards, rows, page), np.int32), zeros, zeros,
+        np.zeros((shards, rows, plan.shape.depth), np.int32), zeros,
     )  # fmt: skip
     rollout.steps(rollout.board.work(), 1)
     temporary = max(
@@ -333,15 +335,15 @@ def _plan_rollout(
         for name in ("prefill", "decode")
     )
     caches = (rollout.pages, rollout.lanes, rollout.stash)
-    shared = set() if taken else {id(x) for x in jax.tree.leaves(params)}
-    found["decoding weights"] = device_bytes(
+    shared = set() if laid_out else {id(x) for x in jax.tree.leaves(params)}
+    sizes["decoding weights"] = device_bytes(
         [x for x in jax.tree.leaves(rollout.weights) if id(x) not in shared]
     )
-    found["caches"] = device_bytes(caches)
-    found["activations and scratch"] = float(temporary)
+    sizes["caches"] = device_bytes(caches)
+    sizes["activations and scratch"] = float(temporary)
     traffic = collective_bytes(programs.by_name["decode"].as_text())
     seconds = time.perf_counter() - started
-    return Phase(name, found, 0.0, traffic, seconds)
+    return Phase(name, sizes, 0.0, traffic, seconds)
 
 
 def _abstract_state(run, optimizer, steps, trainable):

@@ -1,4 +1,5 @@
-"""The end of the road on the embedded world: every stage's model on held-out records.
+"""The evaluation at the end of the pipeline, on the embedded world: every stage's model on held-out
+records.
 
 heldout.jsonl -> greedy and k samples of SFT, RFT, RL (meta scores of RL's) -> votes
               -> one table with intervals, paired differences, an audit, the plot
@@ -46,10 +47,10 @@ ROWS = {"sft": "SFT", "rft": "RFT", "rl": "RL"}
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What the whole road on the embedded world is judged by at its end."""
+    """The evaluation at the end of the pipeline on the embedded world."""
 
     k: int = 32
-    """Samples a record."""
+    """How many critiques are sampled for each record."""
     records: int | None = None
     """Held-out records of the training distribution; None: all."""
     order: OrderMode = "balanced"

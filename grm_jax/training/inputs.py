@@ -1,11 +1,11 @@
-"""Records that a stage can learn from, found before anything is sampled, trained or written.
+"""The records that a stage can learn from, selected before anything is sampled, trained or written.
 
     record -> each prompt that the stage makes of it, in every order of the responses -> tokens
-           -> within the limits: kept | too long: an error, left out, or cut in the middle
-           -> can not be rendered (no place for its reference, too many responses, roles that the
-              chat template refuses): an error that names file and line, or a bad row left out
+           -> within the limits: kept | too long: an error, skipped, or cut in the middle
+           -> can not be rendered (the template does not show its reference, too many responses,
+              roles that the chat template refuses): an error that names file and line, or skipped
 
-Each stage lists its prompts as `Reading`s; the whole road asks for those of all its stages at its
+Each stage lists its prompts as `Reading`s; the pipeline checks those of all its stages at its
 start.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger("grm_jax")
 
 
 def sampled(run: Run, stage: str, tokens: Tokens, new: int) -> Reading:
-    """A prompt that critiques of up to `new` tokens are drawn for."""
+    """A prompt for which critiques of up to `new` tokens are sampled."""
     limit = run.model.max_position - new
     positions = f"the model has {run.model.max_position:,} positions"
     fix = f"give a smaller {_option(stage, 'sampling.max-new-tokens')} ({positions})"
@@ -37,19 +37,19 @@ def sampled(run: Run, stage: str, tokens: Tokens, new: int) -> Reading:
 def learnt(
     run: Run, stage: str, fitting: Fitting, tokens: Tokens, new: int, what: str = "prompt"
 ) -> Reading:
-    """A prompt that is learnt from with up to `new` tokens after it."""
-    room, fix = row_length(run, stage, fitting)
+    """A prompt that is in a training row, with up to `new` tokens after it."""
+    limit, fix = row_length(run, stage, fitting)
     after = f" (a critique of up to {new:,} tokens follows)" if new else ""
-    return Reading(what, tokens, room - new, fix + after)
+    return Reading(what, tokens, limit - new, fix + after)
 
 
 def row_length(run: Run, stage: str, fitting: Fitting) -> tuple[int, str]:
-    """Most tokens of a training row, and how to have more."""
-    room, fix = run.setup.length_buckets[-1], "raise --length-buckets"
+    """The most tokens of a training row, and what raises this limit."""
+    limit, fix = run.setup.length_buckets[-1], "raise --length-buckets"
     if fitting.pack:
-        room, fix = fitting.pack, f"raise {_option(stage, 'fitting.pack')}"
-    if room <= run.model.max_position:
-        return room, fix
+        limit, fix = fitting.pack, f"raise {_option(stage, 'fitting.pack')}"
+    if limit <= run.model.max_position:
+        return limit, fix
     return run.model.max_position, f"the model has {run.model.max_position:,} positions"
 
 
@@ -65,16 +65,17 @@ def usable(
     *,
     from_end: bool = False,
 ) -> list[Preference]:
-    """The run's records as the stage can read them: all, or with what `--long-prompts` and
-    `--skip-bad-rows` make of the others. Looked at once for each stage of a run.
+    """The run's records that the stage can learn from, after `--long-prompts` and `--skip-bad-rows`
+    were applied to the others. They are checked once for each stage of a run.
 
     Args:
+      readings: the prompts that the stage makes of a record.
       most: the most records to use, from the first one on or, with `from_end`, from the last one
-        back; the records after these are not read.
+        back; the records after these are not checked. None for all.
 
     Raises DataError for a record that can not be rendered or is too long, naming its file and line;
-    with `--skip-bad-rows`, for a larger share of bad rows than `--max-bad-share`; and where none is
-    left.
+    with `--skip-bad-rows`, for a larger share of bad rows than `--max-bad-share`; and where no
+    record remains.
     """
     if stage not in run.usable:
         records = run.records[::-1] if from_end else run.records
@@ -95,28 +96,28 @@ def readable(
     kept: list[Preference] = []
     long: list[DataError] = []
     bad: list[DataError] = []
-    cut = same = 0
+    shortened = undecidable = 0
     for record in records:
         if len(kept) == most:
             break
         try:
-            over = next((r for r in readings if r.excess(record) > 0), None)
+            exceeded = next((r for r in readings if r.excess(record) > 0), None)
         except UserError as error:
             bad.append(_refused(error, record, stage))
             if not skip:
                 raise bad[0] from error
             continue
-        if over is None:
+        if exceeded is None:
             kept.append(record)
             continue
-        long.append(_too_long(over, record, stage))
+        long.append(_too_long(exceeded, record, stage))
         if policy == "truncate-middle":
             short = shorten(record, lambda r: max(reading.excess(r) for reading in readings))
             if is_decidable(short):
                 kept.append(short)
-                cut += 1
+                shortened += 1
             else:
-                same += 1
+                undecidable += 1
     if long and policy == "error":
         raise _all_too_long(long)
     share = run.setup.max_bad_share
@@ -128,17 +129,21 @@ def readable(
             "correct the file, or give a larger --max-bad-share",
         )
     if bad:
-        log.warning("%s: %d bad rows left out; the first: %s", stage, len(bad), bad[0])
+        log.warning("%s: %d bad rows skipped; the first: %s", stage, len(bad), bad[0])
     if not kept:
         raise (long or bad)[0]
     if long and policy == "skip":
-        log.warning("%s: %d records left out as too long; first: %s", stage, len(long), long[0])
-    if cut or same:
-        log.warning("%s: %d records cut in the middle; the first: %s", stage, cut + same, long[0])
-    if same:
         log.warning(
-            "%s: %d of them left out: their responses differ only in what was cut", stage, same
+            "%s: %d records skipped, which are too long; first: %s", stage, len(long), long[0]
         )
+    if shortened or undecidable:
+        count = shortened + undecidable
+        log.warning("%s: %d records cut in the middle; the first: %s", stage, count, long[0])
+    if undecidable:
+        log.warning(
+            "%s: %d of them skipped: their responses differ only in what was cut",
+            stage, undecidable,
+        )  # fmt: skip
     return kept
 
 
@@ -177,11 +182,11 @@ def fitting_rows(
     examples: Sequence[Example],
     places: Sequence[str] = (),
 ) -> list[int]:
-    """Indices of the examples that fit a training row. Longer ones are an error unless
-    `--long-prompts` says otherwise; then they are left out: a text that is learnt is never cut.
+    """Indices of the examples that fit a training row. Longer ones are an error, unless
+    `--long-prompts` says otherwise; then they are skipped, since a text to be learnt is never cut.
 
     Args:
-      places: "file:line" of each, where it is known.
+      places: "file:line" of each example, if known.
 
     Raises DataError for one that is too long, and where all are.
     """
@@ -189,17 +194,16 @@ def fitting_rows(
     kept = [index for index, example in enumerate(examples) if example.length <= limit]
     if len(kept) == len(examples):
         return kept
-    fits = frozenset(kept)
-    long = next(index for index in range(len(examples)) if index not in fits)
-    left_out = len(examples) - len(kept)
+    long = next(index for index, example in enumerate(examples) if example.length > limit)
+    skipped = len(examples) - len(kept)
     error = DataError(
         "",
-        f"{examples[long].length:,} tokens; the {stage} stage takes {limit:,} ({left_out} of "
+        f"{examples[long].length:,} tokens; the {stage} stage takes {limit:,} ({skipped} of "
         f"{len(examples)} examples are too long for it)",
-        f"{fix}, or give --long-prompts skip (those left out are counted)",
+        f"{fix}, or give --long-prompts skip (the skipped ones are counted)",
         places[long] if places else f"example {long + 1}",
     )
     if run.setup.long_prompts == "error" or not kept:
         raise error
-    log.warning("%s: %d examples left out as too long; first: %s", stage, left_out, error)
+    log.warning("%s: %d examples skipped, which are too long; first: %s", stage, skipped, error)
     return kept

@@ -1,7 +1,7 @@
-"""How long a record is under each prompt that a stage makes of it.
+"""The number of tokens of a record under each prompt that a stage makes of it.
 
-The order in which responses are shown changes a prompt's length by a few tokens: what is joined
-over their boundaries depends on the neighbours. So near a limit every order is tried.
+The order in which responses are shown changes a prompt's length by a few tokens, because tokens may
+span the boundary between two texts. So near a limit, every order is tried.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from grm_jax.data.examples import meta_example, reply_example
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.prompts import Prompts
 
-_MOST_ORDERS = 120  # of the responses that are tried; those of five
-_PLAY = 4  # tokens a response by which two orders of the same responses may differ
+_MOST_ORDERS = 120  # orders of the responses that are tried: all of five responses
+_MARGIN = 4  # tokens, for each response, by which the lengths of two orders may differ
 
 Tokens = Callable[[Preference, int], int]
 
@@ -28,12 +28,11 @@ class Reading:
     """One way in which a stage reads a record.
 
     Attributes:
-      what: for messages, e.g. "prompt and critique".
-      tokens: (record, limit) -> tokens that it takes, the most over all orders of the responses;
-        well below the limit that of one order will do. Raises UserError for a record that can not
-        be rendered.
-      limit: most tokens.
-      fix: what to do about a longer one, e.g. "raise --length-buckets".
+      what: its name in messages, e.g. "prompt and critique".
+      tokens: (record, limit) -> the most tokens over all orders of the responses; far below the
+        limit, the tokens of one order. Raises UserError for a record that can not be rendered.
+      limit: the most tokens that the stage takes.
+      fix: what to do about a longer record, e.g. "raise --length-buckets".
     """
 
     what: str
@@ -42,36 +41,36 @@ class Reading:
     fix: str
 
     def excess(self, record: Preference) -> int:
-        """Tokens beyond the limit; 0 or less where it fits."""
+        """The number of tokens beyond the limit; 0 or less for a record that fits."""
         return self.tokens(record, self.limit) - self.limit
 
 
 class Lengths:
-    """Tokens of records under each prompt of a run; each is counted once.
+    """The number of tokens of records under each prompt of a run; each prompt is tokenized once.
 
     Args:
-      prompts: the judge's.
-      meta: what the meta RM reads before a critique.
+      prompts: the judge's prompts.
+      meta: the template of what the meta RM reads before a critique.
     """
 
     def __init__(self, prompts: Prompts, meta: Template):
         self._prompts, self._meta_template = prompts, meta
-        self._known: dict[tuple[str, str, tuple[int, ...]], tuple[Preference, int]] = {}
+        self._counts: dict[tuple[str, str, tuple[int, ...]], tuple[Preference, int]] = {}
 
     def prompt(self, record: Preference, *, hinted: bool = False) -> int:
-        """Of the judge's prompt, with the responses as they are given."""
+        """Tokens of the judge's prompt, with the responses in the record's order."""
         return self._ordered(record, tuple(range(len(record.responses))), hinted)
 
     def judge(self, record: Preference, limit: int) -> int:
-        """Of the judge's prompt, in the order that takes most."""
+        """Tokens of the judge's prompt, in the longest order."""
         return self._longest(record, limit, hinted=False)
 
     def hinted(self, record: Preference, limit: int) -> int:
-        """Of the judge's prompt with a hint, in the order that takes most."""
+        """Tokens of the judge's prompt with a hint, in the longest order."""
         return self._longest(record, limit, hinted=True)
 
     def meta(self, record: Preference, limit: int) -> int:
-        """Of the meta RM's prompt, in the order that takes most, and the end of a critique."""
+        """Tokens of the meta RM's prompt without a critique, in the longest order."""
 
         def tokens(order: Sequence[int]) -> int:
             example = meta_example(
@@ -84,8 +83,8 @@ class Lengths:
         return self._most("meta", record, limit, tokens)
 
     def reply(self, record: Preference, limit: int) -> int:
-        """Of the conversation with its longest response."""
-        del limit  # has no orders
+        """Tokens of the conversation with its longest response."""
+        del limit  # there is only one order
         return max(
             reply_example(record.turns, text, self._prompts.tokenizer).length
             for text in record.responses
@@ -112,7 +111,7 @@ class Lengths:
     ) -> int:
         unshuffled = tuple(range(len(record.responses)))
         count = self._count(kind, record, unshuffled, tokens)
-        if count + _PLAY * len(unshuffled) <= limit:
+        if count + _MARGIN * len(unshuffled) <= limit:
             return count
         return max(self._count(kind, record, order, tokens) for order in _orders(len(unshuffled)))
 
@@ -123,17 +122,18 @@ class Lengths:
         order: tuple[int, ...],
         tokens: Callable[[Sequence[int]], int],
     ) -> int:
-        """Counted once for each record; a copy that was cut has the same id and other texts."""
-        known, count = self._known.get((kind, record.id, order), (None, 0))
-        if known is record:
+        """`tokens(order)`, computed once for each record. A shortened copy of a record has its id,
+        so the record itself is compared."""
+        counted, count = self._counts.get((kind, record.id, order), (None, 0))
+        if counted is record:
             return count
         count = tokens(order)
-        self._known[kind, record.id, order] = record, count
+        self._counts[kind, record.id, order] = record, count
         return count
 
 
 def _orders(n: int) -> Iterable[tuple[int, ...]]:
-    """All orders of up to five responses; of more, as many drawn ones and the given one."""
+    """All orders of up to five responses; for more, the record's order and random ones."""
     if math.factorial(n) <= _MOST_ORDERS:
         return itertools.permutations(range(n))
     drawn = random.Random(n)

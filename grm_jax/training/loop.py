@@ -71,7 +71,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class _Sent:
-    """A dispatched step whose metrics are not read yet."""
+    """A step that was dispatched, and whose metrics are not read yet."""
 
     step: int
     values: dict[str, jax.Array]
@@ -234,12 +234,13 @@ class Loop:
             return
         values = {name: float(value) for name, value in jax.device_get(sent.values).items()}
         if values["skipped"]:
-            row = values.pop("skipped_in_a_row")
+            in_a_row = values.pop("skipped_in_a_row")
             log.warning(
-                "%s: step %d was not taken (loss %.4g, gradient norm %.4g); %d in a row",
-                self.stage.name, sent.step, values.get("loss", np.nan), values["grad_norm"], row,
+                "%s: step %d was skipped (loss %.4g, gradient norm %.4g); %d in a row",
+                self.stage.name, sent.step, values.get("loss", np.nan), values["grad_norm"],
+                in_a_row,
             )  # fmt: skip
-            self._lost = row >= self._guard.patience
+            self._lost = in_a_row >= self._guard.patience
         values.pop("skipped_in_a_row", None)
         self._rows.append(values | sent.host_metrics)
         self._work.append(sent.work)
@@ -306,7 +307,7 @@ class Loop:
         name, patience = self.stage.name, self._guard.patience
         if self._rollbacks > self._guard.rollbacks:
             raise Diverged(
-                f"{name}: {patience} steps in a row could not be taken, and going back to a "
+                f"{name}: {patience} steps in a row were skipped, and going back to a "
                 f"checkpoint {self._guard.rollbacks} times did not help. Look at metrics.jsonl; "
                 "lower the learning rate, check the data, or raise --guard.spike"
             )
@@ -316,7 +317,7 @@ class Loop:
             int(self.state.step), False, None, [], []
         )  # fmt: skip
         log.warning(
-            "%s: %d steps in a row were not taken; back to step %d", name, patience, self._now
+            "%s: %d steps in a row were skipped; back to step %d", name, patience, self._now
         )
         self._metrics.close()
         self._metrics = MetricsWriter(self.stage.directory, self._now)

@@ -1,10 +1,10 @@
 """Losses: pure functions of arrays that return `Loss(total, count, aux)`.
 
-Sums and denominators travel together: micro-batches add both, and the division happens once, so
-unequal micro-batches give the gradient of the whole batch. `aux` holds (sum, denominator) pairs of
-metrics, which are averaged in the same way.
+A loss keeps its sum and its denominator apart. Micro-batches add up both, and the division is made
+once, so that micro-batches of unequal length give the gradient of the whole batch. `aux` holds
+(sum, denominator) pairs of metrics, which are averaged in the same way.
 
-Dimensions: B sequences, C completion tokens (padded), P pairs.
+Dimensions: B sequences, C completion tokens (padded), N groups of G rollouts, P pairs.
 """
 
 from __future__ import annotations
@@ -39,21 +39,23 @@ def sft_loss(logprobs: jax.Array, mask: jax.Array) -> Loss:
 
 
 def group_advantages(rewards: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
-    """GRPO's advantages: rewards [P, G] normalised within each group of G rollouts.
+    """GRPO's advantages [N, G]: rewards [N, G] normalised within each group of G rollouts.
 
-    (r - mean) / (std + epsilon) with the population standard deviation; a group whose rewards
-    are all equal carries no signal and gets exactly zero. (The paper gives neither convention.)
+    (r - mean) / (std + epsilon) with the population standard deviation. A group whose rewards are
+    all equal has no signal and gets exactly zero. The paper says neither which standard deviation
+    it takes nor what it does with such groups.
     """
-    mean = jnp.mean(rewards, axis=1, keepdims=True)
-    std = jnp.std(rewards, axis=1, keepdims=True)
+    mean = jnp.mean(rewards, axis=1, keepdims=True)  # [N, 1]
+    std = jnp.std(rewards, axis=1, keepdims=True)  # [N, 1]
     return jnp.where(std > epsilon, (rewards - mean) / (std + epsilon), 0.0)
 
 
 def k3(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
-    """Per-token KL estimate pi_ref/pi - log(pi_ref/pi) - 1 >= 0, the one of the original GRPO.
+    """An estimate of the KL divergence to the reference for each token, as in the original GRPO:
+    pi_ref/pi - log(pi_ref/pi) - 1, which is never negative.
 
-    The log-ratio is clamped to +-20 so that a token the reference finds impossible can not
-    overflow float32.
+    The log-ratio is clipped to +-20, so that exp does not overflow float32 for a token that only
+    one of the two policies finds possible.
     """
     log_ratio = jnp.clip(reference - logprobs, -20.0, 20.0)
     return jnp.exp(log_ratio) - log_ratio - 1.0
@@ -86,15 +88,16 @@ def grpo_loss(
       aggregation: "sequence" averages over tokens, then over rollouts (the paper); "token" averages
         over all tokens of the batch.
     """
-    ratio = jnp.exp(jnp.clip(logprobs - old, -20.0, 20.0))
-    adv = advantages[:, None]
-    clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-    surrogate = jnp.minimum(ratio * adv, clipped * adv)
-    kl = k3(logprobs, reference)
-    per_token = -(surrogate - kl_coef * kl)
+    with jax.named_scope("grpo_loss"):
+        ratio = jnp.exp(jnp.clip(logprobs - old, -20.0, 20.0))  # [B, C]
+        adv = advantages[:, None]  # [B, 1]
+        clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+        surrogate = jnp.minimum(ratio * adv, clipped * adv)  # [B, C]
+        kl = k3(logprobs, reference)  # [B, C]
+        per_token = -(surrogate - kl_coef * kl)
     tokens = jnp.sum(mask)
     if aggregation == "sequence":
-        lengths = jnp.sum(mask, axis=1)
+        lengths = jnp.sum(mask, axis=1)  # [B]
         total = jnp.sum(jnp.sum(per_token * mask, axis=1) / jnp.maximum(lengths, 1.0))
         count = jnp.sum((lengths > 0).astype(jnp.float32))
     else:
@@ -125,7 +128,13 @@ def bce_loss(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> Loss:
 
 
 def bradley_terry_loss(chosen: jax.Array, rejected: jax.Array, weights: jax.Array) -> Loss:
-    """-log sigmoid(chosen - rejected), the scalar baseline's loss; all [P]."""
+    """The loss of the scalar baseline: -log sigmoid(chosen - rejected).
+
+    Args:
+      chosen: [P] scores of the better responses.
+      rejected: [P] scores of the worse ones.
+      weights: [P] 0 for padding.
+    """
     margin = chosen - rejected
     total, count = -jnp.sum(jax.nn.log_sigmoid(margin) * weights), jnp.sum(weights)
     right = jnp.sum((margin > 0).astype(jnp.float32) * weights)

@@ -3,9 +3,9 @@
     RFT's non-hinted trajectories + samples of the trained GRM (+ RL's rollouts)
         -> label = correct by Eq. (10) -> (query, responses | critique) -> steps -> meta_rm/model
 
-A share of the records is held out; accuracy and ROC-AUC of the critiques on them are written to
-`meta_rm/heldout.json`, the AUC also within items: can it tell right from wrong critiques of the
-same responses, which is what guided voting needs?
+The critiques of a share of the records are held out. Accuracy and ROC-AUC on them are written to
+`meta_rm/heldout.json`. The AUC is computed within items, too: guided voting needs a meta RM that
+tells correct from wrong critiques of the same responses.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class MetaRM:
     rft_trajectories: bool = True
     """Learn from all non-hinted RFT trajectories, right and wrong."""
     records: int | None = None
-    """Preferences on which the trained GRM is sampled for it; None: all."""
+    """For how many records the trained GRM is sampled; None: for all."""
     samples: int = 3
-    """Trajectories of the trained GRM a record."""
+    """How many trajectories the trained GRM writes for each record."""
     rollouts: bool = False
-    """Also learn from the rollouts of the RL stage (their labels are free)."""
+    """Also learn from the rollouts of the RL stage, whose labels are known."""
     holdout: float = 0.05
-    """Share of records kept for accuracy and ROC-AUC."""
+    """The share of records whose critiques are held out, for accuracy and ROC-AUC."""
     sampling: SamplingConfig = SamplingConfig()
     fitting: Fitting = Fitting(batch_size=512, optimizer=OptimizerConfig(learning_rate=1e-5))
 
@@ -95,14 +95,14 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
     training = [row for row in rows if not in_share(row[0].example_id, config.holdout)]
     if not training:
         raise UserError(
-            f"meta_rm: none of the critiques can be learnt from ({len(heldout)} readable ones are "
-            f"held out); look at {stage.directory / 'samples.jsonl'}: unreadable critiques of the "
-            "GRM are left out; lower --meta-rm.holdout, or give --meta-rm.samples more"
+            f"meta_rm: no critique is left to learn from ({len(heldout)} parsable ones are held "
+            f"out); look at {stage.directory / 'samples.jsonl'}: unparsable critiques of the GRM "
+            "are not used; lower --meta-rm.holdout, or raise --meta-rm.samples"
         )
-    right = float(np.mean([example.label for _, example in training]))
+    correct = float(np.mean([example.label for _, example in training]))
     log.info(
         "meta_rm          %d critiques, %.1f%% correct; %d held out",
-        len(training), 100 * right, len(heldout),
+        len(training), 100 * correct, len(heldout),
     )  # fmt: skip
     examples = [example for _, example in training]
 
@@ -145,7 +145,7 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         log.info("meta_rm held out %s", shown)
     else:
-        log.warning("meta_rm: no critiques held out, nothing validated; raise --meta-rm.holdout")
+        log.warning("meta_rm: no critiques are held out to validate on; raise --meta-rm.holdout")
     stage.finish(params)
 
 
@@ -165,7 +165,7 @@ def usable_records(run: Run, config: MetaRM) -> list[Preference]:
 
 
 def earlier_rows(run: Run, config: MetaRM) -> list[Trajectory]:
-    """Critiques of the earlier stages. Raises ConfigError where they are not there."""
+    """Critiques that earlier stages have written. Raises ConfigError where they are missing."""
     rows: list[Trajectory] = []
     if config.rft_trajectories:
         file = run.directory / "rft" / "trajectories.jsonl"
@@ -189,8 +189,8 @@ def earlier_rows(run: Run, config: MetaRM) -> list[Trajectory]:
 def sampled_rows(
     stage: Stage, config: MetaRM, grm: str, records: Sequence[Preference]
 ) -> list[Trajectory]:
-    """Critiques of the GRM to be guided, labelled by Eq. (10), `config.samples` a record; resumed
-    chunk by chunk."""
+    """Critiques of the GRM to be guided, labelled by Eq. (10), `config.samples` for each record.
+    They are sampled where the file is missing; when it was stopped, from the next chunk on."""
     run, file = stage.run, stage.directory / "samples.jsonl"
     if not records:
         return []
@@ -201,11 +201,11 @@ def sampled_rows(
 
     def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
         # In an order of its own, not the one in which the GRM was trained on the record.
-        found = critic.critiques(
+        critiques = critic.critiques(
             params, part, range(config.samples), config.sampling, key, salt="meta_rm"
         )
         for record in part:
-            for critique in found[record.id]:
+            for critique in critiques[record.id]:
                 correct = is_correct(
                     critique.scores, record.labels, threshold=critic.prompts.single.threshold
                 )
@@ -220,11 +220,12 @@ def _trajectories(file: Path) -> list[Trajectory]:
 
 
 def read(run: Run, config: MetaRM, rows: Sequence[Trajectory]) -> list[Row]:
-    """Critiques as the meta RM reads them, with their labels; those that fit.
+    """Critiques with their examples: tokens as the meta RM reads them, and the label. Those that
+    are too long are skipped or an error, as in `inputs.fitting_rows`.
 
-    An unreadable critique never reaches a vote, so there is nothing to learn about it.
+    Unparsable critiques are left out: they never take part in a vote.
     """
-    readable = [row for row in rows if row.scores is not None]
+    parsable = [row for row in rows if row.scores is not None]
     examples = [
         meta_example(
             row.query,
@@ -236,10 +237,10 @@ def read(run: Run, config: MetaRM, rows: Sequence[Trajectory]) -> list[Row]:
             reference=row.reference,
             principles=row.principles,
         )
-        for row in readable
+        for row in parsable
     ]
     kept = fitting_rows(run, "meta_rm", config.fitting, examples)
-    return [(readable[index], examples[index]) for index in kept]
+    return [(parsable[index], examples[index]) for index in kept]
 
 
 def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Optimisers: optax chains from a small declaration."""
+"""Optimizers: optax chains, made from a small dataclass of options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grm_jax.model.params import ParamSpec, build_tree
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """What updates the parameters."""
+    """How gradients update the parameters."""
 
     name: Literal["adamw", "muon", "adafactor"] = "adamw"
     """muon orthogonalises updates of matrices; embeddings, norms and the scalar head get Adam."""
@@ -41,7 +41,7 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate at each of `steps` steps."""
+    """The learning rate at each of `steps` steps."""
     peak, warmup = config.learning_rate, config.warmup_steps
     first = peak / (warmup + 1)  # not zero: the first step should not be wasted
     rest = max(1, steps - warmup)
@@ -57,10 +57,10 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, steps: int, table: tuple[ParamSpec, ...]
 ) -> optax.GradientTransformation:
-    """The optax chain: gradients to float32, clip, update.
+    """The optax chain: gradients are converted to float32, clipped, and made into updates.
 
-    Moments are float32 whatever the parameters' dtype (optax would follow the parameters). Muon
-    learns from the table which dimensions are inputs.
+    Moments are float32 whatever the parameters' dtype is (optax alone would follow the parameters).
+    The table tells muon which dimensions of a matrix are its inputs.
     """
     rate = schedule(config, steps)
     decayed = None
@@ -86,13 +86,14 @@ def make_optimizer(
             rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=decayed
         )
     else:
-        raise UserError(f"unknown optimiser {config.name!r}; choose adamw, muon or adafactor")
+        raise UserError(f"unknown optimizer {config.name!r}; choose adamw, muon or adafactor")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return _in_float32(optax.chain(clip, update))
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` on float32 gradients and parameters: moments would follow the parameters' dtype."""
+    """`inner` on gradients and parameters in float32; otherwise its moments would have the dtype of
+    the parameters."""
 
     def init(params):
         return inner.init(optax.tree.cast(params, jnp.float32))

@@ -1,10 +1,10 @@
-"""Rejective fine-tuning (section 3.2): sample, reject, train on what is kept.
+"""Rejective fine-tuning (section 3.2): sample critiques, reject some, train on those that are kept.
 
-    records -> N_RFT non-hinted + 1 hinted critique each -> reject -> trajectories.jsonl -> fit
+    records -> N_RFT non-hinted + 1 hinted critique each -> reject -> trajectories.jsonl -> train
 
-Rejected are incorrect trajectories (Eq. 10), and all non-hinted ones of a record whose N_RFT are
-all correct (too easy). `rft/trajectories.jsonl` holds every trajectory with its label; the meta RM
-learns from the non-hinted ones, right and wrong.
+Rejected are incorrect trajectories (Eq. 10), and the non-hinted trajectories of a record if all
+N_RFT of them are correct, since it is too easy. `rft/trajectories.jsonl` holds every trajectory
+with its label; the meta RM learns from the non-hinted ones, right and wrong.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
 
 
 def usable_records(run: Run, config: RFT) -> list[Preference]:
-    """The records that are sampled. Their prompts are shown with and without a hint, and learnt
-    from without it. Raises DataError as `inputs.usable` does.
+    """The records for which critiques are sampled. Their prompts must fit with and without the hint
+    for sampling, and without it for training. Raises DataError as `inputs.usable` does.
     """
     new, lengths = config.sampling.max_new_tokens, run.lengths
     readings = [sampled(run, "rft", lengths.judge, new)]
@@ -90,7 +90,7 @@ def usable_records(run: Run, config: RFT) -> list[Preference]:
 def sample_trajectories(
     stage: Stage, config: RFT, start: str, records: Sequence[Preference], file: Path
 ) -> None:
-    """Write every record's trajectories; resumed chunk by chunk when stopped."""
+    """Write the trajectories of every record; when it was stopped, from the next chunk on."""
     run = stage.run
     params = run.sampler.take(run.params(start, dtype=run.model.compute_dtype))
     critic, key = run.new_critic("one"), run.stage_key("rft")
@@ -101,7 +101,7 @@ def sample_trajectories(
         )
         hinted = {}
         if config.hinted:
-            # A sample index of its own, so randomness of its own; the order of responses is that
+            # Its own sample index gives it its own randomness; the order of the responses is that
             # of the other samples.
             hinted = critic.critiques(
                 params, part, [config.samples], config.sampling, key, hinted=True, salt="rft"
@@ -123,7 +123,7 @@ def _judge(
     hinted: list[Rollout],
     threshold: float | None = None,
 ) -> Iterator[Trajectory]:
-    """Trajectories of a record with their labels and whether they are kept."""
+    """The trajectories of a record, with whether they are correct and kept."""
     corrects = [is_correct(c.scores, record.labels, threshold=threshold) for c in plain]
     for critique, correct, kept in zip(plain, corrects, keep_rft(corrects), strict=True):
         yield to_trajectory(record, critique, correct, kept=kept)
@@ -135,7 +135,7 @@ def _judge(
 def to_trajectory(
     record: Preference, critique: Rollout, correct: bool, *, kept: bool, hinted: bool = False
 ) -> Trajectory:
-    """A critique with what it was about."""
+    """A critique together with its record."""
     return Trajectory(
         **vars(critique.plain(critique.sample)),
         query=record.query if len(record.turns) == 1 else record.turns,
@@ -150,22 +150,23 @@ def to_trajectory(
 
 
 def report(rows: list[Trajectory], config: RFT) -> None:
-    """Say how many trajectories were drawn, right, too easy and kept; why some can not be read."""
+    """Log how many trajectories were drawn, correct, too easy and kept, and why some are
+    unparsable."""
     plain = [row for row in rows if not row.hinted]
     hinted = [row for row in rows if row.hinted]
     for name, group in (("non-hinted", plain), ("hinted", hinted)):
         if group:
-            right = sum(bool(row.correct) for row in group) / len(group)
-            unread = sum(row.failure is not None for row in group) / len(group)
+            correct = sum(bool(row.correct) for row in group) / len(group)
+            unparsable = sum(row.failure is not None for row in group) / len(group)
             log.info(
-                "rft %-12s %d trajectories: %.1f%% correct, %.1f%% unparsed, %d kept",
-                name, len(group), 100 * right, 100 * unread, sum(row.kept for row in group),
+                "rft %-12s %d trajectories: %.1f%% correct, %.1f%% unparsable, %d kept",
+                name, len(group), 100 * correct, 100 * unparsable, sum(row.kept for row in group),
             )  # fmt: skip
     failures = collections.Counter(row.failure for row in rows if row.failure is not None)
     boxes = commonest_boxes((row.failure, row.text) for row in rows)
     for kind, count in failures.most_common():
         box, times = boxes.get(kind, ("", 0))
         shown = f"; the commonest box ({times:,} times): {one_line(box)}" if box else ""
-        log.info("rft unparsed     %s: %d critiques%s", kind, count, shown)
+        log.info("rft unparsable   %s: %d critiques%s", kind, count, shown)
     easy = sum(bool(row.correct) and not row.kept for row in plain) // max(1, config.samples)
     log.info("rft              %d records too easy (all %d correct)", easy, config.samples)

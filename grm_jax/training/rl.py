@@ -4,12 +4,16 @@ One step:
     records -> G rollouts each (one order of responses a group) -> rule reward, Eq. (11)
             -> group-normalised advantages -> one gradient step of Eq. (15)
 
-The old policy is the sampler's own log-probabilities: what really drew the tokens. There is one
-update a rollout, so the ratio differs from 1 only by the gap between sampler and trainer, which
-every step reports. The reference is the start model and stays frozen.
+The old policy is given by the sampler's own log-probabilities, with which the tokens were drawn.
+Each rollout is used for one update, so the ratio of the policies differs from 1 only by the gap
+between sampler and trainer, which every step reports. The reference is the start model and stays
+frozen.
 
-Randomness is keyed by (run, stage, step, example, sample): a run that was stopped repeats the one
-that was not.
+Randomness is keyed by (run, stage, step, example, sample), so that a resumed run draws what a run
+without an interruption draws.
+
+Dimensions: N groups (prompts of a step), G rollouts of a group, P prompt tokens, C completion
+tokens; B groups of a micro-batch.
 """
 
 from __future__ import annotations
@@ -65,21 +69,26 @@ class RL:
     group: int = 4
     """G: rollouts a prompt."""
     kl_coef: float = 0.08
-    """beta, the weight of the KL to the frozen reference."""
+    """beta, the weight of the KL divergence to the frozen reference; 0: no reference is loaded."""
     clip_low: float = 0.2
+    """How far the ratio of the policies may fall below 1 before it is clipped (not given in the
+    paper)."""
     clip_high: float = 0.2
-    """epsilon below and above 1 (not given in the paper)."""
+    """How far the ratio of the policies may rise above 1 before it is clipped (not given in the
+    paper)."""
     tie: Literal["paper", "expected"] = "paper"
-    """Reward of a tie for the top score: wrong, or its expectation under the shuffle."""
+    """The reward of a critique whose top score is shared. paper: that of a wrong one; expected: the
+    mean reward if one of the tied responses were picked at random."""
     aggregation: Literal["sequence", "token"] = "sequence"
-    """Mean over tokens within a rollout first (the paper), or over all tokens of the batch."""
+    """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
+    mean over all tokens of the batch."""
     train_groups: int | None = None
     """Update on at most this many groups a step, and only on those with signal (dynamic sampling).
-    None: on all groups; those without signal still have the KL term, as in the paper."""
+    None: on all groups; those without signal still contribute to the KL term, as in the paper."""
     device_batch: int = how(1)
     """The most groups that a device computes at once; a step with more is split into micro-batches.
-    0: all groups. Micro-batches without any rollout are skipped, and those whose rollouts are all
-    short are cut to half of the length."""
+    0: all groups. Micro-batches without any rollout are skipped, and those with short rollouts only
+    are cut to half of the length."""
     offload_reference: bool = how(False)
     """Keep the reference policy in host memory while it is not needed."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)
@@ -120,12 +129,12 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     last = loop.first
     with contextlib.closing(rollout_log), loop:
         for step in loop:
-            if step <= last:  # went back to a checkpoint: these steps are drawn again
+            if step <= last:  # back at a checkpoint: the rollouts since then are drawn again
                 rollout_log.rewind(step - 1)
             last = step
             drawn: list[Preference] = next(data)
             with loop.timer.phase("update"):
-                # Rollouts need it now; the wait is the update's, not theirs.
+                # Rollouts need the parameters now; this wait belongs to the update.
                 jax.block_until_ready(loop.state.params)
             with loop.timer.phase("rollout"):
                 rollouts = critic.critiques(
@@ -160,7 +169,8 @@ def group_rewards(
     config: RL,
     threshold: float | None = None,
 ) -> np.ndarray:
-    """Eq. (11) of every rollout, [P, G] float32; `threshold`: of single responses."""
+    """The reward of every rollout by Eq. (11), [N, G] float32; `threshold`: the score above which a
+    single response counts as correct."""
     rewards = [
         [
             rule_reward(critique.scores, record.labels, tie=config.tie, threshold=threshold)
@@ -172,13 +182,14 @@ def group_rewards(
 
 
 class Reference:
-    """The frozen policy that the KL penalty keeps the trained one near.
+    """The frozen policy, to which the KL penalty keeps the trained policy near.
 
-    It is the model before training; with adapters, the very weights beside them.
+    It is the model before training. With adapters, the frozen weights that they belong to serve as
+    the reference, and there is no second copy.
 
     Args:
-      config: without a penalty nothing is loaded; `offload_reference` keeps its own weights in
-        host memory between steps.
+      config: with a `kl_coef` of 0 nothing is loaded; with `offload_reference` the weights are kept
+        in host memory between steps.
     """
 
     def __init__(self, run: Run, config: RL, trainable: Trainable):
@@ -191,7 +202,7 @@ class Reference:
             self._params = jax.device_put(self._params, on_host)
 
         def compute(params: Params, batch: Batch) -> jax.Array:
-            found, _ = group_logprobs(
+            logprobs, _ = group_logprobs(
                 params,
                 run.model,
                 batch,
@@ -199,13 +210,13 @@ class Reference:
                 remat="none",
                 chunk=run.setup.logprob_chunk,
             )
-            return found
+            return logprobs  # [B, G, C]
 
         self._compute = jax.jit(lambda params, batch: _by_part(compute, params, batch))
 
     def logprobs(self, batch: HostBatch, parts: int) -> jax.Array | np.ndarray:
-        """[B, G, C] of a batch's completions, as `parts` micro-batches [parts, B / parts, G, C] if
-        there are several; zeros when there is no penalty.
+        """Log-probabilities of a batch's completions: [N, G, C], or [parts, N / parts, G, C] for
+        several micro-batches; zeros when there is no penalty.
         """
         if self._params is None:
             return np.zeros_like(batch["mask"])
@@ -214,8 +225,8 @@ class Reference:
             params = jax.device_put(params, self._on_device)
         with use_mesh(self._mesh):
             put = put_batch(batch, self._mesh, parts=parts)
-            found = self._compute(params, put if parts > 1 else _one_part(put))
-        return found if parts > 1 else found[0]
+            logprobs = self._compute(params, put if parts > 1 else _one_part(put))
+        return logprobs if parts > 1 else logprobs[0]
 
 
 def _one_part(batch: Batch) -> Batch:
@@ -223,12 +234,12 @@ def _one_part(batch: Batch) -> Batch:
 
 
 def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batch: Batch):
-    """`compute` of each micro-batch, one after the other; zeros where there is nothing to do."""
+    """`compute` of each micro-batch, one after the other; zeros for those without rollouts."""
     width = batch["mask"].shape[-1]
 
     def whole(part: Batch) -> jax.Array:
-        found = compute(params, part)
-        return jnp.pad(found, ((0, 0), (0, 0), (0, width - found.shape[-1])))
+        logprobs = compute(params, part)  # [B, G, C], or [B, G, C / 2]
+        return jnp.pad(logprobs, ((0, 0), (0, 0), (0, width - logprobs.shape[-1])))
 
     return jax.lax.map(functools.partial(by_length, whole), batch)
 
@@ -255,7 +266,7 @@ def record_batches(run: Run, records: list[Preference], config: RL):
     groups = group_by_length(
         records, run.lengths.prompt, run.setup.prompt_buckets, "prompts", "--prompt-buckets"
     )
-    # A bucket with fewer records than a batch joins the next longer one (or the one before).
+    # A bucket with fewer records than a batch joins the next longer one, or else the one before.
     for bucket in list(groups):
         if len(groups[bucket]) < config.prompts and len(groups) > 1:
             others = [b for b in groups if b > bucket] or [b for b in groups if b < bucket][-1:]
@@ -270,27 +281,28 @@ def rollout_batch(
     config: RL,
     prompt_buckets: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
-    """P groups of G rollouts as one batch of groups, with C as long as a rollout may be.
+    """The groups of a step as one batch, in which C is the most tokens that a rollout may have.
 
-    With `train_groups` only so many groups remain, those with signal first; those without have a
-    zero mask, so that whole micro-batches of them are skipped. Among the others, groups of similar
-    length are neighbours, so that short ones share micro-batches, which are cut to their length
-    (`by_length`). Adds advantages [B, G] and old [B, G, C] to `collate_groups`' arrays.
+    With `train_groups`, this many groups remain, those with signal first. Groups without signal get
+    a mask of zeros, so that micro-batches with no others are skipped. Groups of similar length are
+    neighbours, so that short ones share micro-batches, which are cut to their length (`by_length`).
+
+    Returns the arrays of `collate_groups`, advantages [N, G] and old [N, G, C].
     """
     advantages = np.asarray(group_advantages(jnp.asarray(rewards)))
     signal = np.any(advantages != 0, axis=1)
     chosen = np.arange(len(groups))
     if config.train_groups is not None:
         chosen = np.argsort(~signal, kind="stable")[: config.train_groups]
-    longest_of = np.asarray([max(c.tokens for c in group) for group in groups])
+    tokens = np.asarray([max(c.tokens for c in group) for group in groups])
     last = ~signal[chosen] if config.train_groups is not None else np.zeros(len(chosen))
-    chosen = chosen[np.lexsort((longest_of[chosen], last))]
+    chosen = chosen[np.lexsort((tokens[chosen], last))]
     prompts = [groups[p][0].prompt for p in chosen]
     for p, prompt in zip(chosen, prompts, strict=True):
         assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
     longest = max(len(prompt) for prompt in prompts)
     length = next((bucket for bucket in prompt_buckets if bucket >= longest), None)
-    if length is None:  # an order of six responses or more that was not tried at the start
+    if length is None:  # of six responses or more, `usable_records` tries only some orders
         raise UserError(
             f"a prompt of {longest} tokens is longer than the last of the prompt buckets, "
             f"{prompt_buckets[-1]}; raise --prompt-buckets"
@@ -310,28 +322,29 @@ def rollout_batch(
 
 
 def _work(run: Run, batch: dict[str, np.ndarray]) -> Work:
-    """Tokens and FLOPs of an update: prompts once, and the completions of groups with a mask."""
-    drawn = batch["mask"].sum(axis=2)  # [B, G]
+    """Tokens and FLOPs of an update. A prompt counts once for its group, and groups without a mask
+    do not count."""
+    learned = batch["mask"].sum(axis=(1, 2))  # [N]
     rows = [
-        (prompt + sum(own), sum(own))
-        for prompt, own in zip(batch["lengths"].tolist(), drawn.tolist(), strict=True)
-        if sum(own)
+        (prompt + tokens, tokens)
+        for prompt, tokens in zip(batch["lengths"].tolist(), learned.tolist(), strict=True)
+        if tokens
     ]
     return Work(sum(length for length, _ in rows), train_flops(run.model, rows))
 
 
 def describe(groups: list[list[Rollout]], rewards: np.ndarray) -> dict[str, float]:
-    """What a step's rollouts were like."""
-    every = [critique for group in groups for critique in group]
-    lengths = np.asarray([c.tokens for c in every])
+    """Metrics of the rollouts of a step."""
+    critiques = [critique for group in groups for critique in group]
+    lengths = np.asarray([c.tokens for c in critiques])
     return {
         "reward": float(rewards.mean()),
         "correct": float((rewards == 1.0).mean()),
         "signal": float((rewards.max(axis=1) > rewards.min(axis=1)).mean()),
         "length": float(lengths.mean()),
         "tokens": float(lengths.sum()),
-        "truncated": float(np.mean([c.finish_reason == "length" for c in every])),
-        "unparsable": float(np.mean([c.failure is not None for c in every])),
+        "truncated": float(np.mean([c.finish_reason == "length" for c in critiques])),
+        "unparsable": float(np.mean([c.failure is not None for c in critiques])),
     }
 
 
@@ -342,7 +355,8 @@ def _rows(
     rewards: np.ndarray,
     threshold: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Rollouts as trajectory rows with step and reward. Correct is Eq. (10) under any tie rule."""
+    """Rollouts as rows of trajectories with step and reward. `correct` is Eq. (10), whatever `tie`
+    says."""
     rows = []
     for record, group, reward in zip(records, groups, rewards, strict=True):
         for critique, value in zip(group, reward, strict=True):
@@ -375,13 +389,13 @@ def policy_objective(run: Run, config: RL, assemble: Assemble = as_it_is) -> Los
             with_entropy=True,
         )
         assert entropy is not None
-        # Groups of rollouts as rows of them.
+        # [B, G, C] -> [B * G, C]
         logprobs, entropy, reference, old, mask = (
             x.reshape(-1, x.shape[-1])
             for x in (logprobs, entropy, batch["reference"], batch["old"], batch["mask"])
         )
         if not config.kl_coef:
-            reference = jax.lax.stop_gradient(logprobs)  # no penalty, and none to report
+            reference = jax.lax.stop_gradient(logprobs)  # no penalty: a KL of 0 is reported
         loss = grpo_loss(
             logprobs,
             old,

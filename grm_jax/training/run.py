@@ -1,14 +1,14 @@
 """A run: its directory, and what its stages share.
 
 <run_dir>/
-  run.lock          who works on it, while a command does: lock.py
-  world/            the embedded world's files (when it is used)
+  run.lock          the command that uses the directory (lock.py)
+  world/            the files of the embedded world, when it is used
   skipped_rows.txt  rows of the preferences that --skip-bad-rows left out, and why
   sft/ rft/ rl/ meta_rm/ scalar_rm/
-    config.json     the stage's part of the recipe, as used
-    checkpoints/    while it runs: state, data position
+    config.json     the recipe as used, and checksums of what the stage read
+    checkpoints/    while the stage runs: train state and position of the data
     metrics.jsonl   and TensorBoard events
-    model/          the result: parameters, tokenizer; its presence means the stage is done
+    model/          the result: parameters, tokenizer; the stage is done when it exists
   evaluation/       samples, figures, plot
 """
 
@@ -57,14 +57,13 @@ from grm_jax.training.setup import SYNTHETIC, ConfigError, Setup, to_json
 
 log = logging.getLogger("grm_jax")
 
-# fold_in constants: what a random key is for. Never renumber: resumed runs would change.
+# What a random key is for, as the constant that is folded into the run's key. Never renumber them:
+# resumed runs would change.
 STAGE_KEYS = {"init": 0, "sft": 1, "rft": 2, "rl": 3, "meta_rm": 4, "scalar_rm": 5, "heldout": 6}
 STAGES = ("sft", "rft", "rl", "meta_rm", "scalar_rm")
 
-
-SKIPPED, LISTED = "skipped_rows.txt", 10
-
-# What is said of a scalar model where a language model is needed.
+SKIPPED_FILE = "skipped_rows.txt"
+SKIPPED_IN_LOG = 10  # skipped rows in the log; the file lists all of them
 
 
 class MissingStage(ConfigError):
@@ -76,9 +75,9 @@ class Run:
 
     Args:
       setup: see `setup.Setup`.
-      devices: what to run on; None: all there are.
-      given: the size of the recipe and the shared options, as typed: for messages that name
-        another command of the same run. None: not known.
+      devices: the devices to run on; None for all.
+      given: the size of the recipe and the shared options, as typed, for messages that name another
+        command of the same run; None where they are not known.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class Run:
 
     @property
     def vocab_size(self) -> int:
-        """Words of a model that is not read from a checkpoint."""
+        """The size of the vocabulary of a model that is not read from a checkpoint."""
         return self.tokenizer.vocab_size
 
     def table(self, num_labels: int = 0) -> tuple[ParamSpec, ...]:
@@ -166,7 +165,7 @@ class Run:
     @property
     def records(self) -> list[Preference]:
         """Training preferences, each with a single best response, without the held-out ones. What
-        `--skip-bad-rows` leaves out is listed in `SKIPPED`."""
+        `--skip-bad-rows` leaves out is listed in `SKIPPED_FILE`."""
         return self._preferences[0]
 
     @functools.cached_property
@@ -200,10 +199,11 @@ class Run:
         )
 
     def _list_skipped(self, records: Records) -> None:
-        """Some in the log, all in a file: a large set has thousands."""
-        for message in records.skipped[:LISTED]:
+        """List skipped rows: the first ones in the log, all in a file, since there may be
+        thousands."""
+        for message in records.skipped[:SKIPPED_IN_LOG]:
             log.warning("skipped: %s", message)
-        file = self.directory / SKIPPED
+        file = self.directory / SKIPPED_FILE
         log.warning(
             "skipped %d rows, kept %d; all of them: %s",
             len(records.skipped), len(records), file,
@@ -219,7 +219,7 @@ class Run:
 
     @functools.cached_property
     def data_files(self) -> dict[str, str]:
-        """Checksums of the data files that were given: a run is not resumed with others."""
+        """Checksums of the data files, by path: a run is not resumed with other data."""
         sources = [self.setup.instructions]
         if not self.synthetic:
             sources.append(self.setup.preferences)
@@ -240,7 +240,8 @@ class Run:
         return Prompts(self.tokenizer, self.templates, order=order, seed=self.setup.seed)
 
     def new_critic(self, order: OrderMode) -> Critic:
-        """What draws critiques. Its memory is planned anew: stages hold different things."""
+        """A critic, which draws critiques. The memory of its caches is planned again, since each
+        stage keeps other arrays on the devices."""
         self.sampler.budget.forget()
         return Critic(self.sampler, self.prompts(order))
 
@@ -248,16 +249,18 @@ class Run:
         return jax.random.fold_in(self.key, STAGE_KEYS[stage])
 
     def model_dir(self, stage: str, instead: str = "--init PATH") -> Path:
-        """Where the stage's result is. Raises MissingStage, with how to make it, if it is not.
+        """The directory of the stage's model. Raises MissingStage, with the command that makes it,
+        if there is none.
 
-        instead: the option that names another model.
+        Args:
+          instead: the option that names another model, for the message.
         """
         path = self.directory / stage / "model"
         if not storage.is_model_dir(path):
             raise MissingStage(
                 f"this needs the {stage} stage's model, and {path} is not there. Make it with\n"
                 f"    {self.command(stage)}\n"
-                f"or the whole road with\n"
+                f"or run the whole pipeline with\n"
                 f"    {self.command('spct')}\n"
                 f"or start from another model with {instead}"
             )
@@ -272,7 +275,12 @@ class Run:
     def params(self, source: str, num_labels: int = 0, *, dtype: Any = jnp.float32) -> Params:
         """Parameters of "base", of a stage, or of a checkpoint path, on the mesh.
 
-        A scalar head that the source does not have starts at zero.
+        Args:
+          source: "base", the name of a stage, or the path or repo id of a model.
+          num_labels: the width of the scalar head; one that the source does not have starts at
+          zero. dtype: the dtype of the arrays.
+
+        Raises MissingStage for a stage without a model, ConfigError for a model of another shape.
         """
         shardings = param_shardings(self.table(num_labels), self.mesh)
         if source == "base" and self.setup.base is None:
@@ -299,7 +307,8 @@ class Run:
             _warn_of_other_ids(self.tokenizer, path)
 
     def content(self, sources: Sequence[str]) -> dict[str, Any]:
-        """Checksums of what a stage reads that starts from, or samples, these models."""
+        """Checksums of everything that a stage reads; `sources` are the models that it starts from
+        or samples."""
         return {
             "data": sorted(self.data_files.values()),
             "templates": {name: template.digest for name, template in self.templates.items()},
@@ -310,7 +319,7 @@ class Run:
 
     @functools.cached_property
     def _tokenizer_digest(self) -> str | None:
-        """A checksum of the tokenizer's own files; None for the embedded world's."""
+        """A checksum of the tokenizer's files; None for that of the embedded world."""
         if not (self.setup.tokenizer or self.setup.base):
             return None
         whole = hashlib.sha256()
@@ -323,17 +332,17 @@ class Run:
     @functools.cache  # noqa: B019  (a run lives as long as its process)
     def digest(self, source: str) -> str | None:
         """A checksum of the files of "base", of a stage's model, or of a checkpoint; None where
-        there is none. The first process reads them.
+        there is no such model. Only the first process reads the files.
         """
         if source == "base" and self.setup.base is None:
             return None
         if source in STAGES and not storage.is_model_dir(self.directory / source / "model"):
             return None
-        folder, found = self._locate(source), ""
+        folder, checksum = self._locate(source), ""
         if first():
             folder = storage.model_folder(folder)
-            found = fingerprint(folder, self.directory / "digests.json")
-        return from_first(found)
+            checksum = fingerprint(folder, self.directory / "digests.json")
+        return from_first(checksum)
 
     def _locate(self, source: str, instead: str = "--init PATH") -> Path:
         """The folder of "base", of a stage's model, or of a checkpoint by path or repo id."""
@@ -343,10 +352,19 @@ class Run:
 
 
 class Stage:
-    """One stage's directory: the recipe as used, checkpoints while it runs, the model at the end.
+    """The directory of a stage: the recipe as used, checkpoints while it runs, the model at the
+    end.
 
-    Raises ConfigError when the directory was begun with another recipe. Nothing is written before
-    `begin`.
+    Nothing is written before `begin`.
+
+    Args:
+      run: the run that it belongs to.
+      name: the stage's name, which is that of its directory.
+      used: the dataclass of the stage's options.
+      init: the model of `--init`.
+      needs: the models that it starts from or samples.
+
+    Raises ConfigError when the directory was begun with another recipe or other data.
     """
 
     def __init__(
@@ -366,23 +384,23 @@ class Stage:
         self._before: dict[str, Any] | None = None
         if self._config_file.exists() and origin.begun(self.directory):
             self._before = files.read_json(self._config_file, ConfigError)
-            must, may = origin.compare(self._before, now, used)
-            if must:
+            refused, allowed = origin.compare(self._before, now, used)
+            if refused:
                 raise ConfigError(
                     f"{self.directory} was begun with another recipe or other data; nothing was "
                     "changed.\n    "
-                    + "\n    ".join(must)
-                    + "\nUse the same options and files, another --run-dir, or delete that one."
+                    + "\n    ".join(refused)
+                    + "\nUse the same options and files, or another --run-dir, or delete this one."
                 )
-            if may:
-                log.info("%-16s resumed otherwise: %s", name, "; ".join(may))
+            if allowed:
+                log.info("%-16s resumed with changes: %s", name, "; ".join(allowed))
 
     def begin(self) -> None:
         """Check that the models it needs are there, hold the run directory, and note the recipe
         as used."""
-        for place, source in enumerate(self._needs):
-            # The meta RM starts from the first, and --init names the second, which it guides.
-            start = self.name == "meta_rm" and place == 0
+        for index, source in enumerate(self._needs):
+            # The meta RM starts from the first model; --init names the second, which it guides.
+            start = self.name == "meta_rm" and index == 0
             self.run.require(source, "--meta-rm.start base" if start else "--init PATH")
         barrier("stage: checked")
         hold(self.run.directory)
@@ -393,12 +411,12 @@ class Stage:
 
     @property
     def buckets(self) -> list[list[int]]:
-        """What the order of the data depends on besides the data."""
+        """The length buckets, on which the order of the data depends."""
         return [list(self.run.setup.length_buckets), list(self.run.setup.prompt_buckets)]
 
     @property
     def buckets_before(self) -> list[list[int]]:
-        """`buckets` of the config.json that was there at the start."""
+        """`buckets` of the config.json that was read at the start."""
         setup = self._before["setup"] if self._before else {}
         names = ("length_buckets", "prompt_buckets")
         return [setup.get(name, ours) for name, ours in zip(names, self.buckets, strict=True)]
@@ -428,22 +446,22 @@ class Stage:
 
 
 def _warn_of_other_ids(tokenizer: ChatTokenizer, model: Path) -> None:
-    """Say so where ids mean other pieces than in the tokenizer that a model has.
+    """Warn where ids stand for other pieces than in the tokenizer that belongs to a model.
 
-    Renaming unused ids is usual; another model's tokenizer differs nearly everywhere.
+    A few renamed unused ids are usual; the tokenizer of another model differs nearly everywhere.
     """
     pieces = {id: piece for piece, id in token_ids(model).items()}
     other = [id for piece, id in tokenizer.vocabulary.items() if pieces.get(id, piece) != piece]
     if other:
         log.warning(
-            "%s: %d ids are other pieces than in the tokenizer of %s, such as id %d: that model "
-            "has learnt them as other words",
+            "%s: %d ids stand for other pieces than in the tokenizer of %s, such as id %d: that "
+            "model has learnt them as other pieces",
             tokenizer.name, len(other), model, min(other),
         )  # fmt: skip
 
 
 def write_about(directory: Path, run: Run, stage: str) -> None:
-    """What a judge needs besides weights and tokenizer: templates and shapes as trained."""
+    """Write what a judge needs besides weights and tokenizer: templates and shapes, as trained."""
     setup = run.setup
     about = About(
         stage=stage,

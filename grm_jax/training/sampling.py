@@ -1,10 +1,10 @@
-"""Critiques of many records, kept chunk by chunk: a stopped stage resumes with the next chunk.
+"""Critiques of many records, written chunk by chunk: a stopped stage resumes with the next chunk.
 
 records -> chunk -> draw(chunk) -> trajectories -> FILE.partial, flushed -> ... -> FILE
 
-A chunk is sampled from its start again when it was not finished, so batches, and with them all
-bits, are those of the undisturbed run. A signal ends the sampling at once and costs the chunk that
-was under way.
+A chunk that was not finished is sampled again from its start, so that batches, and with them all
+bits, are those of a run without an interruption. A signal ends the sampling at once; the current
+chunk is lost.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def sample_in_chunks(
     rows_each: int,
     what: str,
 ) -> None:
-    """Write the trajectories of all records to `file`, which appears when it is whole.
+    """Write the trajectories of all records to `file`, which appears when it is complete.
 
     Args:
-      draw: the trajectories of some records, `rows_each` of every one, record by record. All
-        processes call it together; the first one writes.
-      chunk: records between two writes.
-      what: name of the work, for progress and messages.
+      draw: makes the trajectories of some records, `rows_each` of each record, record by record.
+        All processes call it together; the first one writes.
+      chunk: how many records are sampled between two writes.
+      what: the name of the work, for progress and messages.
 
-    Raises stopping.Stopped when a signal ends it; what was written is kept.
+    Raises stopping.Stopped when a signal ends it; complete chunks are kept.
     """
     partial = file.with_name(file.name + ".partial")
     done = resume(partial, chunk=chunk, rows_each=rows_each, total=len(records))
@@ -65,10 +65,10 @@ def sample_in_chunks(
 
 
 def resume(partial: Path, *, chunk: int, rows_each: int, total: int) -> int:
-    """Records of whole chunks in the partial file, which is cut back to them."""
+    """The number of records in complete chunks of the partial file, which is truncated to them."""
     if not partial.exists():
         return 0
-    # Bytes, since a cut-off line, which has no newline, may end within a character.
+    # In bytes, since an incomplete last line may end within a character.
     ends, position = [], 0
     with partial.open("rb") as file:
         for line in file:
@@ -76,7 +76,7 @@ def resume(partial: Path, *, chunk: int, rows_each: int, total: int) -> int:
                 position += len(line)
                 ends.append(position)
     done = len(ends) // rows_each
-    # Whole chunks only, so that batches are those of the uninterrupted run.
+    # Complete chunks only, so that batches are those of a run without an interruption.
     done = done if done == total else done // chunk * chunk
     barrier("sampling: read")
     if first():

@@ -2,8 +2,9 @@
 
     records -> (better, worse) pairs -> -log sigmoid(score difference) -> scalar_rm/model
 
-Single responses have no pair. So that the baseline can judge them too, the score above which one
-counts as acceptable is fitted on the training singles afterwards (`calibration.json`).
+Single responses form no pairs. So that the baseline can judge them too, a threshold is chosen after
+training, on the single responses of the training records: a response with a higher score counts as
+correct (`calibration.json`).
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def run_scalar_rm(run: Run, config: ScalarRM, init: str | None = None) -> None:
 
 
 def usable_records(run: Run, config: ScalarRM) -> list[Preference]:
-    """The records that are learnt from, each response as the last turn of its conversation. Raises
+    """The records to learn from, each response as the last turn of its conversation. Raises
     DataError as `inputs.usable` does, ConfigError where no record holds a pair.
     """
     records = usable(run, "scalar_rm", [_reading(run, config)])
@@ -145,7 +146,7 @@ def collate_pairs(pairs: Sequence[Pair], length: int) -> Batch:
 def reply_scores(
     run: Run, params: Params, records: Sequence[Preference], batch_size: int
 ) -> list[tuple[float, ...]]:
-    """The baseline's score of each response of each record."""
+    """The score of each response of each record; a higher one is better."""
     examples = [
         reply_example(record.turns, text, run.tokenizer)
         for record in records
@@ -203,7 +204,7 @@ def calibrate(run: Run, params: Params, records: Sequence[Preference], batch_siz
     labels = np.asarray([record.labels[0] for record in singles]) > 0.5
     order = np.argsort(scores)
     scores, labels = scores[order], labels[order]
-    # Right if labels below the cut are 0 and those above are 1, for a cut before each score.
+    # For a threshold below each score: correct are labels of 0 below it, and labels of 1 above it.
     below = np.concatenate([[0], np.cumsum(~labels)])
     above = labels.sum() - np.concatenate([[0], np.cumsum(labels)])
     cut = int(np.argmax(below + above))

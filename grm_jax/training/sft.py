@@ -1,4 +1,4 @@
-"""Supervised training: the cold start. Loss on the completion only.
+"""Supervised training, the cold start: next-token loss on completions only.
 
 cold_start.jsonl (trajectories, instructions) -> examples -> batches -> steps -> sft/model
 """
@@ -71,7 +71,7 @@ def run_sft(run: Run, config: SFT) -> None:
 
 
 def _example(run: Run, row: Trajectory | Instruction, source: str) -> Example:
-    """The row as tokens. Raises DataError for one that its template can not show."""
+    """The row as tokens. Raises DataError for a row that its template can not render."""
     try:
         return trajectory_example(row, run.tokenizer, run.templates)
     except UserError as error:

@@ -2,10 +2,12 @@
 
 A batch is a dict of arrays with leading dimension [B]. `make_train_step` splits it into
 micro-batches [M, B/M], adds up gradients of loss sums and denominators, divides once and applies
-one update. A step whose loss or gradient is not finite, or whose gradient norm is a spike, changes
-nothing but the count of such steps (`training.loop` decides what comes of many in a row). A step
-whose gradient is exactly zero changes nothing at all: momentum and weight decay rest too. The
-learning rate follows the number of the step, whatever was skipped before it.
+one update. A step whose loss or gradient is not finite, or whose gradient norm is a spike, is
+skipped: only the count of such steps changes (`training.loop` goes back to a checkpoint after many
+in a row). A step whose gradient is exactly zero changes nothing at all, neither by momentum nor by
+weight decay. The learning rate follows the number of the step, whatever was skipped before it.
+
+Dimensions: B rows of a batch, M micro-batches.
 """
 
 from __future__ import annotations
@@ -29,24 +31,24 @@ from grm_jax.parallel.mesh import data_parallel, put_batch, replicated, sharding
 from grm_jax.training.losses import Aux, Loss
 
 HostBatch = Mapping[str, np.ndarray]
-# (params, frozen inputs that are not trained (reference policy, ...) or None, micro-batch) -> Loss
+# (trained parameters, the parameters beside them that are not trained or None, micro-batch) -> Loss
 LossFn = Callable[[Params, Any, Batch], Loss]
-# (what is computed of a micro-batch, micro-batch) -> the same of as much of it as is needed
+# (a computation on a micro-batch, micro-batch) -> the computation on the part of it that is needed
 Cut = Callable[[Callable[[Batch], Any], Batch], Any]
 
 GUARD_WARMUP = 20  # steps before anything is a spike
 GUARD_DECAY = 0.95
-GUARD_POWERS = 8  # spikes in a row after which the cut grows no further (30 ** 9 = 2e13)
+GUARD_POWERS = 8  # spikes in a row after which the limit grows no further (30 ** 9 = 2e13)
 
 
 @flax.struct.dataclass
 class Guard:
-    """What tells a spike: float32 and int32 scalars.
+    """The statistics by which a spike is recognised: float32 and int32 scalars.
 
     Attributes:
-      norm: running mean of the gradient norm.
-      good: steps that were taken.
-      skipped: steps skipped since the last one that was taken.
+      norm: the running mean of the gradient norm.
+      good: the number of steps that were applied.
+      skipped: the number of steps that were skipped since the last one that was applied.
     """
 
     norm: jax.Array
@@ -55,46 +57,46 @@ class Guard:
 
     @classmethod
     def fresh(cls) -> Guard:
-        # Arrays of their own: the state is donated.
+        # A new array for each: the state is donated, and no buffer can be donated twice.
         zeros = (jnp.zeros((), dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32))
         return cls(*zeros)
 
     def judge(
         self, loss: jax.Array, norm: jax.Array, spike: float
     ) -> tuple[jax.Array, jax.Array, Guard]:
-        """(whether to take the step, whether it would do harm, the guard after it).
+        """(whether to apply the step, whether it is harmful, the guard after it).
 
-        A spike is a gradient norm above `spike` times the running mean (0: no norm is one). A
-        spike still enters the mean, cut to `spike` times the mean, the next in a row to `spike`
-        squared times it, and so on: one spike hardly moves the mean, and a lasting change of
-        scale, by whatever factor, is accepted after a handful of steps.
+        A spike is a gradient norm above `spike` times the running mean; with `spike` 0 there are
+        none. A spike still enters the mean, clipped to `spike` times the mean, the next one in a
+        row to `spike` squared times it, and so on: a single spike hardly moves the mean, and a
+        lasting change of scale, by whatever factor, is accepted after a few steps.
 
-        A gradient of exactly zero (no rollout, or no group with signal) says nothing: the step is
-        not taken, does no harm, and leaves the guard as it is.
+        A gradient of exactly zero (no rollout, or no group with signal) contains no information:
+        the step is not applied, is not harmful, and leaves the guard as it is.
         """
-        # A mean of zero is of a run begun when steps without signal still entered it.
+        # The mean is zero in runs of an earlier version, where steps without signal entered it.
         warmed_up = (self.good >= GUARD_WARMUP) & (self.norm > 0.0)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         silent = finite & (norm == 0.0)
         bound = jnp.where(warmed_up, spike * self.norm, jnp.inf) if spike else jnp.inf
         harmful = ~finite | (norm > bound)
-        take = ~harmful & ~silent
-        row = jnp.minimum(self.skipped, GUARD_POWERS).astype(jnp.float32)
-        cut = bound * spike**row if spike else jnp.inf
-        seen = jnp.minimum(jnp.where(finite, norm, self.norm), cut)
+        apply = ~harmful & ~silent
+        in_a_row = jnp.minimum(self.skipped, GUARD_POWERS).astype(jnp.float32)
+        limit = bound * spike**in_a_row if spike else jnp.inf
+        clipped = jnp.minimum(jnp.where(finite, norm, self.norm), limit)
         decay = jnp.where(warmed_up, GUARD_DECAY, self.good / (self.good + 1.0))
         after = Guard(
-            norm=decay * self.norm + (1.0 - decay) * seen,
-            good=self.good + take,
-            skipped=jnp.where(take, 0, self.skipped + 1),
+            norm=decay * self.norm + (1.0 - decay) * clipped,
+            good=self.good + apply,
+            skipped=jnp.where(apply, 0, self.skipped + 1),
         )
         guard = jax.tree.map(lambda old, new: jnp.where(silent, old, new), self, after)
-        return take, harmful, guard
+        return apply, harmful, guard
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a gradient step reads and writes."""
+    """What a gradient step reads and writes; `step` counts skipped steps, too."""
 
     step: jax.Array
     params: Params
@@ -105,13 +107,13 @@ class TrainState:
 def state_shardings(
     table: tuple[ParamSpec, ...], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shardings of a train state: moments lie where their parameters lie."""
+    """Shardings of a train state: moments are sharded as their parameters are."""
     param_layout = param_shardings(table, mesh)
     params = abstract_params(table, shardings=param_layout)
     by_path = {spec.path: spec for spec in table}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
-        # A moment sits under the same keys as its parameter, below the optimiser's own.
+        # A moment sits under the same keys as its parameter, below the optimizer's own.
         keys = tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
         spec = next((by_path[keys[i:]] for i in range(len(keys)) if keys[i:] in by_path), None)
         if spec is None or spec.shape != leaf.shape:
@@ -132,7 +134,7 @@ def abstract_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), Guard.fresh())
 
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
         jax.eval_shape(fresh, abstract_params(table, dtype)),
         state_shardings(table, optimizer, mesh),
     )
@@ -183,10 +185,10 @@ def make_train_step(
       key: of the run and stage, for the rounding into bfloat16 parameters (`apply_updates`);
         None: jax.random.key(0).
       cut: how a micro-batch is made shorter, or skipped; None: it is computed as it is. Gradients
-        are taken within its branches, so only those of the branch that runs hold activations.
+        are computed within its branches, so that only the branch that runs keeps activations.
 
-    Returns metrics: every entry of the loss's aux as a mean over the batch, `grad_norm`, `skipped`
-    (1 for a step that would have done harm) and `skipped_in_a_row`.
+    The metrics are every entry of the loss's aux as a mean over the batch, `grad_norm`, `skipped`
+    (1 for a harmful step) and `skipped_in_a_row`.
     """
     shardings = state_shardings(table, optimizer, mesh)
 
@@ -215,15 +217,17 @@ def make_train_step(
                 return jax.tree.map(jnp.add, carry, gradient(state.params, frozen, micro)), None
 
             (grads, loss), _ = jax.lax.scan(add, zeros, batch)
-        count = jnp.maximum(loss.count, 1e-8)
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
-        norm = optax.tree.norm(grads)
-        take, harmful, guard = state.guard.judge(loss.total / count, norm, spike)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        rounding = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
-        params = apply_updates(state.params, updates, rounding)
-        params = jax.tree.map(lambda new, old: jnp.where(take, new, old), params, state.params)
-        opt_state = taken_or_kept(take, opt_state, state.opt_state)
+        with jax.named_scope("gradient_norm"):
+            count = jnp.maximum(loss.count, 1e-8)
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
+            norm = optax.tree.norm(grads)
+            apply, harmful, guard = state.guard.judge(loss.total / count, norm, spike)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            rounding = jax.random.fold_in(jax.random.wrap_key_data(key_data), state.step)
+            params = apply_updates(state.params, updates, rounding)
+            params = jax.tree.map(lambda new, old: jnp.where(apply, new, old), params, state.params)
+            opt_state = applied_or_kept(apply, opt_state, state.opt_state)
         metrics = {
             **means(loss.aux),
             "grad_norm": norm,
@@ -241,12 +245,12 @@ class TrainStep:
     """What `make_train_step` returns: call it with (state, frozen, this process's batch).
 
     Attributes:
-      parts: micro-batches.
+      parts: the number of micro-batches.
     """
 
     def __init__(self, jitted: Any, mesh: Mesh, micro_batches: int, key: jax.Array):
         self._jitted, self._mesh, self.parts = jitted, mesh, micro_batches
-        self._key = np.asarray(jax.random.key_data(key))  # on no device: alike in all processes
+        self._key = np.asarray(jax.random.key_data(key))  # on the host: the same in all processes
 
     def __call__(
         self, state: TrainState, frozen: Any, batch: HostBatch
@@ -261,42 +265,45 @@ class TrainStep:
             return self._jitted.lower(state, frozen, batch, self._key)
 
 
-def taken_or_kept(take: jax.Array, new: optax.OptState, old: optax.OptState) -> optax.OptState:
-    """The optimiser's state after a step that was taken or not. Schedules go on either way, so that
-    the learning rate of step n is the schedule's n-th.
+def applied_or_kept(apply: jax.Array, new: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """The optimizer's state after a step: `new` if it was applied, else `old`. Schedules advance in
+    either case, so that the learning rate of step n is always the schedule's n-th.
     """
 
     def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
     return jax.tree.map(
-        lambda n, o: n if is_schedule(n) else jnp.where(take, n, o), new, old, is_leaf=is_schedule
+        lambda n, o: n if is_schedule(n) else jnp.where(apply, n, o), new, old, is_leaf=is_schedule
     )
 
 
 def micro_batches(rows: int, device_batch: int, mesh: Mesh) -> int:
-    """Into how few equal parts a batch is cut so that a device computes at most `device_batch` rows
-    at a time (0: all of them). Raises ValueError where the devices can not share the rows evenly.
+    """The smallest number of equal parts of a batch with which a device computes at most
+    `device_batch` rows at a time; 0 rows means all of them.
+
+    Raises UserError where the devices can not share the rows evenly.
     """
-    ways = data_parallel(mesh)
-    if rows % ways:
+    shards = data_parallel(mesh)
+    if rows % shards:
         raise UserError(
-            f"a batch of {rows} rows can not be shared evenly by {ways} data-parallel devices; "
+            f"a batch of {rows} rows can not be shared evenly by {shards} data-parallel devices; "
             "change the batch size or the mesh"
         )
-    each = rows // ways
+    device_rows = rows // shards
     if not device_batch:
         return 1
-    fits = (parts for parts in range(1, each + 1) if each % parts == 0)
-    return next(parts for parts in fits if each // parts <= device_batch)
+    divisors = (parts for parts in range(1, device_rows + 1) if device_rows % parts == 0)
+    return next(parts for parts in divisors if device_rows // parts <= device_batch)
 
 
 def apply_updates(params: Params, updates: Any, key: jax.Array) -> Params:
-    """params + updates. Into bfloat16 parameters by stochastic rounding: an update far smaller than
-    a parameter's last bit still moves it in expectation, which rounding to nearest would lose.
+    """params + updates. The sums are rounded to bfloat16 parameters stochastically: an update much
+    smaller than a parameter's last bit still moves it in expectation, and would be lost by rounding
+    to nearest.
 
     Args:
-      key: of the run, stage and step.
+      key: the key of run, stage and step.
     """
     leaves, tree = jax.tree.flatten(params)
     moved = [

@@ -1,8 +1,8 @@
 """What a stage trains, and how it becomes the parameters of a forward pass.
 
-Full training: the parameters themselves, in `setup.param_dtype`. With LoRA: adapters (and a scalar
-head), beside frozen weights that are kept in the compute dtype and passed to every step as they
-are, never copied into the train state, its moments or its checkpoints.
+Without LoRA, all parameters are trained, in `setup.param_dtype`. With LoRA, only adapters and a
+scalar head are trained. The frozen weights are kept in the compute dtype and are an argument of
+every step; they are in neither the train state, nor its moments, nor its checkpoints.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Trainable:
     """The trained parameters of a stage.
 
     Args:
-      run: whose setup says whether there are adapters.
-      start: what `Run.params` takes: "base", a stage, or a path.
-      num_labels: width of the scalar head.
+      run: the run, whose setup says whether there are adapters.
+      start: the model that training starts from: "base", a stage, or a path (see `Run.params`).
+      num_labels: the width of the scalar head; 0 for none.
 
     Attributes:
-      table: of the trained parameters.
-      dtype: theirs.
-      adapters: whether it is adapters.
-      frozen: what they are trained beside; None when everything is trained.
+      table: the rows of the trained parameters in the parameter table.
+      dtype: the dtype of the trained parameters.
+      adapters: whether adapters are trained.
+      frozen: the weights that the adapters belong to; None when everything is trained.
     """
 
     def __init__(self, run: Run, start: str, num_labels: int = 0):

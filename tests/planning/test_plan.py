@@ -44,7 +44,7 @@ def full() -> str:
 def test_state_is_split_over_all_devices(full):
     gib = count_params(param_table(model_config("2b"))) * 4 / 2**30 / 8
     assert row(full, "parameters") == [pytest.approx(gib, abs=0.01)]
-    assert row(full, "optimiser") == [pytest.approx(2 * gib, abs=0.01)]
+    assert row(full, "optimizer") == [pytest.approx(2 * gib, abs=0.01)]
     assert "It fits." in full and "8 x H100" in full
 
 
@@ -55,7 +55,7 @@ def test_adapters_leave_little_to_train(full):
     assert code == 0, output
     frozen = count_params(param_table(model_config("9b"))) * 2 / 2**30
     assert row(output, "frozen weights") == [pytest.approx(frozen, abs=0.01)]
-    assert row(output, "optimiser")[0] < 0.5
+    assert row(output, "optimizer")[0] < 0.5
 
 
 def test_every_stage_is_planned_as_it_runs():

@@ -323,7 +323,7 @@ def test_a_tokenizer_of_another_model_is_said(folder, tmp_path, caplog):
     swap_two_pieces(tokenizer)
     with caplog.at_level("WARNING"):
         assert start(tmp_path, **given).tokenizer.vocab_size == ROWS
-    assert "2 ids are other pieces than in the tokenizer of" in caplog.text
+    assert "2 ids stand for other pieces than in the tokenizer of" in caplog.text
     # The same of a model to start from.
     caplog.clear()
     begun = start(tmp_path, base=str(folder))

@@ -100,7 +100,7 @@ def test_long_records_are_left_out_or_cut(start, stage, caplog):
     records = [pair("a"), pair("b", words + 60), pair("c", words - 1)]
     skipped = STAGES[stage](start(records, long_prompts="skip"))
     assert [r.id for r in skipped] == ["a", "c"]
-    assert f"{stage}: 1 records left out as too long" in caplog.text
+    assert f"{stage}: 1 records skipped, which are too long" in caplog.text
     run = start(records, long_prompts="truncate-middle", length_buckets=(32, 96),
                 prompt_buckets=(64,))  # fmt: skip
     cut = STAGES[stage](run)
@@ -145,7 +145,7 @@ def test_what_a_template_can_not_show_is_named(start, stage, skip, tmp_path, cap
     run = start(records, templates=templates, skip_bad_rows=skip, max_bad_share=0.5)
     if skip:
         assert [r.id for r in STAGES[stage](run)] == ["a"]
-        assert f"{stage}: 1 bad rows left out" in caplog.text
+        assert f"{stage}: 1 bad rows skipped" in caplog.text
         many = start(records, templates=templates, skip_bad_rows=True, max_bad_share=0.4)
         with pytest.raises(DataError, match=r"1 rows, more than 40%; the first: .*:2:"):
             STAGES[stage](many)
@@ -188,7 +188,7 @@ def test_examples_that_are_too_long(start, caplog):
     for policy in ("skip", "truncate-middle"):
         run = start([pair("a")], long_prompts=policy)
         assert fitting_rows(run, "sft", Fitting(), examples) == [0, 1]
-        assert "sft: 2 examples left out as too long" in caplog.text
+        assert "sft: 2 examples skipped, which are too long" in caplog.text
         with pytest.raises(DataError, match="example 1: 65 tokens"):
             fitting_rows(run, "sft", Fitting(), examples[2:])
 

@@ -1,4 +1,4 @@
-"""Steps that would do harm: not taken, counted, and what many of them lead to."""
+"""Harmful steps: they are skipped and counted, and many of them lead back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_few_bad_steps_are_passed_over(stage, caplog):
     rows = logged(stage)
     assert [row["skipped"] for row in rows] == [0, 0, 1, 0] * 2
     assert rows[2]["loss"] is None, "JSON has no NaN"
-    assert "sft: step 3 was not taken (loss nan, gradient norm nan); 1 in a row" in caplog.text
+    assert "sft: step 3 was skipped (loss nan, gradient norm nan); 1 in a row" in caplog.text
 
 
 def test_a_row_is_the_mean_of_its_steps_and_phases(stage):
@@ -253,7 +253,7 @@ def test_many_lead_back_to_the_checkpoint_and_on_with_other_data(stage, caplog):
 
 
 def test_when_that_does_not_help_it_ends(stage):
-    with pytest.raises(Diverged, match="3 steps in a row could not be taken, and going back"):
+    with pytest.raises(Diverged, match="3 steps in a row were skipped, and going back"):
         run_loop(stage, [np.nan], 20)
 
 

@@ -162,7 +162,7 @@ def test_weight_decay_shrinks(name, decayed, params, table):
 
 def test_an_unknown_name_lists_the_known(table):
     with pytest.raises(
-        ValueError, match="unknown optimiser 'sgd'; choose adamw, muon or adafactor"
+        ValueError, match="unknown optimizer 'sgd'; choose adamw, muon or adafactor"
     ):
         make_optimizer(OptimizerConfig(name="sgd"), 1, table)  # pyright: ignore[reportArgumentType]
 

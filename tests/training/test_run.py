@@ -144,7 +144,7 @@ def test_how_it_is_computed_may_change(run, setup, caplog):
     stage.begin()
     caplog.clear()
     Stage(Run(other), "sft", SFT(parts))
-    assert "resumed otherwise" not in caplog.text
+    assert "resumed with changes" not in caplog.text
 
 
 def test_a_recipe_alone_has_begun_nothing(run):
