@@ -42,7 +42,14 @@ from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import RFT
 from grm_jax.training.rl import RL
 from grm_jax.training.scalar_rm import ScalarRM
-from grm_jax.training.setup import ConfigError, Fitting, GuardConfig, KeepConfig, Setup
+from grm_jax.training.setup import (
+    ConfigError,
+    Fitting,
+    GuardConfig,
+    HeldOutConfig,
+    KeepConfig,
+    Setup,
+)
 from grm_jax.training.sft import SFT
 from grm_jax.training.spct import Pipeline
 
@@ -55,6 +62,7 @@ __all__ = [
     "Evaluation",
     "Fitting",
     "GuardConfig",
+    "HeldOutConfig",
     "JudgeDefaults",
     "KeepConfig",
     "MeshConfig",

@@ -61,7 +61,7 @@ def overlap(
 def _prompt(row: Preference | Trajectory) -> Prompt:
     turns = row.turns if isinstance(row, Preference) else row.query
     if isinstance(turns, str):
-        turns = ({"role": "user", "content": turns},)
+        turns = (Turn(role="user", content=turns),)
     return _conversation(turns), tuple(sorted(row.responses))
 
 

@@ -57,21 +57,24 @@ class Evaluation:
     """How the k samples see the responses."""
 
 
-def evaluate_pipeline(run: Run, asked: Evaluation, batch_size: int) -> dict[str, Any]:
-    """Table, figures and plot in `evaluation/`.
+def evaluate_pipeline(run: Run, config: Evaluation, batch_size: int) -> dict[str, Any]:
+    """Write table, figures and plot to `evaluation/`; returns what summary.json holds.
 
-    Samples are kept in `evaluation/cache` as they end, by weights, prompts, settings and seed: what
-    was sampled is not sampled again, and a model that was trained again is.
+    Each sample is kept in `evaluation/cache` when it ends, by weights, prompts, settings and seed.
+    A sample that is there is not drawn again; those of a model that was trained again are.
+
+    Args:
+      batch_size: how many responses the baseline scores at once.
     """
     directory = run.directory / "evaluation"
-    hold(run.directory)  # where every stage is done, none has
+    hold(run.directory)  # a run whose stages are all done is not held yet
     if first():
         directory.mkdir(parents=True, exist_ok=True)
     barrier("evaluation: begun")
     heldout = synthetic.BENCHMARK.load(run.world)
-    fresh = [r for r in heldout if r.domain == synthetic.FRESH][: asked.records]
+    fresh = [r for r in heldout if r.domain == synthetic.FRESH][: config.records]
     shifted = [r for r in heldout if r.domain != synthetic.FRESH]
-    options = JudgeOptions(k=asked.k, order=asked.order, seed=run.setup.seed)
+    options = JudgeOptions(k=config.k, order=config.order, seed=run.setup.seed)
     rows: dict[str, list[Critique]] = {}
     for stage in ROWS:
         # The meta RM was trained to guide the RL model; its votes alone are guided.
@@ -84,7 +87,7 @@ def evaluate_pipeline(run: Run, asked: Evaluation, batch_size: int) -> dict[str,
 
 
 def make_judge(run: Run, stage: str, *, guided: bool) -> Judge:
-    """The judge of a stage's model, on the run's mesh."""
+    """The judge with the model of a stage, on the run's mesh."""
     setup, meta = run.setup, None
     if guided:
         meta = MetaRM(
@@ -95,7 +98,7 @@ def make_judge(run: Run, stage: str, *, guided: bool) -> Judge:
         )
     return Judge(
         run.model,
-        # Read when a sample is missing.
+        # The weights are read only if a sample is missing.
         lambda: run.params(stage, dtype=run.model.compute_dtype),
         run.tokenizer,
         run.mesh,
@@ -114,7 +117,7 @@ def sample(
     options: JudgeOptions,
     file: Path,
 ) -> list[Critique]:
-    """Samples of a stage's model, from the cache where they are there; also written to `file`."""
+    """Critiques by a stage's model, from the cache if it has them; also written to `file`."""
     directory = run.directory / "evaluation"
 
     def weights(name: str) -> str:
@@ -143,7 +146,7 @@ def sample(
 
 
 def scalar_rows(run: Run, records: Sequence[Preference], batch_size: int) -> list[Critique]:
-    """The Bradley-Terry baseline's scores; of single responses, above its fitted threshold."""
+    """The scores of the Bradley-Terry baseline, less its threshold for single responses."""
     folder = run.directory / "scalar_rm" / "calibration.json"
     threshold = files.read_json(folder)["threshold"]
     scores = reply_scores(run, run.params("scalar_rm", num_labels=1), records, batch_size)
@@ -169,13 +172,15 @@ def summarise(
     shifted: Sequence[Preference],
     directory: Path,
 ) -> dict[str, Any]:
-    """Print and write everything that the samples say."""
+    """Print and write the table, paired differences, the audit, and results on shifted records."""
     benchmark = synthetic.BENCHMARK
     scales = Scales(run.templates.many.scale, run.templates.single.scale)
     rules = dataclasses.replace(benchmark.authors, threshold=sum(scales.single) / 2)
     results: dict[str, Results] = {
-        ROWS[stage]: assess(benchmark, fresh, found, judge=ROWS[stage], rules=rules, scales=scales)
-        for stage, found in rows.items()
+        ROWS[stage]: assess(
+            benchmark, fresh, critiques, judge=ROWS[stage], rules=rules, scales=scales
+        )
+        for stage, critiques in rows.items()
     }
     baseline = assess(benchmark, fresh, scalar, judge="scalar", rules=Rules(threshold=0.0))
     results["scalar (Bradley-Terry)"] = baseline
@@ -190,8 +195,8 @@ def summarise(
         with files.written_whole(directory / "table.md") as partial:
             partial.write_text(grid.markdown(), encoding="utf-8")
 
-    found = {stage: aggregate(fresh, sampled, scales=scales) for stage, sampled in rows.items()}
-    top = max(m.k for m in found["rl"].methods)
+    voted = {stage: aggregate(fresh, sampled, scales=scales) for stage, sampled in rows.items()}
+    top = max(m.k for m in voted["rl"].methods)
     pairs = [
         ("RL over RFT at one sample", ("rl", "sample@1"), ("rft", "sample@1")),
         ("RFT over SFT at one sample", ("rft", "sample@1"), ("sft", "sample@1")),
@@ -204,14 +209,14 @@ def summarise(
     ]
     summary: dict[str, Any] = {"differences": {}, "audit": {}, "shifted": {}}
     for name, (a, one), (b, other) in pairs:
-        names = {m.name for m in found[a].methods} & {m.name for m in found[b].methods}
-        if {one, other} - {m.name for s in (a, b) for m in found[s].methods} or not names:
+        names = {m.name for m in voted[a].methods} & {m.name for m in voted[b].methods}
+        if {one, other} - {m.name for s in (a, b) for m in voted[s].methods} or not names:
             continue
         difference = compare(
             benchmark,
             fresh,
-            found[a].method(one).credits(fresh, rules),
-            found[b].method(other).credits(fresh, rules),
+            voted[a].method(one).credits(fresh, rules),
+            voted[b].method(other).credits(fresh, rules),
         )
         summary["differences"][name] = vars(difference) | {}
         log.info("%-30s %s", name, report.signed(difference))
@@ -222,18 +227,18 @@ def summarise(
             "recall": checked.recall,
         }
         log.info(
-            "%-30s false alarms %.1f%%, faults found %.1f%% of those looked at",
+            "%-30s false alarms %.1f%%, faults found %.1f%% of those checked",
             ROWS[stage], 100 * checked.false_alarm_rate, 100 * checked.recall,
         )  # fmt: skip
     for name in sorted({record.domain for record in shifted}):
         records = [record for record in shifted if record.domain == name]
         ids = {record.id for record in records}
-        own = aggregate(
+        tables = aggregate(
             records, [row for row in on_shifted if row.example_id in ids], scales=scales
         )
         shown = {
             method.name: mean_interval(list(method.credits(records, rules).values()))
-            for method in own.methods
+            for method in tables.methods
         }
         summary["shifted"][name] = {method: vars(value) for method, value in shown.items()}
         text = "  ".join(f"{method} {report.cell(value)}" for method, value in shown.items())
@@ -252,7 +257,7 @@ def summarise(
 
 
 def audit_rows(records: Sequence[Preference], rows: Sequence[Critique]) -> Audit:
-    """Compare the checks of sampled critiques with the truth."""
+    """Compare the checks that sampled critiques report with the true ones."""
     by_id = {record.id: record for record in records}
     return audit_all(
         (row.text, by_id[row.example_id].query, shuffle(by_id[row.example_id].responses, row.order))
