@@ -17,11 +17,12 @@ from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.model.config import SIZES
 from grm_jax.model.linear import round_randomly
 from grm_jax.parallel.options import MeshConfig
+from grm_jax.training.heldout import Measure
 from grm_jax.training.loop import Diverged, Loop, Work
 from grm_jax.training.losses import Loss
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.run import Run, Stage
-from grm_jax.training.setup import GuardConfig, Setup
+from grm_jax.training.setup import GuardConfig, HeldOutConfig, Setup
 from grm_jax.training.step import Guard, init_state, make_train_step
 from grm_jax.training.trainable import Trainable
 
@@ -205,12 +206,16 @@ def stage(tmp_path, monkeypatch, model) -> Stage:
     return found
 
 
-def run_loop(stage: Stage, values: list[float], steps: int, log_every=1) -> list[tuple[int, float]]:
+def run_loop(
+    stage: Stage, values: list[float], steps: int, log_every=1, heldout: Measure | None = None
+) -> list[tuple[int, float]]:
     """Train on batches of these sizes; the steps at which each batch was met."""
     source = grain.MapDataset.source(sizes(*values)).repeat().to_iter_dataset()
     met = []
     trainable, config = Trainable(stage.run, "base"), OptimizerConfig(learning_rate=1e-3)
-    with Loop(stage, steps, config, trainable, iter(source), log_every=log_every) as loop:
+    with Loop(
+        stage, steps, config, trainable, iter(source), log_every=log_every, heldout=heldout
+    ) as loop:
         step = loop.train_step(scaled_loss, micro_batches=1)
         for number in loop:
             batch = loop.next_batch()
@@ -250,6 +255,33 @@ def test_many_lead_back_to_the_checkpoint_and_on_with_other_data(stage, caplog):
     assert all(size == 2.0 for _, size in met[back[0] :]), "the bad data is behind"
     assert "back to step 5" in caplog.text
     assert [row["step"] for row in logged(stage)] == list(range(1, 13))
+
+
+def measured_every(stage: Stage, every: int) -> Measure:
+    """Measures a parameter, every so often."""
+    run = stage.run
+    run.setup = dataclasses.replace(run.setup, heldout=HeldOutConfig(every=every))
+    return lambda params: {"norm": float(params["final_norm"][0]), "n": 1.0}
+
+
+def test_what_is_held_out_is_measured_every_n_steps_and_at_the_end(stage, caplog):
+    caplog.set_level("INFO", "grm_jax")
+    run_loop(stage, [1.0], 8, heldout=measured_every(stage, 3))
+    rows = logged(stage)
+    norms = {row["step"]: row["heldout/norm"] for row in rows if "heldout/norm" in row}
+    assert list(norms) == [3, 6, 8]
+    assert norms[3] > norms[6] > norms[8], "each with the parameters after its step"
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+    assert f"  heldout/norm {norms[8]:.4g}  heldout/n 1  " in caplog.text, "in the progress line"
+
+
+def test_steps_that_are_repeated_are_measured_again_and_not_twice(stage):
+    values = [1.0] * 6 + [np.nan] * 4 + [2.0] * 20
+    met = run_loop(stage, values, 12, heldout=measured_every(stage, 2))
+    assert len(met) > 12, "it went back to a checkpoint"
+    steps = [row["step"] for row in logged(stage) if "heldout/norm" in row]
+    assert steps == [2, 4, 6, 8, 10, 12]
 
 
 def test_when_that_does_not_help_it_ends(stage):
