@@ -40,7 +40,8 @@ def collate_rows(examples: Sequence[Example], *, length: int) -> Batch:
 
 
 def collate(examples: Sequence[Example], *, length: int, completion: int) -> Batch:
-    """`collate_rows`, and the completions apart, padded to C = `completion` tokens.
+    """`collate_rows`, with the completions as arrays of their own, padded to C = `completion`
+    tokens.
 
     Adds starts [B], the index of the first completion token; targets [B, C]; mask [B, C] float32.
     """
@@ -62,7 +63,7 @@ def collate_groups(
     length: int,
     completion: int,
 ) -> Batch:
-    """Prompts padded to P = `length` tokens, and their G completions each, padded to C.
+    """Prompts padded to P = `length` tokens, with G completions for each, padded to C tokens.
 
     Returns:
       prompts [B, P], lengths [B] of the prompts, targets [B, G, C], mask [B, G, C] float32.
@@ -83,4 +84,5 @@ def collate_groups(
 
 
 def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

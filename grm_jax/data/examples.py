@@ -1,7 +1,7 @@
-"""Trajectories and preferences as token examples, and the losses' forward passes.
+"""Trajectories and preferences as token examples: one function for each kind of model input.
 
-One function per kind of model input; every stage builds its examples and log-probabilities here, so
-trainer and sampler see the same prompts.
+Every stage builds its examples here, from the templates that the judge's prompts are made of, so
+that training and sampling see the same prompts.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ def trajectory_example(
     tokenizer: Tokenizer,
     templates: TemplateConfig | Templates,
 ) -> Example:
-    """Prompt (never hinted: hints only help sampling) and critique, or an instruction and reply."""
+    """The prompt of a trajectory with its critique, or of an instruction with its reply.
+
+    The prompt never contains a hint: hints only help sampling.
+    """
     if isinstance(trajectory, Instruction):
         prompt = conversation_ids(tokenizer, trajectory.messages[:-1])
         reply = tokenizer.completion(trajectory.messages[-1]["content"])
         return Example(tuple(prompt), tuple(reply))
-    name = templates.single if len(trajectory.responses) == 1 else templates.many
+    template = templates.single if len(trajectory.responses) == 1 else templates.many
     messages = render(
-        Template.load(name),
+        Template.load(template),
         trajectory.query,
         trajectory.shown,
         reference=trajectory.reference,
@@ -50,9 +53,14 @@ def meta_example(
     reference: str | None = None,
     principles: Sequence[str] | None = None,
 ) -> Example:
-    """What the meta RM reads: what the judge was shown as the user's turn, critique as the reply.
+    """The input of the meta RM: the query and the responses as the user's turn, the critique as the
+    reply.
 
-    Raises TemplateError for a reference or principles that the template has no place for.
+    Args:
+      responses: in the order in which the judge was shown them.
+      label: 1 if the critique is correct, else 0.
+
+    Raises TemplateError for a reference or principles that the template does not show.
     """
     prompt = tokenizer.chat(
         render(template, query, responses, reference=reference, principles=principles)
@@ -61,7 +69,7 @@ def meta_example(
 
 
 def reply_example(query: str | Sequence[Turn], response: str, tokenizer: Tokenizer) -> Example:
-    """What the scalar baseline reads: the conversation and one response as the reply."""
+    """The input of the scalar baseline: the conversation, with one response as the reply."""
     turns = [{"role": "user", "content": query}] if isinstance(query, str) else list(query)
     prompt = conversation_ids(tokenizer, turns)
     return Example(tuple(prompt), tuple(tokenizer.completion(response)))
