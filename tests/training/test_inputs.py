@@ -14,6 +14,7 @@ from grm_jax import recipes
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.collate import Example
+from grm_jax.data.holdout import in_share
 from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import build_tokenizer
@@ -301,7 +302,7 @@ def test_a_baseline_of_single_responses_alone_is_refused(start, tmp_path):
 
 def test_a_meta_rm_with_everything_held_out_is_refused(start, tmp_path):
     config = MetaRM(rft_trajectories=False, holdout=0.99, sampling=SAMPLING)
-    assert all(meta_rm.held_out(id, 0.99) for id in "abc")
+    assert all(in_share(id, 0.99) for id in "abc")
     with pytest.raises(ConfigError, match=r"--meta-rm.holdout 0.99 holds out all 3 records"):
         meta_rm.run_meta_rm(start([pair(id) for id in "abc"]), config)
     assert not (tmp_path / "run" / "meta_rm").exists()
