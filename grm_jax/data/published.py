@@ -56,6 +56,37 @@ def read_nectar(fields: Fields) -> Said:
     return turns, responses, tuple(0.0 - rank for rank in ranks)
 
 
+def read_openhermes(fields: Fields) -> Said:
+    """Candidates and their ranks, 1 the best. `chosen`, where it is there, must be of that rank."""
+    turns = read_prompt(fields)
+    responses = fields.texts("candidates_completions")
+    given = fields.items("ranks", "give a list of numbers, one a candidate")
+    if not responses or len(given) != len(responses):
+        problem = f"{len(given)} for {len(responses)} candidates"
+        raise DataError("ranks", problem, "give one rank a candidate")
+    ranks = [number(f"ranks[{i}]", rank) for i, rank in enumerate(given)]
+    fields.get("rejected")  # one of the candidates
+    if "chosen" in fields:
+        chosen = fields.get("chosen")
+        if isinstance(chosen, list):
+            messages = read_turns("chosen", chosen, fields.unused)
+            chosen = messages[-1]["content"] if messages else ""
+        best = [text for text, rank in zip(responses, ranks, strict=True) if rank == min(ranks)]
+        if chosen not in best:
+            raise DataError("ranks", "the lowest is not that of 'chosen'", "rank the best one 1")
+    return turns, responses, tuple(0.0 - rank for rank in ranks)
+
+
+def read_shp(fields: Fields) -> Said:
+    """A post and two comments; `labels` is 1 where A has more votes, 0 where B has."""
+    fix = "give 1 where A is preferred, 0 where B is"
+    first = number("labels", fields.need("labels", fix))
+    if first not in (0, 1):
+        raise DataError("labels", show(fields.get("labels")), fix)
+    turns = (Turn(role="user", content=fields.text("history", filled=True)),)
+    return turns, (fields.text("human_ref_A"), fields.text("human_ref_B")), (first, 1 - first)
+
+
 def read_helpsteer2(fields: Fields) -> Said:
     return _of_two(
         fields, helpsteer_prompt(fields), "response_1", "response_2", "preference_strength"
@@ -156,6 +187,8 @@ def _inner_text(name: str, i: int, row: Mapping[str, Any], field: str) -> str:
 READERS: dict[str, Callable[[Fields], Said]] = {
     "completions": read_ultrafeedback,
     "answers": read_nectar,
+    "human_ref_A": read_shp,
+    "candidates_completions": read_openhermes,
     "preference_strength": read_helpsteer2,
     "overall_preference": read_helpsteer3,
     "conversation_a": read_arena,

@@ -9,12 +9,17 @@ A row has a prompt (`prompts.py` says in which fields) and one of these groups o
                                                   ShareGPT DPO. Without a prompt: whole
                                                   conversations, lists of messages or HH's texts
     output: [better, worse]                       Alpaca's older form
-    response, helpfulness                         HelpSteer 1, 2: one of several rows of a record
+    response, helpfulness                         HelpSteer 1, 2: one of several rows of a record;
+                                                  a list ("disagreements") is the annotators',
+                                                  whose mean is taken
     response_1, response_2, preference_strength   HelpSteer 2, its preferences
     response1, response2, overall_preference      HelpSteer 3
     completions: [{response, overall_score}]      UltraFeedback; else fine-grained_score, else the
                                                   mean of the annotations' ratings
     answers: [{answer, rank}]                     Nectar: the label is minus the rank
+    candidates_completions, ranks                 OpenHermesPreferences: the same; `chosen` and
+                                                  `rejected` are two of them
+    human_ref_A, human_ref_B, labels              SHP: the prompt is `history`; labels: 1 for A
     conversation_a, conversation_b, winner        arena votes, whole conversations
     response_a, response_b, winner_model_a, ..    arena votes, JSON lists of texts
 
@@ -30,6 +35,7 @@ Their common turns are then the prompt, and each response is all that follows, a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +48,7 @@ from grm_jax.data.conversation import (
     split_hh,
     split_replies,
 )
-from grm_jax.data.fields import Fields, grade, grades, number
+from grm_jax.data.fields import Fields, decoded, grade, grades, number
 from grm_jax.data.prompts import (
     LAST_PROMPTS,
     PROMPTS,
@@ -60,8 +66,9 @@ _HH_REPLY = "\n\nAssistant:"
 _KNOWN = (
     "give either 'responses' (with labels, scores or best), or 'response' with 'label', or "
     "'chosen' with 'rejected', each with its prompt; or rows as HelpSteer, UltraFeedback, Nectar, "
-    "arena votes or Alpaca publish them: response, helpfulness | response_1, response_2, "
-    "preference_strength | response1, response2, overall_preference | completions | answers | "
+    "OpenHermesPreferences, SHP, arena votes or Alpaca publish them: response, helpfulness | "
+    "response_1, response_2, preference_strength | response1, response2, overall_preference | "
+    "completions | answers | candidates_completions, ranks | human_ref_A, human_ref_B, labels | "
     "conversation_a, conversation_b, winner | response_a, response_b, winner_model_a, .. | "
     "instruction, output: [better, worse]"
 )
@@ -107,6 +114,8 @@ def require_consistent(responses: Sequence[str], labels: Sequence[float]) -> Non
 
 def _shape(fields: Fields) -> Callable[[Fields], Said]:
     """The reader for this row's fields. Exactly one of the plain shapes must fit."""
+    if "candidates_completions" in fields and "ranks" in fields:
+        return published.read_openhermes  # also beside 'chosen' and 'rejected'
     plain = [name for name in ("responses", *_SINGLE, "chosen") if name in fields]
     if not plain and "rejected" in fields:
         plain = ["chosen"]
@@ -173,7 +182,19 @@ def _read_single(fields: Fields) -> Said:
 
 def _read_rated(fields: Fields) -> Said:
     turns = helpsteer_prompt(fields)
-    return turns, (fields.text(fields.one_of(_SINGLE)),), (fields.number("helpfulness"),)
+    return turns, (fields.text(fields.one_of(_SINGLE)),), (_helpfulness(fields),)
+
+
+def _helpfulness(fields: Fields) -> float:
+    """A rating, or the mean of one an annotator."""
+    given = fields.get("helpfulness")
+    if isinstance(given, str) and isinstance(decoded(given), list):
+        given = decoded(given)
+    if not isinstance(given, list):
+        return fields.number("helpfulness")
+    if not given:
+        raise DataError("helpfulness", "an empty list", "give at least one rating")
+    return math.fsum(number(f"helpfulness[{i}]", x) for i, x in enumerate(given)) / len(given)
 
 
 def _read_pair(fields: Fields) -> Said:

@@ -54,6 +54,33 @@ SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[str], list[f
         {"context": [user("Hi")], "response1": "a", "response2": "b", "overall_preference": 0},
         HI, ["a", "b"], [0.5, 0.5],
     ),
+    "SHP": (
+        {
+            "post_id": "x1", "domain": "askculinary_test", "upvote_ratio": 0.9, "history": "Hi",
+            "c_root_id_A": "a", "c_root_id_B": "b", "created_at_utc_A": 2, "created_at_utc_B": 1,
+            "score_A": 4, "score_B": 9, "human_ref_A": "no", "human_ref_B": "Hello", "labels": 0,
+            "seconds_difference": 1.0, "score_ratio": 2.25,
+        },
+        HI, ["no", "Hello"], [0, 1],
+    ),
+    "SHP, a label in a text": (
+        {"history": "Hi", "human_ref_A": "Hello", "human_ref_B": "no", "labels": "1"},
+        HI, ["Hello", "no"], [1, 0],
+    ),
+    "OpenHermesPreferences": (
+        {
+            "source": "airoboros2.2", "category": "joke", "prompt": "Hi",
+            "candidates_completions": ["no", "Hello", "yes"],
+            "candidate_policies": ["a", "b", "c"], "ranks": [3, 1, 2], "rank_str": "b>c>a",
+            "chosen_policy": "b", "chosen": [user("Hi"), reply("Hello")],
+            "rejected_policy": "a", "rejected": [user("Hi"), reply("no")],
+        },
+        HI, ["no", "Hello", "yes"], [-3, -1, -2],
+    ),
+    "OpenHermesPreferences, ranks alone": (
+        {"prompt": "Hi", "candidates_completions": ["a", "b"], "ranks": [1, 2]},
+        HI, ["a", "b"], [-1, -2],
+    ),
     "UltraFeedback": (
         {
             "source": "evol_instruct", "instruction": "Hi", "models": ["a", "b"],
@@ -309,6 +336,21 @@ def test_rated_responses_of_one_prompt_are_one_record(tmp_path: Path) -> None:
     assert got.notes == (f"{path}: fields not used: coherence, complexity, correctness, verbosity",)
 
 
+def test_ratings_of_several_annotators_are_their_mean(tmp_path: Path) -> None:
+    """HelpSteer 2 publishes them as its disagreements."""
+    path = jsonl(
+        tmp_path / "disagreements.jsonl",
+        rated("p", "a", [4, 3, 3]), rated("p", "b", [0, 4]), rated("q", "c", "[1, 2]"),
+        rated("q", "d", 3),
+    )  # fmt: skip
+    assert [record.labels for record in read_preferences(path)] == [(10 / 3, 2.0), (1.5, 3.0)]
+    for bad, words in (([], "an empty list"), ([4, "N/A"], r"helpfulness\[1\]: str 'N/A'")):
+        with pytest.raises(DataError, match=words):
+            read_preferences(
+                jsonl(tmp_path / "bad.jsonl", rated("p", "a", bad), rated("p", "b", 1))
+            )
+
+
 def test_rated_responses_that_can_not_be_compared(tmp_path: Path) -> None:
     rows = [
         rated("lone", "a", 4),
@@ -405,6 +447,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "Hi", "chosen": "a", "rejected": None}, "rejected: null"),
     ({"prompt": "Hi", "chosen": float("nan"), "rejected": "b"},
      "chosen: chosen is NaN, rejected is str"),
+    ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 2}, "labels: int 2"),
+    ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b"}, "labels: missing"),
+    ({"human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "history: missing"),
+    ({"prompt": "Hi", "candidates_completions": ["a", "b"], "ranks": [1]},
+     "ranks: 1 for 2 candidates"),
+    ({"prompt": "Hi", "candidates_completions": ["a", "b"], "ranks": [1, None]}, "ranks[1]: null"),
+    ({"prompt": "Hi", "candidates_completions": ["a", "b"]}, "ranks: missing"),
+    # Ranks that count the best one highest.
+    ({**PAIR, "candidates_completions": ["Hello", "no"], "ranks": [2, 1]},
+     "ranks: the lowest is not that of 'chosen'"),
     # Other than one conversation.
     ({**PAIR, "system": "a", "system_prompt": "b"}, "system_prompt: given together with 'system'"),
     ({**PAIR, "prompt": [{"role": "system", "content": "a"}, user("Hi")], "system": "b"},
