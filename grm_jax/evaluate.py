@@ -39,8 +39,8 @@ from grm_jax.evaluate_options import (
 )
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.scoring.aggregate import Method, aggregate, reported
-from grm_jax.scoring.assess import assess, compare_runs
+from grm_jax.scoring.aggregate import Method, reported
+from grm_jax.scoring.assess import assess, compare_runs, judge_scores
 from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.html import Evaluated, write_html
 from grm_jax.scoring.items import BenchmarkRecords
@@ -161,6 +161,9 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
     options: dict[str, Any] = {
         "k_meta": args.k_meta, "bound": args.adaptive_bound, "scales": scales
     }  # fmt: skip
+    scored = judge_scores(
+        benchmark, records, rows, rules, threshold=rules.threshold, uneven=adaptive, **options
+    )
     results = assess(
         benchmark,
         records,
@@ -174,6 +177,7 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
         seconds_per_sample=seconds,
         settings=_settings(args, task),
         model=about,
+        scored=scored,
         **options,
     )
     if unused := [name for name in benchmark.fixed if getattr(args, name) is not None]:
@@ -181,13 +185,13 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
         results = dataclasses.replace(results, notes=(*results.notes, note))
     if task.other is not None:
         against = compare_runs(
-            benchmark, records, rows, task.other, str(args.compare), rules=rules,
-            resamples=args.resamples, seed=args.seed, adaptive=adaptive, **options,
+            benchmark, records, scored, task.other, str(args.compare), rules=rules,
+            resamples=args.resamples, seed=args.seed, threshold=rules.threshold, **options,
         )  # fmt: skip
         results = dataclasses.replace(results, against=against)
     # The files are written first, since printing may fail.
     files = [samples, *write_report(directory, results)]
-    method = reported(aggregate(records, rows, uneven=adaptive, **options))
+    method = reported(scored.aggregate)
     if benchmark.name == "rewardbench":
         files += _official(directory, results, records, method, rules)
     print_results(results)

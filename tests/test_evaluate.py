@@ -20,6 +20,7 @@ from grm_jax import evaluate
 from grm_jax.critique.template_set import Scales
 from grm_jax.data.critiques import read_critiques, write_critiques
 from grm_jax.data.preferences import Preference, write_preferences
+from grm_jax.scoring import assess
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.judges import judge_rows
 from grm_jax.scoring.results import read_results
@@ -255,6 +256,23 @@ def test_a_signal_says_what_is_kept(number, code, data, tmp_path, fake, monkeypa
     assert error.value.code == code
     assert "stopped; 7 samples are kept in runs/cache; the same command" in capsys.readouterr().err
     assert signal.getsignal(number) is before
+
+
+def test_samples_are_aggregated_once(data, tmp_path, monkeypatch):
+    asked = []
+    aggregate = assess.aggregate
+
+    def counted(records, rows, **options):
+        asked.append(rows)
+        return aggregate(records, rows, **options)
+
+    for module in (assess, evaluate):
+        monkeypatch.setattr(module, "aggregate", counted, raising=False)
+    common = ["--bench", "preferences", "--data", data]
+    run(*common, "--judge", "random", "-k", 4, "--output", tmp_path / "first")
+    assert len(asked) == 1
+    run(*common, "--judge", "longer", "--output", tmp_path / "b", "--compare", tmp_path / "first")
+    assert len(asked) == 3, "ours and theirs"
 
 
 def test_several_benchmarks_and_a_comparison(data, tmp_path, capsys):

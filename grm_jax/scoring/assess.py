@@ -110,6 +110,7 @@ def assess(
     seconds_per_sample: float | None = None,
     settings: Mapping[str, Any] | None = None,
     model: Mapping[str, Any] | None = None,
+    scored: Scored | None = None,
 ) -> Results:
     """All figures of a judge, from its critiques.
 
@@ -123,12 +124,14 @@ def assess(
         seconds_per_sample: the mean cost of a sample, if it is known.
         settings: stored in the results as `arguments`, beside those above.
         model: stored in the results; `trained` False marks random weights.
+        scored: what `judge_scores` found in these critiques with the same rules and options, where
+            the caller has it already.
 
     Raises:
         DataError, ValueError: as `aggregate` raises.
     """
     rules = rules or benchmark.authors
-    scored = judge_scores(
+    scored = scored or judge_scores(
         benchmark, records, rows, rules, ks=ks, k_meta=k_meta, bound=bound, scales=scales,
         threshold=rules.threshold, uneven=adaptive,
     )  # fmt: skip
@@ -292,25 +295,23 @@ def _cost(
 def compare_runs(
     benchmark: Benchmark,
     records: Sequence[Preference],
-    rows: Sequence[Critique],
+    ours: Scored,
     other: Sequence[Critique],
     run: str,
     *,
     rules: Rules | None = None,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
-    adaptive: bool = False,
     **options: Any,
 ) -> tuple[Against, ...]:
     """Overall and section figures of the methods that both runs have, minus those of the other run.
 
-    Both are scored under the same rules and resampled together.
+    The other run is scored under the same rules, and both are resampled together.
 
     Args:
-        rows, other: the critiques of this run and of the other run.
+        ours: this run's critiques as `judge_scores` scored them with these rules and options.
+        other: the critiques of the other run.
         run: the other run's name.
-        adaptive: this run's records have different numbers of samples. For the other run this is
-            detected.
         options: those of `aggregate`.
 
     Raises:
@@ -324,7 +325,6 @@ def compare_runs(
         raise DataError(
             error.field, f"{run} cannot be compared: {error.problem}", error.fix, error.where
         ) from None
-    ours = judge_scores(benchmark, records, rows, rules, uneven=adaptive, **options)
     names = [method.name for method in ours.aggregate.methods]
     shared = [m.name for m in theirs.aggregate.methods if m.name in names]
     if not shared:

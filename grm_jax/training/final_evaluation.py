@@ -208,9 +208,9 @@ def summarise(
         ),
     ]
     summary: dict[str, Any] = {"differences": {}, "audit": {}, "shifted": {}}
+    there = {(stage, method.name) for stage, each in voted.items() for method in each.methods}
     for name, (a, one), (b, other) in pairs:
-        names = {m.name for m in voted[a].methods} & {m.name for m in voted[b].methods}
-        if {one, other} - {m.name for s in (a, b) for m in voted[s].methods} or not names:
+        if not {(a, one), (b, other)} <= there:
             continue
         difference = compare(
             benchmark,
