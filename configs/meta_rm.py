@@ -12,10 +12,10 @@ Both learn from what `rft.py` sampled in the same run directory and from critiqu
 `rl.py` there (or `--init MODEL`) writes for it; the first also from the rollouts of `rl.py`.
 
 What it reached: the tiny model tells correct from wrong critiques of held-out records with a
-ROC-AUC of 0.891 (0.876 to 0.908), within a record of 0.874 (0.864 to 0.891), after two to three
-minutes of this stage. Guiding 32 votes by it makes no difference: 0.1 points (-0.1 to 0.4). Each
-figure is the mean of three seeds with the lowest and the highest, made at commit 7bc00a2, one core
-a seed, by
+ROC-AUC of 0.881 (0.870 to 0.890), within a record of 0.857 (0.836 to 0.872), after two to three
+minutes of this stage (commit 7bc00a2). Guiding 32 votes by it makes no difference: 0.0 points (-0.4
+to 0.3). Each figure is the mean of three seeds with the lowest and the highest, made at commit
+c8c3b08, one core a seed, by
 
     python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
 

@@ -12,10 +12,10 @@ here the supervised model does.
 
 Both start from the model that `sft.py` left in the same run directory, or from `--init MODEL`.
 
-What it reached: the tiny model judges 64.8% (63.9 to 65.8) of 1,000 held-out records correctly when
-greedy, and 86.7% (84.5 to 88.5) with 32 votes, after 36 to 78 seconds of this stage. At one sample
-it is 1.2 points (0.7 to 1.5) above the supervised model. Each figure is the mean of three seeds
-with the lowest and the highest, made at commit 7bc00a2, one core a seed, by
+What it reached: the tiny model judges 65.1% (63.7 to 66.0) of 1,000 held-out records correctly when
+greedy, and 86.4% (83.9 to 89.2) with 32 votes, after 36 to 78 seconds of this stage (commit
+7bc00a2). At one sample it is 1.1 points (0.5 to 1.6) above the supervised model. Each figure is the
+mean of three seeds with the lowest and the highest, made at commit c8c3b08, one core a seed, by
 
     python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
 

@@ -12,11 +12,11 @@ Both start from the model that `rft.py` left in the same run directory, or from 
 `rl.py:27b,group=8` makes groups of 8 from half as many records, so that a step keeps its 512
 rollouts; `rl.py:27b,lr=1e-6` sets the peak learning rate.
 
-What it reached: the tiny model judges 74.8% (72.7 to 76.1) of 1,000 held-out records correctly when
-greedy, and 85.8% (83.4 to 87.9) with 32 votes, after about four minutes of this stage. At one
-sample it is 12.2 points (11.7 to 12.4) above the RFT model; at 32 votes it is not above it. Each
-figure is the mean of three seeds with the lowest and the highest, made at commit 7bc00a2, one core
-a seed, by
+What it reached: the tiny model judges 74.1% (71.7 to 75.3) of 1,000 held-out records correctly when
+greedy, and 86.5% (84.7 to 87.8) with 32 votes, after about four minutes of this stage (commit
+7bc00a2). At one sample it is 10.9 points (9.9 to 12.0) above the RFT model; at 32 votes it is not
+above it. Each figure is the mean of three seeds with the lowest and the highest, made at commit
+c8c3b08, one core a seed, by
 
     python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
 

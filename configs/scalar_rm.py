@@ -12,9 +12,9 @@ The first starts from the model that `sft.py` left in the same run directory, th
 `--base`; `--init MODEL` starts from another.
 
 What it reached: the tiny model judges 89.1% (83.3 to 92.5) of 1,000 held-out records correctly,
-after one and a half minutes of this stage. That is more than 32 votes of the RL model. Each figure
-is the mean of three seeds with the lowest and the highest, made at commit 7bc00a2, one core a seed,
-by
+after one and a half minutes of this stage (commit 7bc00a2). That is more than 32 votes of the RL
+model. Each figure is the mean of three seeds with the lowest and the highest, made at commit
+c8c3b08, one core a seed, by
 
     python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
 

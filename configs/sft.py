@@ -13,9 +13,9 @@ itself. A model that already follows instructions needs no cold start: give it t
 The base model's own tokenizer has no chat template, so the second command takes another one.
 
 What it reached: the tiny model judges 62.1% (61.3 to 63.1) of 1,000 held-out records correctly when
-greedy, and 85.1% (83.5 to 86.6) with 32 votes, after about four minutes of this stage. Each figure
-is the mean of three seeds with the lowest and the highest, made at commit 7bc00a2, one core a seed,
-by
+greedy, and 85.0% (82.0 to 87.2) with 32 votes, after about four minutes of this stage (commit
+7bc00a2). Each figure is the mean of three seeds with the lowest and the highest, made at commit
+c8c3b08, one core a seed, by
 
     python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
 
