@@ -35,11 +35,12 @@ from grm_jax.parallel.mesh import data_parallel, decode_mesh, sharding
 from grm_jax.planning import estimate
 from grm_jax.planning.hlo import collective_bytes
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import Rollout, Sampler
+from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.memory import cache_room, decode_weight_bytes, prefill_bytes
 from grm_jax.sampler.plan import make_plan
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Request
+from grm_jax.sampler.session import Session
 from grm_jax.training.meta_rm import critique_objective
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.rl import by_length, policy_objective
@@ -322,22 +323,21 @@ def _plan_rollout(
         return Phase(name, sizes | {"activations and scratch": scratch})
     started = time.perf_counter()
     key = jax.eval_shape(lambda: jax.random.key(0))
-    rollout = Rollout(sampler, params, plan, shards, sampling, key)  # pyright: ignore[reportArgumentType]
-    rollout.reset_lanes()
+    session = Session(sampler, params, plan, key, longest=length)  # pyright: ignore[reportArgumentType]
     zeros = np.zeros((shards, rows), np.int32)
-    rollout.prefill(
+    session.prefill(
         np.zeros((shards, rows, page), np.int32), zeros, zeros,
         np.zeros((shards, rows, plan.shape.depth), np.int32), zeros,
     )  # fmt: skip
-    rollout.steps(rollout.board.work(), 1)
+    session.steps(session.board.work(), 1, sampling.filters)
     temporary = max(
         programs.by_name[name].memory_analysis().temp_size_in_bytes
         for name in ("prefill", "decode")
     )
-    caches = (rollout.pages, rollout.lanes, rollout.stash)
+    caches = (session.pages, session.lanes, session.stash)
     shared = set() if laid_out else {id(x) for x in jax.tree.leaves(params)}
     sizes["decoding weights"] = device_bytes(
-        [x for x in jax.tree.leaves(rollout.weights) if id(x) not in shared]
+        [x for x in jax.tree.leaves(session.weights) if id(x) not in shared]
     )
     sizes["caches"] = device_bytes(caches)
     sizes["activations and scratch"] = float(temporary)

@@ -155,6 +155,8 @@ def lane_attend(
     pages: Pages,
     stash: Stash,
     ring: Ring,
+    *,
+    grid: bool = False,
 ) -> Attend:
     """Attention in decoding: one new token of each lane attends to pages, stash, ring and itself.
 
@@ -162,6 +164,9 @@ def lane_attend(
 
     Args:
       counts: [D, N] how many tokens of each lane are in stash and ring (the new one is not).
+      grid: each lane has B / N blocks of the stash to itself, those from n * B / N on, in the order
+        of its tokens. What is added up for a lane, and in which order, then does not depend on
+        the other lanes.
     """
     shards, count = layout.start.shape  # D, P
     ranks, size = layout.reader.shape[1] // count, pages.size  # R, S
@@ -199,6 +204,8 @@ def lane_attend(
 
     def add_up(part: jax.Array) -> jax.Array:
         """Sums over the blocks of the stash that each lane owns: [D, B, ...] -> [D, N, ...]."""
+        if grid:  # blocks that are not in use are masked, so 0
+            return jnp.sum(part.reshape(*counts.shape, -1, *part.shape[2:]), axis=2)
         return jnp.einsum("dnb,db...->dn...", ownership, part, precision=jax.lax.Precision.HIGHEST)
 
     @jax.named_scope("pages")

@@ -11,21 +11,30 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from grm_jax.sampler import attend, decode
+from grm_jax.sampler.draw import Filters, Settings
 from grm_jax.sampler.plan import Plan
 from grm_jax.sampler.schedule import Admission, Page
+
+# The arrays of a board with an entry for each lane.
+LANE_ARRAYS = (
+    "cell", "used", "length", "page", "names", "counts", "alive", "stashed",
+    "temperature", "limit", "top_k", "top_p", "min_p",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False)
 class Running:
-    """A sample that is being decoded, with the tokens and log-probabilities of each chunk."""
+    """A sample that is being decoded, with what each chunk has drawn of it."""
 
     admission: Admission
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    watched: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 class Board:
@@ -53,6 +62,11 @@ class Board:
         self.stashed = np.zeros(lanes, np.int32)
         self.owner = np.full((shards, plan.stash_sizes(shape.lanes)[0]), -1, np.int32)
         self.offset = np.zeros_like(self.owner)
+        self.temperature = np.ones(lanes, np.float32)
+        self.limit = np.ones(lanes, np.int32)
+        self.top_k = np.zeros(lanes, np.int32)
+        self.top_p = np.ones(lanes, np.float32)
+        self.min_p = np.zeros(lanes, np.float32)
         self.running: dict[tuple[int, int], Running] = {}
 
     def place(self, page: Page) -> None:
@@ -74,15 +88,47 @@ class Board:
         self.used[at] = np.arange(self.shape.depth) < len(cells)
         self.length[at] = len(request.prompt)
         self.page[at] = pages[-1].index
-        self.names[at] = (*hash_id(request.example_id), admission.sample)
+        self.names[at] = (
+            *hash_id(request.example_id if request.seed is None else request.seed),
+            admission.sample,
+        )
         self.counts[at] = self.stashed[at] = 0
         self.alive[at] = True
+        sampling = admission.prompt.sampling
+        self.temperature[at], self.limit[at] = sampling.temperature, sampling.max_new_tokens
+        self.top_k[at], self.top_p[at] = sampling.top_k, sampling.top_p
+        self.min_p[at] = sampling.min_p
         self.running[at] = Running(admission)
+
+    def cancel(self, example_id: str) -> int:
+        """Free the lanes of an example's samples; returns how many there were."""
+        cancelled = [
+            at
+            for at, running in self.running.items()
+            if running.admission.prompt.request.example_id == example_id
+        ]
+        for at in cancelled:
+            self.alive[at] = False
+            self._free(at)
+        return len(cancelled)
+
+    def _free(self, at: tuple[int, int]) -> None:
+        """Free a lane and its blocks of the stash."""
+        shard, lane = at
+        del self.running[at]
+        self.owner[shard, self.owner[shard] == lane] = -1
+        self.stashed[at] = 0
+
+    @property
+    def filters(self) -> Filters | None:
+        """The filters that all running samples have in common; None where they differ."""
+        found = {running.admission.prompt.sampling.filters for running in self.running.values()}
+        return found.pop() if len(found) == 1 else None
 
     def crowded(self) -> np.ndarray:
         """Lanes [D, N] whose ring has no room for another chunk, so that their oldest C tokens must
         be moved to the stash."""
-        ahead = np.minimum(self.plan.chunk, self.plan.limit - self.counts)
+        ahead = np.minimum(self.plan.chunk, self.limit - self.counts)
         return self.alive & (self.counts - self.stashed + ahead > self.plan.ring)
 
     def blocks_needed(self, crowded: np.ndarray) -> int:
@@ -96,14 +142,19 @@ class Board:
         self.offset = np.pad(self.offset, more)
 
     def stash(self, crowded: np.ndarray) -> np.ndarray:
-        """Assign a free block of the stash to each crowded lane.
+        """Assign a free block of the stash to each crowded lane: in a repeatable plan the next of
+        the lane's own blocks, else any.
 
         Returns the block of each lane [D, N], and an index out of range for the other lanes.
         """
         targets = np.full(crowded.shape, self.owner.shape[1], np.int32)
         for shard, in_shard in enumerate(crowded):
             (lanes,) = np.nonzero(in_shard)
-            blocks = np.nonzero(self.owner[shard] < 0)[0][: len(lanes)]
+            if self.plan.repeatable:
+                own = self.owner.shape[1] // crowded.shape[1]
+                blocks = lanes * own + self.stashed[shard, lanes] // self.plan.chunk
+            else:
+                blocks = np.nonzero(self.owner[shard] < 0)[0][: len(lanes)]
             targets[shard, lanes] = blocks
             self.owner[shard, blocks] = lanes
             self.offset[shard, blocks] = self.stashed[shard, lanes]
@@ -123,7 +174,7 @@ class Board:
             for new, old in enumerate(sorted(n for s, n in self.running if s == shard)):
                 index[shard, new] = old
                 new_lane[shard, old] = new
-        for name in ("cell", "used", "length", "page", "names", "counts", "alive", "stashed"):
+        for name in LANE_ARRAYS:
             old = getattr(self, name)
             setattr(self, name, np.stack([old[shard][index[shard]] for shard in shards]))
         filled = np.bincount([shard for shard, _ in new_lane], minlength=len(shards))
@@ -151,18 +202,17 @@ class Board:
 
     def work(self) -> decode.Work:
         """The arguments of the next chunk."""
-        layout = attend.Layout(
-            start=self.start,  # pyright: ignore[reportArgumentType]
-            fill=self.fill,  # pyright: ignore[reportArgumentType]
-            reader=self.reader,  # pyright: ignore[reportArgumentType]
-            cell=self.cell,  # pyright: ignore[reportArgumentType]
-            used=self.used,  # pyright: ignore[reportArgumentType]
-            length=self.length,  # pyright: ignore[reportArgumentType]
-            stashed=self.stashed,  # pyright: ignore[reportArgumentType]
-            owner=self.owner,  # pyright: ignore[reportArgumentType]
-            offset=self.offset,  # pyright: ignore[reportArgumentType]
+        # NumPy arrays, which `Programs.put` turns into the device's.
+        layout: Any = attend.Layout(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(attend.Layout)}
         )
-        return decode.Work(layout, self.page, self.names, self.counts, self.alive)  # pyright: ignore[reportArgumentType]
+        settings: Any = Settings(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        )
+        lanes: dict[str, Any] = {
+            name: getattr(self, name) for name in ("page", "names", "counts", "alive")
+        }
+        return decode.Work(layout=layout, settings=settings, **lanes)
 
     def collect(self, drawn: decode.Drawn) -> list[tuple[Running, bool]]:
         """Record what a chunk has drawn.
@@ -177,12 +227,11 @@ class Board:
             new = counts[at] - self.counts[at]
             running.tokens.append(tokens[at][:new])
             running.logprobs.append(logprobs[at][:new])
+            if drawn.watched is not None:
+                running.watched.append(np.asarray(drawn.watched[at])[:new])
             if not alive[at]:
                 ended.append((running, bool(stopped[at])))
-                del self.running[at]
-                shard, lane = at
-                self.owner[shard, self.owner[shard] == lane] = -1
-                self.stashed[at] = 0
+                self._free(at)
         self.counts, self.alive = counts.copy(), alive.copy()
         self.page = np.full_like(self.page, -1)
         return ended

@@ -10,8 +10,8 @@ A profile names the parts of a step by `jax.named_scope`: draw, masks, the model
 its attention: pages, stash, ring, itself), and store.
 
 Dimensions: D data-parallel shards, N lanes, P pages, S slots of a page, A pages computed at once, M
-pages of a prompt, B blocks of the stash, C steps of a chunk, X stop ids, K key/value heads, h size
-of a head, V vocabulary, E embedding.
+pages of a prompt, B blocks of the stash, C steps of a chunk, X stop ids, W watched tokens, K
+key/value heads, h size of a head, V vocabulary, E embedding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from grm_jax.model.heads import logits
 from grm_jax.model.params import Params
 from grm_jax.sampler import cache
 from grm_jax.sampler.attend import Layout, lane_attend, layer_inputs, page_attend
-from grm_jax.sampler.draw import Filters, draw
+from grm_jax.sampler.draw import Filters, Settings, draw, watched_logprobs
 
 
 class Lanes(flax.struct.PyTreeNode):
@@ -56,6 +56,7 @@ class Work:
         which each sample's key is made.
       counts: [D, N] how many tokens each lane's sample has.
       alive: [D, N] whether a lane runs a sample.
+      settings: how each lane's tokens are drawn, and how many at most.
     """
 
     layout: Layout
@@ -63,6 +64,7 @@ class Work:
     names: jax.Array
     counts: jax.Array
     alive: jax.Array
+    settings: Settings
 
 
 @flax.struct.dataclass
@@ -75,6 +77,8 @@ class Drawn:
       alive: [D, N] False for lanes without a sample, and for those whose sample has ended.
       stopped: [D, N] whether the sample has ended by a stop id.
       steps: a scalar, how many steps were made.
+      watched: [D, N, C, W] the log-probabilities, at temperature 1, that watched tokens had where
+        the chunk's tokens were drawn; None where no token is watched.
     """
 
     tokens: jax.Array
@@ -83,6 +87,7 @@ class Drawn:
     alive: jax.Array
     stopped: jax.Array
     steps: jax.Array
+    watched: jax.Array | None = None
 
 
 def empty_lanes(
@@ -150,12 +155,12 @@ def decode_chunk(
     work: Work,
     key: jax.Array,
     stop_ids: jax.Array,
-    temperature: jax.Array,
-    limit: jax.Array,
+    watch: jax.Array,
     leave: jax.Array,
     *,
-    filters: Filters,
+    filters: Filters | None,
     chunk: int,
+    grid: bool = False,
 ) -> tuple[Lanes, Drawn]:
     """Up to `chunk` decode steps: draw a token for each lane, run it through the model and store
     its keys and values.
@@ -166,10 +171,11 @@ def decode_chunk(
       work: what the lanes have to do.
       key: the key of run, stage and step, from which the samples' keys are folded.
       stop_ids: [X] the token ids that end a sample.
-      temperature: a scalar; see `draw.draw`.
-      limit: the most tokens that a sample may have.
+      watch: [W] the token ids whose log-probabilities are returned at every step.
       leave: the chunk ends early once this many samples have ended, or all of them.
-      filters, chunk: static.
+      filters: static; see `draw.draw`.
+      chunk: static.
+      grid: static; see `attend.lane_attend`.
     """
     fresh = work.page >= 0  # [D, N]
     first = cache.rows_of(pages.last, jnp.maximum(work.page, 0))  # [D, N, E]
@@ -182,8 +188,11 @@ def decode_chunk(
         alive=work.alive,
         stopped=jnp.zeros_like(work.alive),
         steps=jnp.zeros((), jnp.int32),
+        watched=jnp.zeros((*shape, watch.size), jnp.float32) if watch.size else None,
     )
     lanes = lanes.replace(hidden=jnp.where(fresh[..., None], first, lanes.hidden))
+    if grid:  # the rings are empty: each chunk begins with their first slot
+        lanes = lanes.replace(ring=lanes.ring.replace(slot=jnp.zeros((), jnp.int32)))
     began = jnp.sum(work.alive)
 
     def unfinished(carry: tuple[Lanes, Drawn]) -> jax.Array:
@@ -196,10 +205,13 @@ def decode_chunk(
         z = logits(params, config, lanes.hidden)  # [D, N, V]
         with jax.named_scope("draw"):
             uniform = jax.vmap(jax.vmap(_uniform))(keys, drawn.counts)  # [D, N, 2]
-            token, logprob = draw(z, uniform, temperature, filters)  # [D, N] each
+            token, logprob = draw(z, uniform, work.settings, filters)  # [D, N] each
             token = jnp.where(drawn.alive, token, 0)
+            watched = watched_logprobs(z, watch) if watch.size else None  # [D, N, W]
         with jax.named_scope("masks"):
-            attend = lane_attend(config, work.layout, drawn.counts, pages, stash, lanes.ring)
+            attend = lane_attend(
+                config, work.layout, drawn.counts, pages, stash, lanes.ring, grid=grid
+            )
         hidden, new = forward(
             params,
             config,
@@ -210,7 +222,7 @@ def decode_chunk(
         )
         with jax.named_scope("store"):
             lanes = Lanes(cache.write_ring(lanes.ring, _after(hidden, new)), hidden)
-            return lanes, _record(drawn, token, logprob, stop_ids, limit)
+            return lanes, _record(drawn, token, logprob, watched, stop_ids, work.settings.limit)
 
     return jax.lax.while_loop(unfinished, step, (lanes, drawn))
 
@@ -227,7 +239,12 @@ def _after(hidden: jax.Array, new: Sequence[cache.Block]) -> Sequence[cache.Bloc
 
 
 def _record(
-    drawn: Drawn, token: jax.Array, logprob: jax.Array, stop_ids: jax.Array, limit: jax.Array
+    drawn: Drawn,
+    token: jax.Array,
+    logprob: jax.Array,
+    watched: jax.Array | None,
+    stop_ids: jax.Array,
+    limit: jax.Array,
 ) -> Drawn:
     """`drawn` with a token [D, N] appended to every sample that has not ended."""
     alive = drawn.alive
@@ -236,7 +253,7 @@ def _record(
     counts = drawn.counts + alive
 
     def put(array: jax.Array, value: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(array, value[..., None], drawn.steps, axis=2)
+        return jax.lax.dynamic_update_index_in_dim(array, value, drawn.steps, axis=2)
 
     return Drawn(
         tokens=put(drawn.tokens, token),
@@ -245,6 +262,7 @@ def _record(
         alive=alive & ~hit & (counts < limit),
         stopped=drawn.stopped | hit,
         steps=drawn.steps + 1,
+        watched=None if drawn.watched is None or watched is None else put(drawn.watched, watched),
     )
 
 

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -73,28 +74,59 @@ class SamplingConfig:
         return self.filters == Filters(False, 0, 1.0, 0.0)
 
 
+@flax.struct.dataclass
+class Settings:
+    """How each lane's tokens are drawn; the host makes it for each chunk.
+
+    Attributes:
+      temperature: [...] float32; 0 is greedy.
+      limit: [...] the most tokens of the lane's sample.
+      top_k, top_p, min_p: [...] as in `SamplingConfig`.
+    """
+
+    temperature: jax.Array
+    limit: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+
+
 def draw(
-    z: jax.Array, uniform: jax.Array, temperature: jax.Array, filters: Filters
+    z: jax.Array, uniform: jax.Array, settings: Settings, filters: Filters | None
 ) -> tuple[jax.Array, jax.Array]:
     """Next tokens [...] int32 and their log-probabilities under softmax(z / temperature).
+
+    The log-probabilities of greedy tokens are those at temperature 1.
 
     Args:
       z: [..., V] float32 softcapped logits.
       uniform: [..., 2] in [0, 1), two numbers for each token; see `pick`.
-      temperature: a scalar. It is not read in greedy decoding, whose log-probabilities are those at
-        temperature 1.
+      settings: of each distribution [...].
+      filters: the filters that all distributions have in common: what a program is compiled for.
+        None where they differ. Then all that any may need is computed, and selected one by one.
     """
-    if not filters.greedy:
-        z = z / temperature
+    greedy = settings.temperature == 0  # [...]
+    if filters is None:
+        z = z / jnp.where(greedy, 1.0, settings.temperature)[..., None]
+    elif not filters.greedy:
+        z = z / settings.temperature[..., None]
     top = jnp.max(z, axis=-1, keepdims=True)  # [..., 1]
     weights = jnp.exp(z - top)  # [..., V]
     norm = jnp.sum(weights, axis=-1)  # [...]
-    if filters.greedy:
+    if filters is None:
+        drawn = pick(keep_top_each(weights, settings), uniform)
+        chosen = jnp.where(greedy, jnp.argmax(z, axis=-1).astype(jnp.int32), drawn)
+    elif filters.greedy:
         chosen = jnp.argmax(z, axis=-1).astype(jnp.int32)
     else:
         chosen = pick(keep_top(weights, filters), uniform)
     picked = jnp.take_along_axis(z, chosen[..., None], axis=-1)[..., 0]
     return chosen, picked - top[..., 0] - jnp.log(norm)
+
+
+def watched_logprobs(z: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Log-probabilities [..., W] of tokens [W] under softmax(z), where z is [..., V]."""
+    return jnp.take(z, tokens, axis=-1) - jax.nn.logsumexp(z, axis=-1, keepdims=True)
 
 
 def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -135,15 +167,48 @@ def keep_top(weights: jax.Array, filters: Filters) -> jax.Array:
     kept too.
     """
     if filters.top_k and filters.top_k < weights.shape[-1]:
-        kept = _above(weights, lambda w, t: jnp.sum(w >= t, axis=-1) >= filters.top_k)
-        weights = jnp.where(weights >= kept, weights, 0.0)
+        weights = _keep_above(weights, _top_k_threshold(weights, filters.top_k))
     if filters.top_p < 1.0:
-        enough = filters.top_p * jnp.sum(weights, axis=-1)
-        kept = _above(weights, lambda w, t: jnp.sum(jnp.where(w >= t, w, 0.0), axis=-1) >= enough)
-        weights = jnp.where(weights >= kept, weights, 0.0)
+        weights = _keep_above(weights, _top_p_threshold(weights, filters.top_p))
     if filters.min_p > 0.0:
-        weights = jnp.where(weights >= filters.min_p, weights, 0.0)  # the largest weight is 1
+        weights = _keep_above(weights, filters.min_p)  # the largest weight is 1
     return weights
+
+
+def keep_top_each(weights: jax.Array, settings: Settings) -> jax.Array:
+    """As `keep_top`, with filters of its own for each row [V] of weights [..., V].
+
+    Filters are only computed where any row has one. A row without filters is not changed by those
+    of the others.
+    """
+    size = weights.shape[-1]
+    filtered = (settings.top_k > 0) | (settings.top_p < 1) | (settings.min_p > 0)  # [...]
+
+    def keep(weights: jax.Array) -> jax.Array:
+        count = jnp.where(settings.top_k == 0, size, jnp.minimum(settings.top_k, size))
+        weights = _keep_above(weights, _top_k_threshold(weights, count))
+        # With p = 1, rounded sums would leave out the rarest tokens.
+        threshold = _top_p_threshold(weights, settings.top_p)
+        nucleus = _keep_above(weights, threshold)
+        weights = jnp.where(settings.top_p[..., None] < 1.0, nucleus, weights)
+        return _keep_above(weights, settings.min_p[..., None])
+
+    return jax.lax.cond(jnp.any(filtered), keep, lambda weights: weights, weights)
+
+
+def _keep_above(weights: jax.Array, threshold: jax.Array | float) -> jax.Array:
+    return jnp.where(weights >= threshold, weights, 0.0)
+
+
+def _top_k_threshold(weights: jax.Array, count: jax.Array | int) -> jax.Array:
+    """The weight [..., 1] of the token number `count`, from the likeliest on."""
+    return _above(weights, lambda w, t: jnp.sum(w >= t, axis=-1) >= count)
+
+
+def _top_p_threshold(weights: jax.Array, share: jax.Array | float) -> jax.Array:
+    """The weight [..., 1] of the last of the likeliest tokens that have this share together."""
+    enough = share * jnp.sum(weights, axis=-1)
+    return _above(weights, lambda w, t: jnp.sum(jnp.where(w >= t, w, 0.0), axis=-1) >= enough)
 
 
 def _above(weights: jax.Array, enough: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:

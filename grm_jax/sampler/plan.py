@@ -75,6 +75,10 @@ class Plan:
       chunk: the most steps of a chunk, and the tokens of a block of the stash.
       ring: the slots of each lane's ring, all of which are read at every step.
       bytes: the bytes of pages, rings and the largest stash on a device.
+      repeatable: a sample's tokens and log-probabilities have the same bits whatever runs beside
+        it. The sizes of all programs then stay as they are while samples come and go, and sums have
+        a fixed order: chunks have no early end, the ring has room for one chunk, which then
+        goes to the lane's own blocks of the stash, and pages are computed one at a time.
     """
 
     shape: Shape
@@ -84,14 +88,18 @@ class Plan:
     chunk: int
     ring: int
     bytes: int
+    repeatable: bool = False
 
     def stash_sizes(self, lanes: int) -> tuple[int, ...]:
         """The sizes, in blocks, to which the stash of `lanes` lanes grows.
 
         They are (0,) if the rings have room for whole samples; else one block a lane, four times
-        that, and so on, up to enough blocks for samples of `limit` tokens in all lanes.
+        that, and so on, up to enough blocks for samples of `limit` tokens in all lanes. In a
+        repeatable plan only the last.
         """
         deepest = -(-(self.limit - self.ring) // self.chunk)
+        if self.repeatable:
+            return (deepest * lanes,)
         sizes = [min(1, deepest) * lanes]
         while sizes[-1] < deepest * lanes:
             sizes.append(min(4 * sizes[-1], deepest * lanes))
@@ -150,15 +158,8 @@ def make_plan(
         if plan.share and on_cpu and plan.crowd * plan.shape.ranks > CPU_READERS:
             engine = dataclasses.replace(engine, share=False)
             plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
-        if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
+        if _fits(plan, engine):
             return plan
-        if lanes == 1:
-            raise UserError(
-                f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, and there is room for "
-                f"{engine.cache_bytes / 2**20:.0f} MiB; lower the length limit (--max-new-tokens; "
-                "in training --rl.sampling.max-new-tokens and the like), use more devices, or give "
-                "a larger --engine.cache-bytes if that set the limit"
-            )
         lanes = power_of_two(lanes) // 2
 
 
@@ -198,14 +199,80 @@ def _plan(
     pages = max(deepest, math.ceil(prompts * total / len(requests)))
     pages = step_up(max(deepest, min(pages, total)))
     shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
+    return _sized(model, engine, shape, crowd, max_new_tokens, split)
+
+
+def _sized(
+    model: ModelConfig,
+    engine: EngineConfig,
+    shape: Shape,
+    crowd: int,
+    max_new_tokens: int,
+    split: int,
+    repeatable: bool = False,
+) -> Plan:
+    """The plan of this shape, with its bytes."""
     chunk = min(engine.chunk, max_new_tokens)
-    ring = min(max_new_tokens, 2 * chunk)
-    plan = Plan(shape, engine.share, crowd, max_new_tokens, chunk, ring, bytes=0)
+    ring = min(max_new_tokens, chunk if repeatable else 2 * chunk)
+    plan = Plan(shape, engine.share, crowd, max_new_tokens, chunk, ring, 0, repeatable)
     # While the stash grows, the old and the new one are in memory at the same time.
-    stash = sum(plan.stash_sizes(lanes)[-2:])
-    tokens = pages * engine.page + lanes * plan.ring + stash * chunk
+    stash = sum(plan.stash_sizes(shape.lanes)[-2:])
+    tokens = shape.pages * engine.page + shape.lanes * plan.ring + stash * chunk
     width = token_bytes(model, engine.int8_cache)
     return dataclasses.replace(plan, bytes=tokens * width // split)
+
+
+def open_plan(
+    model: ModelConfig,
+    engine: EngineConfig,
+    shards: int,
+    *,
+    longest_prompt: int,
+    max_new_tokens: int,
+    samples: int,
+    readers: int,
+    repeatable: bool = False,
+    split: int = 1,
+    on_cpu: bool = False,
+) -> Plan:
+    """A plan for requests that are not known yet.
+
+    Args:
+      shards, split, on_cpu: as in `make_plan`.
+      longest_prompt, max_new_tokens: the most tokens of a prompt and of a sample.
+      samples: how many samples run at once, on all shards together, if the budget allows.
+      readers: how many samples of one prompt run at once. There is room for as many of the longest
+        prompts as have `samples` samples together, and for some more (`EngineConfig.spare`).
+      repeatable: see `Plan`.
+
+    Raises UserError when not even one sample fits.
+    """
+    depth = -(-longest_prompt // engine.page)
+    lanes = max(1, min(samples, engine.max_rows) // shards)
+    while True:
+        ranks = min(lanes, power_of_two(readers))
+        share = engine.share and not (on_cpu and ranks > CPU_READERS)
+        prompts = math.ceil((1 + engine.spare) * lanes / ranks) + 1
+        shape = Shape(lanes, step_up(prompts * depth), engine.page, ranks, power_of_two(depth))
+        shared = dataclasses.replace(engine, share=share)
+        plan = _sized(model, shared, shape, 1, max_new_tokens, split, repeatable)
+        if _fits(plan, engine):
+            return plan
+        lanes //= 2
+
+
+def _fits(plan: Plan, engine: EngineConfig) -> bool:
+    """Whether the budget allows a plan. Raises UserError where it does not allow one sample."""
+    if engine.cache_bytes is None or plan.bytes <= engine.cache_bytes:
+        return True
+    if plan.shape.lanes > 1:
+        return False
+    raise UserError(
+        f"one sample needs {plan.bytes / 2**20:.0f} MiB of cache, and there is room for "
+        f"{engine.cache_bytes / 2**20:.0f} MiB; lower the length limit (--max-new-tokens; "
+        "in training --rl.sampling.max-new-tokens and the like), use more devices, or give "
+        "a larger --engine.cache-bytes if that set the limit"
+    )
 
 
 def _distinct_pages(engine: EngineConfig, requests: Sequence[Request]) -> int:

@@ -19,6 +19,8 @@ class Sample:
       tokens: int32 ids, with the stop id at the end if `finish_reason` is "stop".
       logprobs: float32, the log-probability of each token under softmax(logits / temperature).
       finish_reason: "stop", or "length" for a sample that was cut after `max_new_tokens` tokens.
+      watched: float32 [T, W], the log-probabilities, under softmax(logits), that the W watched
+        tokens had where each of the sample's T tokens was drawn; None where none is watched.
     """
 
     example_id: str
@@ -26,6 +28,7 @@ class Sample:
     tokens: np.ndarray
     logprobs: np.ndarray
     finish_reason: FinishReason
+    watched: np.ndarray | None = None
 
 
 @dataclasses.dataclass
@@ -39,6 +42,7 @@ class SamplerStats:
       lane_steps: decode steps times lanes, whether a lane ran a sample or not.
       samples: the samples that have ended.
       dropped: the samples that were dropped before they began.
+      cancelled: the samples that were cancelled after they began.
       prefill_seconds, decode_seconds: wall time on the host, without the time of compiling.
       cache_bytes: the largest plan's bytes of caches on a device.
     """
@@ -49,6 +53,7 @@ class SamplerStats:
     lane_steps: int = 0
     samples: int = 0
     dropped: int = 0
+    cancelled: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     cache_bytes: int = 0

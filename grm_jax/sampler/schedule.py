@@ -22,6 +22,8 @@ import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from grm_jax.sampler.draw import SamplingConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -32,11 +34,14 @@ class Request:
         requests with equal ids, prompts and indices get equal samples.
       prompt: the token ids.
       samples: an index for each sample; distinct within an example.
+      seed: determines the randomness in place of `example_id`, where that is not None. It need not
+        be unique: requests of equal content can have one seed and ids of their own.
     """
 
     example_id: str
     prompt: tuple[int, ...]
     samples: tuple[int, ...]
+    seed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Prompt:
     """An active request: its pages, the samples that still wait, and how many run."""
 
     request: Request
+    sampling: SamplingConfig
     shard: int
     pages: list[Page]
     waiting: collections.deque[int]
@@ -106,8 +112,10 @@ class Admission:
 class Scheduler:
     """Decides, between two chunks of decoding, which samples begin.
 
+    Requests are served in the order in which they were added: while the first that waits has no
+    room, no other one begins, so that none waits for ever.
+
     Args:
-      requests: the requests in the order in which they are served.
       shape: the sizes of a shard.
       shards: how many shards there are.
       share: whether prompts of one shard share the pages with which they begin alike.
@@ -126,7 +134,6 @@ class Scheduler:
 
     def __init__(
         self,
-        requests: Sequence[Request],
         shape: Shape,
         shards: int = 1,
         *,
@@ -140,7 +147,8 @@ class Scheduler:
         self._count: collections.Counter[str] = collections.Counter()
         self.dropped = 0
         self.shared_tokens = 0
-        self._queue = collections.deque(requests)
+        self._queue: collections.deque[tuple[Request, SamplingConfig]] = collections.deque()
+        self._names: set[tuple[str, int]] = set()  # of all samples that wait or run
         self._share = share
         self._crowd = crowd
         self._wanted = wanted
@@ -149,6 +157,41 @@ class Scheduler:
         self._active: list[list[Prompt]] = [[] for _ in range(shards)]
         self._by_prefix: dict[tuple[int, tuple[int, ...]], Page] = {}
         self.running: dict[tuple[int, int], Admission] = {}
+
+    def add(self, request: Request, sampling: SamplingConfig) -> None:
+        """Put a request at the end of the queue.
+
+        Raises ValueError for a sample that waits or runs already, by its example's id and index.
+        """
+        names = {(request.example_id, sample) for sample in request.samples}
+        if len(names) < len(request.samples) or names & self._names:
+            raise ValueError(f"example {request.example_id}: two samples with the same index")
+        self._names |= names
+        self._queue.append((request, sampling))
+
+    def cancel(self, example_id: str) -> None:
+        """Drop the samples of an example that wait, and free the lanes of those that run."""
+        for request, _ in [entry for entry in self._queue if entry[0].example_id == example_id]:
+            self._drop(request, request.samples)
+        self._queue = collections.deque(
+            entry for entry in self._queue if entry[0].example_id != example_id
+        )
+        for shard in self._active:
+            for prompt in [p for p in shard if p.request.example_id == example_id]:
+                self._drop_waiting(prompt)
+                self._close(prompt)
+        for at, admission in list(self.running.items()):
+            if admission.prompt.request.example_id == example_id:
+                self.retire(*at)
+
+    def _drop(self, request: Request, samples: Sequence[int]) -> None:
+        """Count samples that will not begin."""
+        self.dropped += len(samples)
+        self._names -= {(request.example_id, sample) for sample in samples}
+
+    def _drop_waiting(self, prompt: Prompt) -> None:
+        self._drop(prompt.request, list(prompt.waiting))
+        prompt.waiting.clear()
 
     @property
     def idle(self) -> bool:
@@ -184,6 +227,7 @@ class Scheduler:
             page.free.append(rank)
         prompt.running -= 1
         self._count[prompt.request.example_id] -= 1
+        self._names.remove((prompt.request.example_id, admission.sample))
         self._lanes[shard].append(lane)
         self._close(prompt)
         return admission
@@ -194,8 +238,7 @@ class Scheduler:
         for prompt in list(self._active[shard]):
             example = prompt.request.example_id
             if prompt.waiting and not self._wanted(prompt.request):
-                self.dropped += len(prompt.waiting)
-                prompt.waiting.clear()
+                self._drop_waiting(prompt)
             while prompt.waiting and self._lanes[shard] and all(p.free for p in prompt.pages):
                 if self._together is not None and self._count[example] >= self._together:
                     break
@@ -216,18 +259,19 @@ class Scheduler:
 
         Returns the prompt and how many of its pages it shares; None if no request can begin.
         """
-        while self._queue and not self._wanted(self._queue[0]):
-            self.dropped += len(self._queue.popleft().samples)
+        while self._queue and not self._wanted(self._queue[0][0]):
+            request, _ = self._queue.popleft()
+            self._drop(request, request.samples)
         most = self._together
         below_limit = (
             index
-            for index, request in enumerate(self._queue)
+            for index, (request, _) in enumerate(self._queue)
             if most is None or self._count[request.example_id] < most
         )
         chosen = next(below_limit, None)
         if chosen is None:
             return None
-        request = self._queue[chosen]
+        request, sampling = self._queue[chosen]
         by_free_lanes = sorted(range(len(self._lanes)), key=lambda shard: -len(self._lanes[shard]))
         for shard in by_free_lanes:
             if not self._lanes[shard]:
@@ -238,7 +282,8 @@ class Scheduler:
                 continue
             del self._queue[chosen]
             new = self._new_pages(shard, request, len(shared))
-            prompt = Prompt(request, shard, shared + new, collections.deque(request.samples))
+            samples = collections.deque(request.samples)
+            prompt = Prompt(request, sampling, shard, shared + new, samples)
             for page in prompt.pages:
                 page.prompts += 1
             self._active[shard].append(prompt)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from grm_jax.sampler.draw import Filters, SamplingConfig, draw, keep_top, pick
+from grm_jax.sampler.draw import Filters, SamplingConfig, Settings, draw, keep_top, pick
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -89,11 +89,22 @@ def test_pick_is_the_inverse_of_two_cumulative_distributions(size, seed):
         assert (place <= after + 1e-4).all()
 
 
+def settings(temperature, top_k=0, top_p=1.0, min_p=0.0) -> Settings:
+    """Of one distribution, or of several."""
+    return Settings(
+        temperature=jnp.asarray(temperature, jnp.float32),
+        limit=jnp.ones((), jnp.int32),
+        top_k=jnp.asarray(top_k, jnp.int32),
+        top_p=jnp.asarray(top_p, jnp.float32),
+        min_p=jnp.asarray(min_p, jnp.float32),
+    )
+
+
 def drawn(z: np.ndarray, temperature: float, filters: Filters, count: int):
     """`count` tokens of one distribution and their log-probabilities."""
     uniform = jax.random.uniform(jax.random.key(0), (count, 1, 2))
     rows = jnp.broadcast_to(jnp.asarray(z), (count, 1, len(z)))
-    tokens, logprobs = draw(rows, uniform, jnp.float32(temperature), filters)
+    tokens, logprobs = draw(rows, uniform, settings(temperature), filters)
     return np.asarray(tokens)[:, 0], np.asarray(logprobs)[:, 0]
 
 
@@ -171,6 +182,33 @@ def test_greedy_takes_the_largest_whatever_the_key():
     tokens, logprobs = drawn(z, 1.0, SamplingConfig(temperature=0).filters, 50)
     assert (tokens == 3).all()
     np.testing.assert_allclose(logprobs, np.log(softmax(z))[3], atol=1e-6)
+
+
+ROWS = [
+    SamplingConfig(),
+    SamplingConfig(temperature=0),
+    SamplingConfig(temperature=0.3),
+    SamplingConfig(top_k=3),
+    SamplingConfig(temperature=2.0, top_p=0.6),
+    SamplingConfig(min_p=0.2),
+    SamplingConfig(temperature=0.7, top_k=40, top_p=0.9, min_p=0.05),
+    SamplingConfig(temperature=0, top_k=1),
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:3]], ids=["some filtered", "none filtered"])
+def test_distributions_may_differ_in_their_settings(rows):
+    """Each gets the token and the log-probability that it gets by itself."""
+    z = np.random.default_rng(0).normal(size=(200, len(rows), 50)).astype(np.float32) * 3
+    uniform = np.random.default_rng(1).random((200, len(rows), 2), np.float32)
+    names = ("temperature", "top_k", "top_p", "min_p")
+    many = settings(*([getattr(row, name) for row in rows] for name in names))
+    tokens, logprobs = draw(jnp.asarray(z), jnp.asarray(uniform), many, None)
+    for n, row in enumerate(rows):
+        alone = jnp.asarray(z[:, n]), jnp.asarray(uniform[:, n]), settings(row.temperature)
+        expected, logprob = draw(*alone, row.filters)
+        assert np.array_equal(tokens[:, n], expected)
+        np.testing.assert_allclose(logprobs[:, n], logprob, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def after_six_steps(config) -> tuple[Board, cache.Ring, cache.Stash]:
     stash = cache.empty_stash(config, 1, PLAN.stash_sizes(3)[0], PLAN.chunk)
     shape = (1, 3, config.num_kv_heads, config.head_dim)
     for step in range(6):
-        board.alive[0] = step >= BEGIN
+        board.alive[0], board.limit[0] = step >= BEGIN, PLAN.limit
         if step % PLAN.chunk == 0:
             stash = move_oldest(board, ring, stash)
         token = np.where(board.alive[0], 10 * np.arange(3) + board.counts[0] + 1, 0)

@@ -44,3 +44,35 @@ def test_same_tokens_on_a_mesh(
         engine = dataclasses.replace(base_engine, chunk=chunk)
         sampler = make_sampler(engine=engine, mesh=mesh)
         same_samples(alone, draw_samples(requests, sampler=sampler, weights=weights))
+
+
+def test_a_session_on_a_mesh(
+    model, params, requests, alone, mesh_of, base_engine, make_sampler, same_samples
+):
+    """Repeatable there too: the same bits for requests that come one by one, or all at once."""
+    mesh = mesh_of(2, 1, 2)
+    weights = jax.device_put(params, param_shardings(param_table(model), mesh))
+    sampler = make_sampler(engine=dataclasses.replace(base_engine, chunk=2), mesh=mesh)
+    session = sampler.open(
+        weights,
+        longest_prompt=16,
+        max_new_tokens=11,
+        samples=8,
+        readers=2,
+        key=jax.random.key(0),
+        repeatable=True,
+    )
+    assert session.plan.shape.lanes == 4
+    one_by_one, together = {}, {}
+    for request in requests:
+        session.add(request)
+        while not session.idle:
+            one_by_one |= {(s.example_id, s.index): s for s in session.step()}
+    same_samples(alone, one_by_one)
+    for request in reversed(requests):
+        session.add(request)
+    while not session.idle:
+        together |= {(s.example_id, s.index): s for s in session.step()}
+    same_samples(alone, together)
+    for name, sample in one_by_one.items():
+        assert sample.logprobs.tobytes() == together[name].logprobs.tobytes()

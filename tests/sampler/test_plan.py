@@ -10,6 +10,7 @@ from grm_jax.sampler.memory import cache_room, decode_weight_bytes
 from grm_jax.sampler.plan import (
     EngineConfig,
     make_plan,
+    open_plan,
     power_of_two,
     step_up,
     token_bytes,
@@ -125,6 +126,34 @@ def test_the_budget_lowers_the_lanes(small):
     engine = EngineConfig(page=8, chunk=16, cache_bytes=8 * one)
     with pytest.raises(ValueError, match=r"one sample needs .* room for .*--max-new-tokens"):
         make_plan(small, engine, requests(20, 8), 40, 1)
+
+
+def test_a_plan_for_requests_that_are_not_known(small):
+    """Room for the longest prompts and samples, in as many lanes as were asked for."""
+
+    def plan(samples=12, readers=4, **options):
+        return open_plan(
+            small, ENGINE, 1, longest_prompt=40, max_new_tokens=40, samples=samples,
+            readers=readers, **options,
+        )  # fmt: skip
+
+    shape = plan().shape
+    assert (shape.lanes, shape.ranks, shape.depth) == (12, 4, 8)
+    assert shape.pages >= 3 * 5 + 5
+    assert plan(samples=100).shape.lanes == ENGINE.max_rows
+    assert plan(readers=100).shape.ranks == 12
+    fixed = plan(repeatable=True)
+    assert fixed.ring == ENGINE.chunk and fixed.stash_sizes(12) == (2 * 12,)
+    small_budget = EngineConfig(max_rows=32, page=8, chunk=16, cache_bytes=plan().bytes // 2)
+    fewer = open_plan(
+        small, small_budget, 1, longest_prompt=40, max_new_tokens=40, samples=12, readers=4
+    )
+    assert fewer.shape.lanes < 12 and fewer.bytes <= plan().bytes // 2
+    with pytest.raises(ValueError, match=r"one sample needs .* room for"):
+        open_plan(
+            small, EngineConfig(page=8, chunk=16, cache_bytes=100), 1,
+            longest_prompt=40, max_new_tokens=40, samples=12, readers=4,
+        )  # fmt: skip
 
 
 def test_8_bit_caches_are_smaller(small):

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.schedule import Request, Scheduler, Shape
+
+
+def scheduler_of(requests, shape: Shape, shards: int = 1, **settings) -> Scheduler:
+    scheduler = Scheduler(shape, shards, **settings)
+    for request in requests:
+        scheduler.add(request, SamplingConfig())
+    return scheduler
 
 
 @st.composite
@@ -46,7 +54,7 @@ def test_every_sample_runs_once_and_memory_is_never_shared_wrongly(
 ):
     requests, shape = problem
     rng = random.Random(seed)
-    scheduler = Scheduler(requests, shape, shards, share=share, together=together)
+    scheduler = scheduler_of(requests, shape, shards, share=share, together=together)
     memory: dict[tuple[int, int], tuple[int, ...]] = {}  # page -> the prefix that it completes
     seen = collections.Counter()
     while not scheduler.idle:
@@ -86,7 +94,7 @@ def test_every_sample_runs_once_and_memory_is_never_shared_wrongly(
 
 def test_a_free_lane_is_filled_at_once():
     requests = [Request(f"r{i}", (1, i), (0, 1, 2)) for i in range(4)]
-    scheduler = Scheduler(requests, Shape(lanes=4, pages=4, page=2, ranks=4, depth=1))
+    scheduler = scheduler_of(requests, Shape(lanes=4, pages=4, page=2, ranks=4, depth=1))
     scheduler.fill()
     assert len(scheduler.running) == 4  # three of r0, one of r1
     scheduler.retire(0, 0)
@@ -96,7 +104,7 @@ def test_a_free_lane_is_filled_at_once():
 
 def test_shards_share_the_work():
     requests = [Request(f"r{i}", (1, i), (0, 1)) for i in range(4)]
-    scheduler = Scheduler(requests, Shape(lanes=4, pages=2, page=2, ranks=2, depth=1), 2)
+    scheduler = scheduler_of(requests, Shape(lanes=4, pages=2, page=2, ranks=2, depth=1), 2)
     _, admissions = scheduler.fill()
     assert collections.Counter(a.shard for a in admissions) == {0: 4, 1: 4}
 
@@ -108,14 +116,14 @@ def test_common_beginnings_are_computed_once(share):
         Request(f"r{i}", (1, 2, 3, 4, *end), (0,)) for i, end in enumerate([(5,), (6,), ()])
     ]
     shape = Shape(lanes=4, pages=9, page=2, ranks=4, depth=3)
-    pages, _ = Scheduler(requests, shape, share=share).fill()
+    pages, _ = scheduler_of(requests, shape, share=share).fill()
     assert len(pages) == (3 + 1 + 1 if share else 3 + 3 + 2)
 
 
 def test_dropped_samples_are_counted():
     unwanted = {"r1"}
     requests = [Request(f"r{i}", (1, i), (0, 1, 2)) for i in range(3)]
-    scheduler = Scheduler(
+    scheduler = scheduler_of(
         requests,
         Shape(lanes=2, pages=2, page=2, ranks=2, depth=1),
         wanted=lambda r: r.example_id not in unwanted,
@@ -129,3 +137,37 @@ def test_dropped_samples_are_counted():
             scheduler.retire(*at)
     assert begun == ["r0", "r0", "r2", "r2", "r2"]
     assert scheduler.dropped == 1 + 3
+
+
+def test_none_waits_for_ever():
+    """A prompt of all pages begins, though small ones that came later would fit at every moment."""
+    shape = Shape(lanes=4, pages=4, page=2, ranks=1, depth=4)
+    scheduler = scheduler_of([Request(f"early {i}", (1, i), (0,)) for i in range(3)], shape)
+    rng, begun = random.Random(0), []
+    for turn in range(20):
+        scheduler.add(Request(f"late {turn}", (1, 2), (0,)), SamplingConfig())
+        if turn == 1:
+            scheduler.add(Request("large", tuple(range(8)), (0, 1)), SamplingConfig())
+        _, admissions = scheduler.fill()
+        begun += [a.prompt.request.example_id for a in admissions]
+        scheduler.retire(*rng.choice(sorted(scheduler.running)))
+    added = [f"early {i}" for i in range(3)] + ["late 0", "late 1", "large", "large", "late 2"]
+    assert begun[:8] == added
+
+
+def test_a_cancelled_example_frees_what_it_has():
+    shape = Shape(lanes=2, pages=3, page=2, ranks=1, depth=2)
+    names = ("a", "b", "a", "c")
+    queue = [Request(name, (1, 2, i), (i,)) for i, name in enumerate(names)]
+    scheduler = scheduler_of(queue, shape)
+    _, admissions = scheduler.fill()
+    assert [a.prompt.request.example_id for a in admissions] == ["a"]  # two pages each
+    scheduler.cancel("a")
+    assert not scheduler.running and scheduler.dropped == 1
+    _, admissions = scheduler.fill()
+    assert [a.prompt.request.example_id for a in admissions] == ["b"]
+    scheduler.cancel("b")
+    scheduler.cancel("c")
+    assert scheduler.idle and scheduler.dropped == 2
+    scheduler.add(Request("a", (1, 2, 3), (0,)), SamplingConfig())
+    assert len(scheduler.fill()[1]) == 1
