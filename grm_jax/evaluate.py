@@ -38,7 +38,6 @@ from grm_jax.evaluate_options import (
     resolved,
 )
 from grm_jax.output import surviving
-from grm_jax.parallel.options import MeshConfig
 from grm_jax.scoring.aggregate import Method, reported
 from grm_jax.scoring.assess import assess, compare_runs, judge_scores
 from grm_jax.scoring.benchmark import Benchmark
@@ -241,25 +240,15 @@ def _official(
 
 def _sampler(args: Arguments) -> BenchmarkSampler:
     # Only here, so that judging without a model needs no accelerator and starts at once.
-    from grm_jax.judge.judge import JudgeOptions
+    from grm_jax.judge.request import JudgeOptions
     from grm_jax.metrics import setup_logging
     from grm_jax.scoring.sampling import BenchmarkSampler
-    from grm_jax.train import setup_compilation_cache, setup_devices, setup_numbers
+    from grm_jax.train import setup_mesh
 
     assert args.model is not None and args.cache is not None
     assert args.k is not None and args.probes is not None and args.long_prompts is not None
     require_writable(args.cache, "--cache")
-    mesh = None
-    if args.mesh == MeshConfig():
-        setup_compilation_cache()
-        setup_numbers()
-    else:
-        from grm_jax.parallel.mesh import make_mesh
-
-        setup_devices(args.mesh.cpu_devices)
-        mesh = make_mesh(
-            args.mesh.replica, args.mesh.fsdp, args.mesh.tensor, sequence=args.mesh.sequence
-        )
+    mesh = setup_mesh(args.mesh)
     setup_logging()
     options = JudgeOptions(
         k=args.k,

@@ -11,12 +11,16 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grm_jax import options, stopping
 from grm_jax.errors import UserError, describe
 from grm_jax.output import surviving
 from grm_jax.parallel.host import use_huge_pages
+from grm_jax.parallel.options import MeshConfig
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 # The first words of options that belong to one stage alone.
 STAGES = ("sft", "rft", "rl", "meta-rm", "scalar-rm", "evaluation")
@@ -158,6 +162,19 @@ def setup_devices(cpu_devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", cpu_devices)
     # Several programs in flight on virtual devices can wait for each other's threads.
     jax.config.update("jax_cpu_enable_async_dispatch", cpu_devices == 1)
+
+
+def setup_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh of a command that judges, after `setup_devices`; None for the usual one, all devices
+    with the parameters split."""
+    if config == MeshConfig():
+        setup_compilation_cache()
+        setup_numbers()
+        return None
+    from grm_jax.parallel.mesh import make_mesh
+
+    setup_devices(config.cpu_devices)
+    return make_mesh(config.replica, config.fsdp, config.tensor, sequence=config.sequence)
 
 
 def setup_numbers() -> None:

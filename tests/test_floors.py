@@ -27,7 +27,7 @@ FLOORS = (
     ("serving",),
     ("evaluate_options",),
     ("train",),
-    ("convert", "evaluate", "plan"),
+    ("convert", "evaluate", "judge_command", "plan"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 NO_JAX = ("errors", "files", "critique", "stopping")
@@ -50,7 +50,10 @@ def imports() -> dict[str, set[str]]:
 
 
 def _name(path: Path) -> str:
+    """The module; a package's command (`__main__`) counts as a command beside the package."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    if parts[-1] == "__main__":
+        return f"{parts[0]}.{parts[1]}_command"
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 

@@ -16,6 +16,7 @@ from grm_jax.benchmarks import BENCHMARKS
 from grm_jax.critique import BUILTIN, Template, parse, render
 from grm_jax.data.preferences import parse_row
 from grm_jax.data.trajectories import parse_trajectory
+from grm_jax.judge import __main__ as judge_command
 from grm_jax.train import split_option
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,8 @@ def test_commands_have_options_that_exist(name, text):
     args = shlex.split(text, comments=True)
     if name == "evaluate":
         evaluate_options.check(tyro.cli(evaluate_options.Arguments, args=args))
+    elif name == "judge":
+        judge_command.check(tyro.cli(judge_command.Arguments, args=args))
     elif name == "convert":
         tyro.cli(convert.Command, args=args)  # type: ignore[arg-type]
     else:

@@ -22,7 +22,8 @@ from grm_jax.benchmarks import synthetic
 from grm_jax.critique import credit, single_credit, vote
 from grm_jax.critique.voting import Scores
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.judge import Judge
+from grm_jax.judge.request import JudgeOptions
 from grm_jax.metrics import Progress, setup_logging
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.engine import Sampler

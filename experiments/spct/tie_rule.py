@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from grm_jax.benchmarks import synthetic
-from grm_jax.judge.judge import JudgeOptions
+from grm_jax.judge.request import JudgeOptions
 from grm_jax.metrics import setup_logging
 from grm_jax.recipes import RLRecipe, load
 from grm_jax.scoring.aggregate import aggregate

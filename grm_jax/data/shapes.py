@@ -47,6 +47,7 @@ from grm_jax.data.conversation import (
     read_turns,
     split_hh,
     split_replies,
+    transcript,
 )
 from grm_jax.data.fields import Fields, decoded, grade, grades, number
 from grm_jax.data.prompts import (
@@ -96,6 +97,35 @@ def read_content(fields: Fields) -> Content:
     if reader is not _read_rated:
         require_consistent(responses, labels)
     return Content(turns, responses, labels, rated=reader is _read_rated)
+
+
+def read_texts(fields: Fields) -> tuple[tuple[Turn, ...], tuple[str, ...]]:
+    """The turns and responses of a row, to be judged: labels may be missing and are not read.
+
+    The shapes are those of `read_content`. A reply may be a list of messages, as one text. Raises
+    DataError naming the field and a fix.
+    """
+    single = [name for name in _SINGLE if name in fields]
+    if "responses" in fields and not single and "chosen" not in fields:
+        replies = fields.items("responses", "give a list of texts")
+        responses = tuple(_reply(f"responses[{i}]", reply) for i, reply in enumerate(replies))
+        if not responses:
+            raise DataError("responses", "an empty list", "give at least one response")
+    elif len(single) == 1 and "responses" not in fields and "chosen" not in fields:
+        responses = (_reply(single[0], fields.get(single[0])),)
+    else:
+        content = read_content(fields)
+        return content.turns, content.responses
+    turns = with_system(fields, read_prompt(fields))
+    check_turns("turns", turns)
+    return turns, responses
+
+
+def _reply(name: str, reply: Any) -> str:
+    if isinstance(reply, list) or is_message(reply):
+        return transcript(read_turns(name, _side(reply)))
+    check_text(name, reply)
+    return reply
 
 
 def require_consistent(responses: Sequence[str], labels: Sequence[float]) -> None:

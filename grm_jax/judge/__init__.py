@@ -1,13 +1,20 @@
-"""The one way from a record to a verdict.
+"""The one way from a query and responses to a verdict.
 
-    record -> prompts -> sampler -> text -> scores in the record's order -> (meta RM) -> votes
+    request -> prompts -> sampler -> text -> scores in the record's order -> (meta RM) -> votes
 
-prompts.py     a record as token ids: template, order of the responses
+request.py     what a judge is asked, and how its critiques are drawn and voted; no JAX
+verdict.py     what it answers: scores, winner, rewards, or a named failure; no JAX
+judge.py       `Judge`: load, score one query or many, sample the records of a file
+base.py        what a judge is made of: weights, prompts, settings, meta RM, scalar RM
+session.py     requests in at any time, verdicts out as they end
+expected.py    the mean of the distribution from which a score was drawn
+records.py     all critiques of many records, kept in a cache
 critiques.py   critiques drawn with a sampler, and how many are enough
+prompts.py     a record as token ids: template, order of the responses
 meta.py        the meta RM, which says how far a critique can be trusted
-judge.py       `Judge`: load, score one query, sample many records
-samples.py     one critique of one record, and its file
+scalar.py      the scalar RM, and scores of a scalar head
 cache.py       critiques on disk, which are not drawn again
-scalar.py      scores of a scalar head
 about.py       grm.json: what is known of a model besides its weights
+score_file.py  a file of rows in, the same rows with verdicts out: `python -m grm_jax.judge`
+page.py        verdicts as an HTML page
 """

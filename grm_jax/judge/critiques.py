@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from grm_jax.critique import decided, read, unshuffle
+from grm_jax.critique import Template, decided, read, unshuffle
 from grm_jax.critique.adaptive import BOUND
+from grm_jax.critique.voting import Scores
 from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.prompts import Prompts
@@ -36,6 +37,17 @@ class AdaptiveK:
     """Most samples of a record that run at once: what may have begun before it is decided."""
     threshold: float | None = None
     """Single responses are decided against it; None: the middle of their template's range."""
+
+    def decided(self, template: Template, scores: Sequence[Scores | None], remaining: int) -> bool:
+        """Whether `remaining` further samples would hardly change the verdict of these."""
+        low, high = template.scale
+        width = high - low
+        if any(sample is not None and len(sample) > 1 for sample in scores):
+            return decided(scores, remaining, self.bound, span=width)
+        middle = (low + high) / 2 if self.threshold is None else self.threshold
+        pairs = [None if sample is None else (sample[0], middle) for sample in scores]
+        span = max(high - middle, middle - low)
+        return decided(pairs, remaining, self.bound, span=span, width=width)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -158,16 +170,8 @@ class Critic:
         self, record: Preference, critiques: Sequence[Rollout], count: int, rule: AdaptiveK
     ) -> bool:
         """Whether the rest of `count` samples would change the verdict."""
-        template, remaining = self.prompts.template(record), count - len(critiques)
         scores = [critique.scores for critique in critiques]
-        low, high = template.scale
-        width = high - low
-        if len(record.responses) > 1:
-            return decided(scores, remaining, rule.bound, span=width)
-        middle = (low + high) / 2 if rule.threshold is None else rule.threshold
-        scores = [None if s is None else (s[0], middle) for s in scores]
-        span = max(high - middle, middle - low)
-        return decided(scores, remaining, rule.bound, span=span, width=width)
+        return rule.decided(self.prompts.template(record), scores, count - len(critiques))
 
 
 def chunks(items: Sequence[Preference], size: int) -> Iterator[Sequence[Preference]]:

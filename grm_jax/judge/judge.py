@@ -1,7 +1,8 @@
 """The judge: a query and responses in, a verdict out; or records in, all their critiques out.
 
-    model folder (+ meta RM folder) -> Judge.load
-        -> score(query, responses)    a verdict on one query, labels or not
+    model folder (+ meta RM, scalar RM) -> Judge.load
+        -> score(query, responses)    the verdict on one query
+        -> score_many(requests)       verdicts of many, in one batch (`stream`: as they end)
         -> sample(records)            greedy and k sampled critiques of every record, meta scores
 
 What a trained model needs besides its weights (templates, shapes) stands in `grm.json` beside them
@@ -10,32 +11,28 @@ What a trained model needs besides its weights (templates, shapes) stands in `gr
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import functools
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-import grm_jax
-from grm_jax.critique import Template, Turn, Vote, vote
-from grm_jax.critique.template_set import Scales, TemplateConfig, Templates
-from grm_jax.data.critiques import GREEDY, Critique
+from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge.about import About, JudgeDefaults
-from grm_jax.judge.cache import SampleCache, record_digest
-from grm_jax.judge.critiques import AdaptiveK, Critic, Rollout, chunks
-from grm_jax.judge.meta import MetaRM, load_meta_rm, require_meta
-from grm_jax.judge.prompts import OrderMode, Prompts
+from grm_jax.judge.base import JudgeModel
+from grm_jax.judge.cache import fingerprint
+from grm_jax.judge.meta import load_meta_rm, require_meta
+from grm_jax.judge.records import sample_records
+from grm_jax.judge.request import JudgeOptions, JudgeRequest, ScoreOptions
+from grm_jax.judge.scalar import load_scalar_rm
+from grm_jax.judge.session import JudgeSession, Prepared, prepare
+from grm_jax.judge.verdict import Verdict
 from grm_jax.metrics import Progress
-from grm_jax.model.config import ModelConfig
-from grm_jax.model.params import Params, param_table
+from grm_jax.model.params import param_table
 from grm_jax.model.storage import (
     load_params,
     model_folder,
@@ -44,108 +41,23 @@ from grm_jax.model.storage import (
     read_model_config,
     require_kind,
 )
-from grm_jax.parallel.mesh import make_mesh
-from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig
-from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
+from grm_jax.parallel.mesh import data_parallel, make_mesh
+from grm_jax.sampler.plan import EngineConfig, power_of_two
+from grm_jax.tokenizer import load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 
-log = logging.getLogger("grm_jax")
 
+class Judge(JudgeModel):
+    """A generative reward model: load it and ask it for verdicts. Its parts: see `JudgeModel`."""
 
-@dataclasses.dataclass(frozen=True)
-class JudgeOptions:
-    """How a judge is sampled."""
-
-    k: int = 8
-    """Samples a record, besides the greedy one."""
-    temperature: float | None = None
-    """Of the k samples; None: what the judge was trained to be sampled at."""
-    max_new_tokens: int | None = None
-    """Length limit of a critique; None: the judge's own."""
-    order: OrderMode = "balanced"
-    """How the k samples see the responses."""
-    rating: bool = False
-    """Rate single responses 1-10 too, with the template for several, as the paper does."""
-    seed: int = 0
-    greedy: bool = True
-    """Also judge once greedily."""
-    adaptive: float | None = None
-    """Stop sampling a record at this probability of a change of verdict; None: draw all k."""
-    threshold: float | None = None
-    """With `adaptive`: single responses are decided against it; None: the middle of the range."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    """What k critiques say of a query's responses.
-
-    Attributes:
-      verdict: the vote: totals and means by response, the best, how far critiques agree.
-      critiques: every sample, readable or not.
-    """
-
-    verdict: Vote
-    critiques: tuple[Critique, ...]
-
-    @property
-    def scores(self) -> tuple[float, ...]:
-        """The mean score of each response; empty where no critique was readable."""
-        return self.verdict.mean
-
-    @property
-    def best(self) -> int | None:
-        """Index of the response with the largest sum; None where several share it or none has."""
-        return self.verdict.best[0] if len(self.verdict.best) == 1 else None
-
-    @property
-    def failure(self) -> str | None:
-        """Why there are no scores: the commonest failure of the critiques; None if there are."""
-        if self.verdict.used:
-            return None
-        return collections.Counter(str(row.failure) for row in self.critiques).most_common(1)[0][0]
-
-
-class Judge:
-    """A generative reward model ready to sample.
-
-    Args:
-      model: shape; params: float32 or compute dtype; tokenizer, templates, engine: as trained.
-      meta: scores critiques, if given.
-
-    Parameters and meta RM may be functions: they are called when the first sample is drawn, so that
-    samples from a cache need no weights. Parameters that a function returns become the judge's own:
-    they are deleted when they are laid out for decoding. Those given as they are stay, and each
-    rollout has a second copy.
-    """
-
-    def __init__(
-        self,
-        model: ModelConfig,
-        params: Params | Callable[[], Params],
-        tokenizer: ChatTokenizer,
-        mesh: Mesh,
-        *,
-        templates: TemplateConfig | Templates,
-        engine: EngineConfig,
-        defaults: JudgeDefaults = JudgeDefaults(),
-        meta: MetaRM | Callable[[], MetaRM] | None = None,
-    ):
-        self.model = model
-        self._params = params
-        self._meta = meta
-        self.tokenizer = tokenizer
-        self.mesh = mesh
-        self.templates = templates
-        self.defaults = defaults
-        self.sampler = Sampler(model, tokenizer.stop_ids, engine, mesh)
+    _session: JudgeSession | None = None
 
     @classmethod
     def load(
         cls,
         path: str | Path,
         meta: str | Path | None = None,
+        scalar: str | Path | None = None,
         *,
         mesh: Mesh | None = None,
         score_tokens: int | None = None,
@@ -153,7 +65,7 @@ class Judge:
         """A judge from a run directory, a stage directory, a Hugging Face folder, or a repo id.
 
         Args:
-          meta: a meta RM, from the same kinds of places.
+          meta: a meta RM, from the same kinds of places. scalar: a scalar RM, likewise.
           mesh: how devices are used; None: all of them, each with the whole weights.
           score_tokens: most tokens a device scores at once with the meta RM; None: as many as the
             sampler computes.
@@ -167,8 +79,13 @@ class Judge:
         about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
         tokenizer = load_tokenizer(folder)
         require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
+        folders = [folder]
         if meta is not None:
-            require_meta(model_folder(meta, "meta_rm"), folder)
+            folders.append(model_folder(meta, "meta_rm"))
+            require_meta(folders[-1], folder)
+        if scalar is not None:
+            folders.append(model_folder(scalar, "scalar_rm"))
+            require_kind(folders[-1], scalar=True)
         shardings = param_shardings(param_table(model), mesh)
         return cls(
             model,
@@ -179,246 +96,127 @@ class Judge:
             engine=about.engine or EngineConfig(),
             defaults=about.judge or JudgeDefaults(),
             meta=None if meta is None else lambda: load_meta_rm(meta, mesh, score_tokens),
+            scalar=None if scalar is None else lambda: load_scalar_rm(scalar, mesh),
+            fingerprint=lambda: fingerprint_of(folders),
         )
 
     def score(
         self,
-        query: str | Sequence[Turn],
-        responses: Sequence[str],
+        query: str | Sequence[Any],
+        responses: Sequence[Any],
         k: int = 8,
         *,
         reference: str | None = None,
         principles: Sequence[str] | None = None,
-        k_meta: int | None = None,
-        options: JudgeOptions = JudgeOptions(),
-    ) -> Judgement:
+        criteria: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> Verdict:
         """The verdict of k sampled critiques on n >= 1 responses to a query.
 
         Args:
-          query: the user's query, or a conversation whose last turn is the user's.
-          k_meta: critiques that vote, of those the meta RM ranks highest; None: half of k.
-          options: temperature, seed, length limit; `k` replaces its own, and there is no greedy
-            critique.
+          query, responses, reference, principles, criteria: see `JudgeRequest.make`.
+          options: fields of `ScoreOptions`: seed, temperature, method, adaptive, ..
 
-        Raises UserError for a query, responses or prompts that can not be judged.
+        Raises UserError for a query, responses or options that can not be judged.
         """
-        turns = (Turn(role="user", content=query),) if isinstance(query, str) else tuple(query)
-        record = Preference(
-            "query", turns, tuple(responses), (0.0,) * len(responses), reference=reference,
-            principles=None if principles is None else tuple(principles),
+        request = JudgeRequest.make(
+            query, responses, reference=reference, principles=principles, criteria=criteria,
+            options=ScoreOptions(k=k, **options),
         )  # fmt: skip
-        options = dataclasses.replace(options, k=k, greedy=False)
-        needed, limit = self.prompt_tokens(record, options), self.prompt_limit(options)
-        if needed > limit:
-            raise UserError(
-                f"the prompt has {needed:,} tokens, and {limit:,} leave room for a critique; "
-                "shorten the texts, or allow a critique fewer tokens"
-            )
-        rows = self.sample([record], options)
-        meta = [row.meta for row in rows] if self.guided else None
-        return Judgement(vote([row.scores for row in rows], meta=meta, k_meta=k_meta), tuple(rows))
+        (verdict,) = self.score_many([request])
+        return verdict
 
-    @functools.cached_property
-    def params(self) -> Params:
-        return self.sampler.take(self._params()) if callable(self._params) else self._params
+    def score_many(self, requests: Iterable[JudgeRequest | Mapping[str, Any]]) -> list[Verdict]:
+        """The verdicts of many requests, in their order, in one batch. See `stream`."""
+        verdicts = dict(self.stream(requests))
+        return [verdicts[index] for index in range(len(verdicts))]
 
-    @functools.cached_property
-    def meta(self) -> MetaRM:
-        assert self._meta is not None
-        meta = self._meta() if callable(self._meta) else self._meta
-        self.sampler.budget.forget()  # it takes memory that caches were planned with
-        return meta
+    def stream(
+        self, requests: Iterable[JudgeRequest | Mapping[str, Any]]
+    ) -> Iterator[tuple[int, Verdict]]:
+        """Yield (index of the request, verdict) as they end, in no particular order.
 
-    @property
-    def stops(self) -> dict[str, int]:
-        """The tokens that end a critique, and their ids."""
-        ids = self.tokenizer.stop_ids
-        return {self.tokenizer.decode([id], show_control=True): id for id in ids}
+        Args:
+          requests: as `JudgeRequest`, or as mappings that `JudgeRequest.from_json` reads.
 
-    @property
-    def guided(self) -> bool:
-        """Whether a meta RM scores its critiques."""
-        return self._meta is not None
+        Raises UserError, before anything is sampled, for a request that can not be judged.
+        """
+        prepared: list[Prepared] = []
+        for index, request in enumerate(requests):
+            try:
+                if not isinstance(request, JudgeRequest):
+                    request = JudgeRequest.from_json(request)
+                prepared.append(prepare(self, request))
+            except UserError as error:
+                raise UserError(f"requests[{index}]: {error}") from error
+        if not prepared:
+            return
+        session = self._session_for(prepared)
+        index_of = {session.add(item): index for index, item in enumerate(prepared)}
+        try:
+            while not session.idle:
+                for ticket, verdict in session.step():
+                    assert isinstance(verdict, Verdict)
+                    yield index_of.pop(ticket), verdict
+        finally:  # also where the caller stops early
+            for ticket in index_of:
+                session.cancel(ticket)
+
+    def session(
+        self, *, longest_prompt: int, max_new_tokens: int, samples: int, expected: bool = False
+    ) -> JudgeSession:
+        """An open-ended session, for requests that are not known yet; see `JudgeSession`."""
+        self._session = None  # its caches' memory is needed
+        return JudgeSession(
+            self, longest_prompt=longest_prompt, max_new_tokens=max_new_tokens, samples=samples,
+            expected=expected,
+        )  # fmt: skip
+
+    def _session_for(self, prepared: Sequence[Prepared]) -> JudgeSession:
+        """The session of the calls before, or a larger one where these requests need it."""
+        longest = max(item.longest for item in prepared)
+        new = max(item.sampling.max_new_tokens for item in prepared)
+        most = self.sampler.engine.max_rows * data_parallel(self.mesh)
+        samples = min(sum(item.request.options.k for item in prepared), most)
+        expected = any(item.request.options.expected for item in prepared)
+        open_one = self._session
+        if open_one is not None and (
+            longest <= open_one.longest_prompt
+            and new <= open_one.max_new_tokens
+            and samples <= open_one.samples
+            and (open_one.expected is not None or not expected)
+        ):
+            return open_one
+        return self._reopen(longest, new, samples, expected)
+
+    def _reopen(self, longest: int, new: int, samples: int, expected: bool) -> JudgeSession:
+        """A session of rounded sizes, so that a few calls later none is opened any more."""
+        longest = max(longest, min(max(256, power_of_two(longest)), self.model.max_position - new))
+        session = self.session(
+            longest_prompt=longest, max_new_tokens=new,
+            samples=max(8, power_of_two(samples)), expected=expected,
+        )  # fmt: skip
+        self._session = session
+        return session
 
     def sample(
         self,
         records: Sequence[Preference],
         options: JudgeOptions,
         progress: Progress | None = None,
-        *,
-        cache: SampleCache | None = None,
-        meta_cache: SampleCache | None = None,
-        guided: bool = True,
-        chunk: int = 4096,
+        **caches: Any,
     ) -> list[Critique]:
         """The greedy critique and the k samples of every record, meta scores included.
 
         Args:
-          cache: samples that it holds are not drawn again; new ones are added as they end. Not
-            with `options.adaptive`, whose samples depend on one another.
-          meta_cache: the same for meta scores: rows of it hold them.
-          guided: False leaves the meta RM out.
+          caches: samples that are not drawn again, and more; see `records.sample_records`.
         """
-        if cache is not None and options.adaptive is not None:
-            raise ValueError("adaptive sampling can not be cached; leave the cache out")
-        rows: list[Critique] = []
-        before = self.sampler.stats.samples
-        for part in chunks(records, chunk):
-            digests = {record.id: record_digest(record) for record in part}
-            guiding = guided and self._meta is not None
-            critiques = self._chunk(part, options, progress, cache, digests, guiding)
-            if guiding:
-                critiques = self._guided(part, critiques, meta_cache, digests)
-            rows += critiques
-        if self.sampler.stats.samples > before:
-            log.info("sampler          %s", self.sampler.summary())
-        return rows
+        self._session = None  # its caches' memory is needed
+        return sample_records(self, records, options, progress, **caches)
 
-    def _chunk(
-        self,
-        records: Sequence[Preference],
-        options: JudgeOptions,
-        progress: Progress | None,
-        cache: SampleCache | None,
-        digests: Mapping[str, str],
-        guiding: bool,
-    ) -> list[Critique]:
-        """Samples without meta scores; `guiding`: the meta RM will score them."""
-        critic = Critic(self.sampler, self.prompts(options))
-        key = jax.random.key(options.seed)
-        hot = self.sampling(options)
-        cold = dataclasses.replace(hot, temperature=0.0)
-        rows: dict[tuple[str, int], Critique] = {}
-        missing: dict[tuple[int, ...], list[Preference]] = collections.defaultdict(list)
-        wanted = [*([GREEDY] if options.greedy else []), *range(options.k)]
-        for record in records:
-            held = {
-                sample: row
-                for sample in wanted
-                if cache is not None and (row := cache.get(digests[record.id], sample)) is not None
-            }
-            rows |= {(record.id, sample): row for sample, row in held.items()}
-            if left := tuple(sample for sample in wanted if sample not in held):
-                missing[left].append(record)
-            if held and progress is not None:
-                progress.skip(len(held))
 
-        def advance(count: int) -> None:
-            if progress is not None:
-                progress.update(count, self.sampler.stats.line())
-
-        def keep(sample: int, critique: Rollout) -> None:
-            row = critique.plain(sample)
-            rows[row.example_id, sample] = row
-            if cache is not None:
-                cache.add(digests[row.example_id], row)
-
-        cached = len(rows)
-        if cached:
-            total = len(records) * len(wanted)
-            log.info("cache            %d of %d samples are there already", cached, total)
-        params = self.params if missing else {}  # weights are read when they are needed
-        if missing and guiding:
-            _ = self.meta  # before caches are planned, which get what is free
-        adaptive = None
-        if options.adaptive is not None:
-            adaptive = AdaptiveK(options.adaptive, threshold=options.threshold)
-        started = time.perf_counter()
-        try:
-            for left, part in missing.items():
-                if GREEDY in left:
-                    critic.critiques(
-                        params, part, [0], cold, key, progress=advance,
-                        each=lambda critique: keep(GREEDY, critique),
-                    )  # fmt: skip
-                if samples := [sample for sample in left if sample != GREEDY]:
-                    critic.critiques(
-                        params, part, samples, hot, key, progress=advance,
-                        adaptive=adaptive,
-                        each=lambda critique: keep(critique.sample, critique),
-                    )  # fmt: skip
-        finally:  # also when it is stopped
-            if cache is not None and len(rows) > cached:
-                cache.spent(len(rows) - cached, time.perf_counter() - started)
-        return [
-            rows[record.id, sample]
-            for sample in wanted
-            for record in records
-            if (record.id, sample) in rows
-        ]
-
-    def prompts(self, options: JudgeOptions) -> Prompts:
-        """What the judge reads."""
-        templates = self.templates
-        if options.rating:
-            templates = dataclasses.replace(templates, single=templates.many)
-        return Prompts(self.tokenizer, templates, order=options.order, seed=options.seed)
-
-    def sampling(self, options: JudgeOptions) -> SamplingConfig:
-        """How the k samples are drawn."""
-        temperature, limit = options.temperature, options.max_new_tokens
-        return SamplingConfig(
-            temperature=self.defaults.temperature if temperature is None else temperature,
-            max_new_tokens=self.defaults.max_new_tokens if limit is None else limit,
-        )
-
-    def prompt_tokens(self, record: Preference, options: JudgeOptions) -> int:
-        """Tokens of a record's longest prompt, over the orders in which samples show it."""
-        prompts = self.prompts(options)
-        shown = {tuple(range(len(record.responses))), *prompts.orders(record, max(options.k, 1))}
-        return max(len(prompts.ids(record, order)) for order in shown)
-
-    def scales(self, options: JudgeOptions) -> Scales:
-        """Ranges of the scores that its templates ask for."""
-        templates = self.prompts(options)
-        return Scales(templates.many.scale, templates.single.scale)
-
-    def prompt_limit(self, options: JudgeOptions) -> int:
-        """Most tokens of a prompt that leave room for a critique."""
-        return self.model.max_position - self.sampling(options).max_new_tokens
-
-    def about(self, options: JudgeOptions) -> dict[str, Any]:
-        """What samples depend on besides weights and records, for a `SampleCache`."""
-        templates = {
-            name: Template.load(getattr(self.templates, name)).digest for name in ("many", "single")
-        }
-        return {
-            "version": grm_jax.__version__,
-            "templates": templates,
-            "sampling": dataclasses.asdict(self.sampling(options)),
-            "int8": [self.sampler.engine.int8_weights, self.sampler.engine.int8_cache],
-            "order": options.order,
-            "rating": options.rating,
-            "seed": options.seed,
-        }
-
-    def _guided(
-        self,
-        records: Sequence[Preference],
-        rows: Sequence[Critique],
-        cache: SampleCache | None,
-        digests: Mapping[str, str],
-    ) -> list[Critique]:
-        """The rows with the meta RM's logits of the readable ones."""
-        scored_rows: list[Critique] = []
-        todo: list[int] = []
-        for index, row in enumerate(rows):
-            held = None if cache is None else cache.get(digests[row.example_id], row.sample)
-            scored_rows.append(row if held is None else dataclasses.replace(row, meta=held.meta))
-            if held is None and row.scores is not None:
-                todo.append(index)
-        values: list[float] = []
-        if todo:
-            values = self.meta.scores(
-                records, [rows[i] for i in todo], self.tokenizer, self.mesh,
-                self.sampler.engine.prefill_tokens,
-            )  # fmt: skip
-        for index, value in zip(todo, values, strict=True):
-            scored_rows[index] = dataclasses.replace(rows[index], meta=value)
-            if cache is not None:
-                # Without the text, which is in the cache of samples.
-                scored = dataclasses.replace(scored_rows[index], text="")
-                cache.add(digests[rows[index].example_id], scored)
-        if cache is not None:
-            cache.flush()
-        return scored_rows
+def fingerprint_of(folders: Sequence[Path]) -> str:
+    """A digest of model folders. What was read once is remembered in the user's cache."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grm_jax"
+    base.mkdir(parents=True, exist_ok=True)
+    return "-".join(fingerprint(folder, base / "fingerprints.json") for folder in folders)

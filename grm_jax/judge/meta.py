@@ -18,8 +18,8 @@ from grm_jax.data.collate import Example
 from grm_jax.data.critiques import Critique
 from grm_jax.data.examples import meta_example
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.about import LENGTH_BUCKETS, About
-from grm_jax.judge.scalar import score_examples
+from grm_jax.judge.about import About
+from grm_jax.judge.scalar import row_lengths, score_examples
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, param_table
@@ -47,6 +47,19 @@ class MetaRM:
     tokens: int | None = None
     """Most tokens a device scores at once; None: the sampler's `prefill_tokens`."""
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of a row that it reads."""
+        return self.buckets[-1]
+
+    def example(self, record: Preference, row: Critique, tokenizer: Tokenizer) -> Example:
+        """What it reads: the record as the critique saw it, and the critique."""
+        shown = shuffle(record.responses, row.order)
+        return meta_example(
+            record.turns, shown, row.text, tokenizer, self.template,
+            reference=record.reference, principles=record.principles,
+        )  # fmt: skip
+
     def scores(
         self,
         records: Sequence[Preference],
@@ -61,16 +74,7 @@ class MetaRM:
           tokens: most tokens a device scores at once, where `self.tokens` does not say.
         """
         by_id = {record.id: record for record in records}
-        examples: list[Example] = []
-        for row in rows:
-            record = by_id[row.example_id]
-            shown = shuffle(record.responses, row.order)
-            examples.append(
-                meta_example(
-                    record.turns, shown, row.text, tokenizer, self.template,
-                    reference=record.reference, principles=record.principles,
-                )
-            )  # fmt: skip
+        examples = [self.example(by_id[row.example_id], row, tokenizer) for row in rows]
         return score_examples(
             self.params, self.model, examples, self.buckets, self.batch_size, mesh,
             self.tokens or tokens,
@@ -87,10 +91,7 @@ def load_meta_rm(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Met
     about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
     shardings = param_shardings(param_table(model, num_labels=1), mesh)
     _, params = load_params(folder, shardings=shardings, dtype=model.compute_dtype)
-    buckets = list(about.length_buckets or LENGTH_BUCKETS)
-    while buckets[-1] < model.max_position:  # as trained, and up to what it can read
-        buckets.append(min(2 * buckets[-1], model.max_position))
-    return MetaRM(model, params, meta_template(path), tuple(buckets), tokens=tokens)
+    return MetaRM(model, params, meta_template(path), row_lengths(about, model), tokens=tokens)
 
 
 def meta_template(path: str | Path) -> Template:

@@ -69,7 +69,7 @@ class ScoreOptions:
     """Critiques that vote with `guided`; None: half of them."""
     expected: bool = False
     """Vote with the expected scores: the mean of the distribution from which each score was drawn,
-    instead of the drawn digit."""
+    instead of the drawn one. A critique without them votes with the drawn ones."""
     scalar_weight: float = 0.5
     """Of the scalar RM's score with `hybrid`."""
     adaptive: float | None = None
@@ -97,6 +97,29 @@ class ScoreOptions:
         for name in ("rating", "expected"):
             if type(getattr(self, name)) is not bool:
                 raise UserError(f"{name} is {getattr(self, name)!r:.60}; give true or false")
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeOptions:
+    """How a judge is sampled on records of a file, for evaluation and training."""
+
+    k: int = 8
+    """Samples a record, besides the greedy one."""
+    temperature: float | None = None
+    """Of the k samples; None: what the judge was trained to be sampled at."""
+    max_new_tokens: int | None = None
+    """Length limit of a critique; None: the judge's own."""
+    order: OrderMode = "balanced"
+    """How the k samples see the responses."""
+    rating: bool = False
+    """Rate single responses 1-10 too, with the template for several, as the paper does."""
+    seed: int = 0
+    greedy: bool = True
+    """Also judge once greedily."""
+    adaptive: float | None = None
+    """Stop sampling a record at this probability of a change of verdict; None: draw all k."""
+    threshold: float | None = None
+    """With `adaptive`: single responses are decided against it; None: the middle of the range."""
 
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(ScoreOptions))

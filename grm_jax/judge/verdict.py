@@ -51,6 +51,22 @@ class Judgement(Critique):
 
 
 @dataclasses.dataclass(frozen=True)
+class Completion:
+    """One reply of the model to a chat.
+
+    Attributes:
+      ids: the tokens that were drawn, the end token included. logprobs: of each, as it was drawn.
+      finish_reason: "stop" or "length".
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    prompt_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Usage:
     """What a verdict cost. prompt_tokens: of its distinct prompts, each read once."""
 
@@ -148,7 +164,8 @@ def decide(
     options, n = request.options, len(request.record.responses)
     method = options.method or ("guided" if guided else "vote")
     require_method(method, n, guided=guided, scalar=scalar is not None)
-    samples = [row.expected if options.expected else row.scores for row in critiques]
+    samples = [row.expected if options.expected and row.expected else row.scores
+               for row in critiques]  # fmt: skip
     outcome = _vote(method, samples, [row.meta for row in critiques], options)
     kept = set(outcome.kept)
     rows = tuple(

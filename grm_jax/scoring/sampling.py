@@ -21,9 +21,10 @@ from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge.about import model_info
 from grm_jax.judge.cache import SampleCache, fingerprint
-from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import meta_template
 from grm_jax.judge.prompts import OrderMode
+from grm_jax.judge.request import JudgeOptions
 from grm_jax.metrics import Progress
 from grm_jax.model import storage
 from grm_jax.model.storage import read_model_config

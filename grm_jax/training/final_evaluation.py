@@ -22,9 +22,10 @@ from grm_jax.data.critiques import GREEDY, Critique, write_critiques
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judge.cache import SampleCache, fingerprint
-from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import MetaRM
 from grm_jax.judge.prompts import OrderMode
+from grm_jax.judge.request import JudgeOptions
 from grm_jax.lock import hold
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first

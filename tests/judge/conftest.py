@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, not in a test)
+from grm_jax.critique.template_set import TemplateConfig, Templates
+from grm_jax.data.synthetic_files import build_tokenizer
+from grm_jax.judge.about import About, JudgeDefaults
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.params import init_params, param_table
+from grm_jax.model.storage import save_model
+from grm_jax.sampler.plan import EngineConfig
 
 
 @pytest.fixture(scope="session")
 def model(small) -> ModelConfig:
     return small.replace(num_layers=2)
+
+
+@pytest.fixture(scope="session")
+def templates() -> TemplateConfig:
+    return TemplateConfig("compact", "compact_single", "compact_meta")
+
+
+@pytest.fixture(scope="session")
+def engine() -> EngineConfig:
+    return EngineConfig(max_rows=16, page=16, prefill_tokens=64, chunk=8, min_lanes=8)
+
+
+@pytest.fixture(scope="session")
+def folder(model, templates, engine, tmp_path_factory) -> Path:
+    """A model folder with random weights."""
+    import jax
+
+    tokenizer = build_tokenizer()
+    config = model.replace(vocab_size=tokenizer.vocab_size, max_position=64)
+    root = tmp_path_factory.mktemp("judge") / "model"
+    save_model(root, config, init_params(param_table(config), jax.random.key(0), "float32"))
+    tokenizer.save(root)
+    About(
+        templates=Templates.load(templates), engine=engine,
+        judge=JudgeDefaults(temperature=1.0, max_new_tokens=12),
+    ).write(root)  # fmt: skip
+    return root

@@ -12,38 +12,11 @@ import pytest
 
 import grm_jax
 from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, not in a test)
-from grm_jax.critique.template_set import TemplateConfig
-from grm_jax.data.critiques import Critique
-from grm_jax.data.preferences import Preference, write_preferences
-from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.errors import UserError
 from grm_jax.judge import judge as judging
-from grm_jax.judge.about import About, JudgeDefaults
-from grm_jax.judge.judge import Judge, Judgement, JudgeOptions
-from grm_jax.model.params import init_params, param_table
-from grm_jax.model.storage import load_model, save_model
-from grm_jax.sampler.plan import EngineConfig
-
-TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
-ENGINE = EngineConfig(max_rows=16, page=16, prefill_tokens=64, chunk=8, min_lanes=8)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    import jax
-
-    tokenizer = build_tokenizer()
-    config = model.replace(vocab_size=tokenizer.vocab_size, max_position=64)
-    root = tmp_path_factory.mktemp("judge") / "model"
-    save_model(root, config, init_params(param_table(config), jax.random.key(0), "float32"))
-    tokenizer.save(root)
-    from grm_jax.critique.template_set import Templates
-
-    About(
-        templates=Templates.load(TEMPLATES), engine=ENGINE,
-        judge=JudgeDefaults(temperature=1.0, max_new_tokens=12),
-    ).write(root)  # fmt: skip
-    return root
+from grm_jax.judge.judge import Judge
+from grm_jax.judge.verdict import Verdict
+from grm_jax.model.storage import load_model
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +24,7 @@ def judge(folder, one_device) -> Judge:
     return Judge.load(folder, mesh=one_device)
 
 
-def test_a_judge_holds_its_weights_once(folder, one_device, monkeypatch):
+def test_a_judge_holds_its_weights_once(folder, templates, engine, one_device, monkeypatch):
     """Those that it reads are its own; those that it is given are not."""
     import jax
 
@@ -68,61 +41,44 @@ def test_a_judge_holds_its_weights_once(folder, one_device, monkeypatch):
     assert judge.params is weights and len(loaded) == 1
     _, given = load_model(folder)
     judge = Judge(
-        judge.model, given, judge.tokenizer, one_device, templates=TEMPLATES, engine=ENGINE
+        judge.model, given, judge.tokenizer, one_device, templates=templates, engine=engine
     )
     assert judge.params is given
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
-
-
-def row(sample: int, scores, order=(0, 1, 2), failure=None) -> Critique:
-    return Critique("query", sample, order, scores, failure, "stop")
-
-
-@pytest.fixture
-def said(judge, monkeypatch):
-    """Makes the judge give these rows."""
-
-    def say(*rows):
-        asked = []
-        monkeypatch.setattr(
-            judge, "sample", lambda records, options: asked.append((records, options)) or list(rows)
-        )
-        return asked
-
-    return say
-
-
-def test_scores_are_means_in_the_order_of_the_responses(judge, said):
-    asked = said(row(0, (3.0, 9.0, 1.0)), row(1, (5.0, 8.0, 1.0), (2, 0, 1)))
-    found = judge.score(" sum 1 2", [" anna", " ben", " carl"], k=2, options=JudgeOptions(seed=7))
-    assert found.scores == (4.0, 8.5, 1.0) and found.best == 1 and found.failure is None
-    assert found.verdict.totals == (8.0, 17.0, 2.0) and len(found.critiques) == 2
-    (((record,), options),) = asked
-    assert record.responses == (" anna", " ben", " carl") and record.query == " sum 1 2"
-    assert (options.k, options.seed, options.greedy) == (2, 7, False)
-
-
-def test_what_failed_is_no_score(judge, said):
-    said(row(0, None, failure="no_box"), row(1, None, failure="truncated"),
-         row(2, None, failure="no_box"))  # fmt: skip
-    found = judge.score(" sum 1 2", [" anna", " ben", " carl"], k=3)
-    assert found.scores == () and found.best is None and found.failure == "no_box"
-    said(row(0, (5.0, 5.0, 1.0)), row(1, None, failure="no_box"))
-    tied = judge.score(" sum 1 2", [" anna", " ben", " carl"], k=2)
-    assert tied.best is None and tied.verdict.best == (0, 1) and tied.failure is None
 
 
 def test_a_real_model_answers_and_repeats_itself(judge):
     turns = ({"role": "user", "content": " sum 1 2"}, {"role": "assistant", "content": " 3"},
              {"role": "user", "content": " cat"})  # fmt: skip
     first = judge.score(turns, [" anna", " ben"], k=4)
-    assert isinstance(first, Judgement) and len(first.critiques) == 4
+    assert isinstance(first, Verdict) and len(first.critiques) == 4
     assert first == judge.score(turns, [" anna", " ben"], k=4)
-    # The same critiques as a record of a file would get.
-    record = Preference("query", turns, (" anna", " ben"), (1.0, 0.0))
-    assert judge.sample([record], JudgeOptions(k=4, greedy=False)) == list(first.critiques)
+    other = judge.score(turns, [" anna", " ben"], k=4, seed=1)
+    assert [row.text for row in other.critiques] != [row.text for row in first.critiques]
     single = judge.score(" sum 1 2", [" anna"], k=2)
     assert {len(critique.order) for critique in single.critiques} == {1}
+    # Random weights write no scores: a named failure, and no number.
+    assert first.failure in first.failures and first.scores == () and first.winner is None
+    assert sum(first.failures.values()) == 4 and first.usage.samples == 4
+    assert first.usage.sampled_tokens == sum(row.tokens for row in first.critiques) > 0
+    assert len(first.judge) == 16 and first.judge == judge.fingerprint
+
+
+def test_many_requests_are_one_batch_and_streamed_as_they_end(judge):
+    asked = [
+        {"query": " sum 1 2", "responses": [" anna"] * n, "k": k, "seed": seed}
+        for n, k, seed in [(1, 1, 0), (2, 3, 0), (3, 2, 5), (2, 3, 0)]
+    ]
+    verdicts = judge.score_many(asked)
+    assert [len(verdict.critiques) for verdict in verdicts] == [1, 3, 2, 3]
+    assert verdicts[1] == verdicts[3], "equal requests have equal answers"
+    for request, verdict in zip(asked, verdicts, strict=True):
+        alone = judge.score(**request)
+        assert [row.text for row in alone.critiques] == [row.text for row in verdict.critiques]
+    assert sorted(index for index, _ in judge.stream(asked)) == [0, 1, 2, 3]
+    assert judge.score_many([]) == []
+    with pytest.raises(UserError, match=r"requests\[1\]: unknown field 'respones'"):
+        judge.score_many([asked[0], {"query": "a", "respones": ["b"]}])
 
 
 def test_what_can_not_be_judged_is_refused(judge):
@@ -148,13 +104,10 @@ ROOT = Path(__file__).parents[2]
 def test_the_example_of_the_packages_readme(folder, tmp_path):
     text = (ROOT / "grm_jax/judge/README.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    record = Preference("a", ({"role": "user", "content": " sum 1 2"},), (" 3", " 4"), (1.0, 0.0))
-    write_preferences(tmp_path / "heldout.jsonl", [record])
-    lines = lines.replace("runs/tiny/world", str(tmp_path)).replace("runs/tiny", str(folder))
-    (tmp_path / "lines.py").write_text(lines)
+    (tmp_path / "lines.py").write_text(lines.replace("runs/tiny", str(folder)))
     names = runpy.run_path(str(tmp_path / "lines.py"))
-    assert len(names["verdict"].critiques) == 8
-    assert [row.sample for row in names["critiques"]] == [-1, *range(8)]
+    assert len(names["verdict"].critiques) == 8 and names["verdict"].seed == 1
+    assert [len(verdict.critiques) for verdict in names["verdicts"]] == [4, 4, 4]
 
 
 def test_the_five_lines_of_the_readme(folder, tmp_path, capsys):

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from grm_jax import convert, hub
 from grm_jax.errors import UserError
 from grm_jax.judge.about import model_info
-from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.judge import Judge
+from grm_jax.judge.request import JudgeOptions
 from grm_jax.model import huggingface, storage
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import config_json, copy_tokenizer

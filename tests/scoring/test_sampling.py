@@ -20,8 +20,9 @@ from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.errors import UserError
 from grm_jax.judge import judge as judging
 from grm_jax.judge import meta as judging_meta
-from grm_jax.judge.judge import Judge, JudgeOptions
+from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import MetaRM, load_meta_rm
+from grm_jax.judge.request import JudgeOptions
 from grm_jax.judge.scalar import score_examples
 from grm_jax.model import storage
 from grm_jax.model.config import ModelConfig

@@ -1,0 +1,357 @@
+"""Requests in at any time, verdicts out as they end: the open-ended use of a judge.
+
+    JudgeRequest -> prompts (one an order of the responses) -> sampler's session -> critiques
+                 -> (meta RM, scalar RM, for what has ended) -> decide -> Verdict
+
+One session batches all that it is given: requests of many clients, of any size and with settings of
+their own, chats, and scalar scores. Between two chunks of decoding, new ones begin in free lanes.
+The randomness of a sample is keyed by its request's texts, seed and number, and programs keep their
+shapes whatever runs beside it: the same request gets the same critiques.
+
+A session is used from one thread.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+
+import jax
+
+from grm_jax.critique import Template, Turn, read, unshuffle
+from grm_jax.errors import UserError
+from grm_jax.judge.base import JudgeModel
+from grm_jax.judge.critiques import AdaptiveK
+from grm_jax.judge.expected import ScoreTokens
+from grm_jax.judge.request import JudgeRequest
+from grm_jax.judge.verdict import Completion, Judgement, Usage, Verdict, decide, require_method
+from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.samples import Sample
+from grm_jax.sampler.schedule import Request
+
+Result = Verdict | tuple[Completion, ...] | tuple[float, ...]
+_ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A request as the sampler reads it.
+
+    Attributes:
+      orders: how each of the k samples sees the responses.
+      prompts: token ids by order.
+      rows: critiques so far, by sample.
+      asked: how many samples the sampler was given.
+    """
+
+    request: JudgeRequest
+    template: Template
+    sampling: SamplingConfig
+    orders: list[tuple[int, ...]]
+    prompts: dict[tuple[int, ...], tuple[int, ...]]
+    rows: dict[int, Judgement] = dataclasses.field(default_factory=dict)
+    asked: int = 0
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.prompts.values()))
+
+
+@dataclasses.dataclass
+class _Chat:
+    """A conversation that the model goes on with."""
+
+    prompt: tuple[int, ...]
+    count: int
+    said: dict[int, Completion] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Replies:
+    """Responses for the scalar RM alone."""
+
+    turns: Sequence[Turn]
+    responses: Sequence[str]
+
+
+class JudgeSession:
+    """An open-ended session of a judge.
+
+    Args:
+      longest_prompt: most tokens of a prompt.
+      max_new_tokens: most tokens of a critique or a reply.
+      samples: how many are drawn at once at most.
+      expected: whether verdicts can have expected scores; some of the sampler's speed is its price.
+
+    Raises UserError where one sample needs more memory than there is, and for `expected` scores of
+    a template whose scores are not whole numbers up to ten.
+    """
+
+    def __init__(
+        self,
+        judge: JudgeModel,
+        *,
+        longest_prompt: int,
+        max_new_tokens: int,
+        samples: int,
+        expected: bool = False,
+    ):
+        self.judge = judge
+        self.longest_prompt, self.max_new_tokens, self.samples = (
+            longest_prompt, max_new_tokens, samples,
+        )  # fmt: skip
+        self.expected = ScoreTokens(judge.tokenizer) if expected else None
+        self._tickets = itertools.count()
+        self._open: dict[int, Prepared | _Chat] = {}
+        self._replies: dict[int, _Replies] = {}
+        if judge.guided:
+            _ = judge.meta  # before caches are planned, which get what is free
+        if judge.has_scalar:
+            _ = judge.scalar
+        self._session = judge.sampler.open(
+            judge.params,
+            longest_prompt=longest_prompt,
+            max_new_tokens=max_new_tokens,
+            samples=samples,
+            key=jax.random.key(0),
+            watch=() if self.expected is None else self.expected.ids,
+            repeatable=True,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._open and not self._replies
+
+    def add(self, request: JudgeRequest | Prepared) -> int:
+        """Begin a request; its verdict comes out of `step` under the ticket returned.
+
+        Raises UserError at once for a request that can not be judged.
+        """
+        prepared = request if isinstance(request, Prepared) else prepare(self.judge, request)
+        options = prepared.request.options
+        if options.expected and self.expected is None:
+            raise UserError("expected scores were asked for, and this session does not watch them")
+        if options.expected and self.expected is not None:
+            self.expected.require(prepared.template)
+        self._require_room(prepared.longest, prepared.sampling.max_new_tokens)
+        ticket = next(self._tickets)
+        self._open[ticket] = prepared
+        self._ask(ticket, prepared)
+        return ticket
+
+    def add_chat(
+        self, messages: Sequence[Turn], sampling: SamplingConfig, n: int = 1, seed: int = 0
+    ) -> int:
+        """Begin n replies of the model to a chat; a tuple of `Completion` comes out of `step`."""
+        prompt = tuple(self.judge.tokenizer.chat(messages))
+        self._require_room(len(prompt), sampling.max_new_tokens)
+        ticket = next(self._tickets)
+        self._open[ticket] = _Chat(prompt, n)
+        content = f"chat {seed} {' '.join(map(str, prompt))}"
+        self._session.add(Request(str(ticket), prompt, tuple(range(n)), seed=content), sampling)
+        return ticket
+
+    def add_scalar(self, turns: Sequence[Turn], responses: Sequence[str]) -> int:
+        """Begin the scalar RM's scores of responses; a tuple of numbers comes out of `step`."""
+        if not self.judge.has_scalar:
+            raise UserError("this judge has no scalar RM; load it with one (scalar=..., --scalar)")
+        self.judge.scalar.require_room(turns, responses)
+        ticket = next(self._tickets)
+        self._replies[ticket] = _Replies(turns, responses)
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Forget a request; what it has begun stops before the next chunk."""
+        self._replies.pop(ticket, None)
+        if self._open.pop(ticket, None) is not None:
+            self._session.cancel(str(ticket))
+
+    def step(self) -> list[tuple[int, Result]]:
+        """A bounded piece of work: admit what fits, decode one chunk; what has ended with it."""
+        results: list[tuple[int, Result]] = list(self._score_replies())
+        if self._session.idle:
+            return results
+        ended: list[int] = []
+        for sample in self._session.step():
+            ticket = int(sample.example_id)
+            entry = self._open.get(ticket)
+            if isinstance(entry, _Chat):
+                entry.said[sample.index] = self._completion(entry, sample)
+                if len(entry.said) == entry.count:
+                    del self._open[ticket]
+                    results.append((ticket, tuple(entry.said[i] for i in range(entry.count))))
+            elif entry is not None:
+                entry.rows[sample.index] = self._judgement(entry, sample)
+                if len(entry.rows) == entry.asked:
+                    if entry.asked < entry.request.options.k and not _is_decided(entry):
+                        self._ask(ticket, entry)
+                    else:
+                        ended.append(ticket)
+        return results + self._verdicts(ended)
+
+    def _require_room(self, prompt_tokens: int, new_tokens: int) -> None:
+        if prompt_tokens > self.longest_prompt:
+            raise UserError(
+                f"the prompt has {prompt_tokens:,} tokens, and at most {self.longest_prompt:,} are "
+                "read; shorten the texts, or allow longer prompts (--max-prompt-tokens)"
+            )
+        if new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"max_new_tokens is {new_tokens:,}, and at most {self.max_new_tokens:,} are "
+                "written; ask for fewer, or allow more (--max-new-tokens)"
+            )
+
+    def _ask(self, ticket: int, entry: Prepared) -> None:
+        """Give the sampler the next round of samples: all, or a few with adaptive sampling."""
+        options = entry.request.options
+        end = options.k if options.adaptive is None else min(entry.asked + _ROUND, options.k)
+        by_order: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+        for index in range(entry.asked, end):
+            by_order[entry.orders[index]].append(index)
+        seed = f"{entry.request.record.id} {options.seed}"
+        for order, members in by_order.items():
+            request = Request(str(ticket), entry.prompts[order], tuple(members), seed=seed)
+            self._session.add(request, entry.sampling)
+        entry.asked = end
+
+    def _judgement(self, entry: Prepared, sample: Sample) -> Judgement:
+        order = entry.orders[sample.index]
+        stopped = sample.finish_reason == "stop"
+        ids = sample.tokens[: -1 if stopped else None].tolist()
+        text = self.judge.tokenizer.decode(ids)
+        parsed = read(entry.template, text, len(order), truncated=not stopped)
+        expected = None
+        if self.expected is not None and parsed.scores is not None and sample.watched is not None:
+            means = self.expected.means(ids, text, parsed.scores, sample.watched, entry.template)
+            expected = unshuffle(means, order)
+        return Judgement(
+            example_id=entry.request.record.id,
+            sample=sample.index,
+            order=order,
+            scores=unshuffle(parsed.scores, order),
+            failure=parsed.failure,
+            finish_reason=sample.finish_reason,
+            text=text,
+            tokens=len(sample.tokens),
+            principles=parsed.principles,
+            expected=expected,
+        )
+
+    def _completion(self, entry: _Chat, sample: Sample) -> Completion:
+        stopped = sample.finish_reason == "stop"
+        ids = sample.tokens[: -1 if stopped else None].tolist()
+        return Completion(
+            text=self.judge.tokenizer.decode(ids),
+            ids=tuple(sample.tokens.tolist()),
+            logprobs=tuple(sample.logprobs.tolist()),
+            finish_reason=sample.finish_reason,
+            prompt_tokens=len(entry.prompt),
+        )
+
+    def _score_replies(self) -> list[tuple[int, tuple[float, ...]]]:
+        entries, self._replies = self._replies, {}
+        if not entries:
+            return []
+        scores = self._scalar_scores([(e.turns, e.responses) for e in entries.values()])
+        return list(zip(entries, scores, strict=True))
+
+    def _scalar_scores(
+        self, asked: Sequence[tuple[Sequence[Turn], Sequence[str]]]
+    ) -> list[tuple[float, ...]]:
+        judge = self.judge
+        return judge.scalar.scores(asked, judge.mesh, judge.sampler.engine.prefill_tokens)
+
+    def _verdicts(self, tickets: Sequence[int]) -> list[tuple[int, Result]]:
+        """The verdicts of requests whose critiques are all there."""
+        popped = [self._open.pop(ticket) for ticket in tickets]
+        entries = [entry for entry in popped if isinstance(entry, Prepared)]
+        rows = [[entry.rows[index] for index in sorted(entry.rows)] for entry in entries]
+        if self.judge.guided:
+            rows = self._with_meta(entries, rows)
+        scalars: Sequence[tuple[float, ...] | None] = [None] * len(entries)
+        if self.judge.has_scalar and entries:
+            records = [entry.request.record for entry in entries]
+            scalars = self._scalar_scores([(r.turns, r.responses) for r in records])
+        now = time.perf_counter()
+        results: list[tuple[int, Result]] = []
+        for ticket, entry, judged, scalar in zip(tickets, entries, rows, scalars, strict=True):
+            usage = Usage(
+                prompt_tokens=sum(map(len, entry.prompts.values())),
+                sampled_tokens=sum(row.tokens for row in judged),
+                samples=len(judged),
+            )
+            verdict = decide(
+                entry.request, judged, scale=entry.template.scale, guided=self.judge.guided,
+                scalar=scalar, usage=usage, judge=self.judge.fingerprint,
+                seconds=now - entry.started,
+            )  # fmt: skip
+            results.append((ticket, verdict))
+        return results
+
+    def _with_meta(
+        self, entries: Sequence[Prepared], rows: list[list[Judgement]]
+    ) -> list[list[Judgement]]:
+        """The critiques with the meta RM's logits, all in one batch.
+
+        One that the meta RM can not read whole, since its own prompt is longer, has failed.
+        """
+        meta, places, readable = self.judge.meta, [], []
+        for i, (entry, judged) in enumerate(zip(entries, rows, strict=True)):
+            for j, row in enumerate(judged):
+                if row.scores is None:
+                    continue
+                example = meta.example(entry.request.record, row, self.judge.tokenizer)
+                if example.length > meta.longest:
+                    judged[j] = dataclasses.replace(row, scores=None, failure="meta_length")
+                    continue
+                places.append((i, j))
+                readable.append(row)
+        if readable:
+            records = list({e.request.record.id: e.request.record for e in entries}.values())
+            engine = self.judge.sampler.engine
+            logits = meta.scores(
+                records, readable, self.judge.tokenizer, self.judge.mesh, engine.prefill_tokens
+            )
+            for (i, j), logit in zip(places, logits, strict=True):
+                rows[i][j] = dataclasses.replace(rows[i][j], meta=logit)
+        return rows
+
+
+def prepare(judge: JudgeModel, request: JudgeRequest) -> Prepared:
+    """A request as token ids. Raises UserError for one that this judge can not judge."""
+    options, record = request.options, request.record
+    require_method(
+        options.method or "vote", len(record.responses),
+        guided=judge.guided, scalar=judge.has_scalar,
+    )  # fmt: skip
+    if judge.has_scalar:
+        judge.scalar.require_room(record.turns, record.responses)
+    prompts = judge.prompts(options)
+    orders = prompts.orders(record, options.k)
+    prepared = Prepared(
+        request,
+        prompts.template(record),
+        judge.sampling(options),
+        orders,
+        {order: prompts.ids(record, order) for order in dict.fromkeys(orders)},
+    )
+    limit = judge.model.max_position - prepared.sampling.max_new_tokens
+    if prepared.longest > limit:
+        raise UserError(
+            f"the prompt has {prepared.longest:,} tokens, and {limit:,} leave room for a critique; "
+            "shorten the texts, or allow a critique fewer tokens (max_new_tokens)"
+        )
+    return prepared
+
+
+def _is_decided(entry: Prepared) -> bool:
+    """Whether the samples that were not drawn yet would hardly change the verdict."""
+    options = entry.request.options
+    rule = AdaptiveK(options.adaptive or 0.0, threshold=options.threshold)
+    scores = [entry.rows[index].scores for index in sorted(entry.rows)]
+    return rule.decided(entry.template, scores, options.k - entry.asked)
