@@ -247,7 +247,7 @@ class JudgeSession:
         ids = sample.tokens[: -1 if stopped else None].tolist()
         return Completion(
             text=self.judge.tokenizer.decode(ids),
-            ids=tuple(sample.tokens.tolist()),
+            tokens=tuple(sample.tokens.tolist()),
             logprobs=tuple(sample.logprobs.tolist()),
             finish_reason=sample.finish_reason,
             prompt_tokens=len(entry.prompt),

@@ -55,12 +55,12 @@ class Completion:
     """One reply of the model to a chat.
 
     Attributes:
-      ids: the tokens that were drawn, the end token included. logprobs: of each, as it was drawn.
+      tokens: the ids that were drawn, the end token's included. logprobs: of each, as it was drawn.
       finish_reason: "stop" or "length".
     """
 
     text: str
-    ids: tuple[int, ...]
+    tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
     prompt_tokens: int

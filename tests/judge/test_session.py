@@ -100,7 +100,7 @@ def test_chats_and_scalar_scores_run_beside_verdicts(judge, session):
     verdict = session.add(ask(2, k=2))
     results = drain(session)
     replies = results[chat]
-    assert len(replies) == 3 and all(len(r.ids) == len(r.logprobs) <= 6 for r in replies)
+    assert len(replies) == 3 and all(len(r.tokens) == len(r.logprobs) <= 6 for r in replies)
     assert replies[0].prompt_tokens == len(judge.tokenizer.chat(messages))
     again = session.add_chat(messages, sampling, n=3, seed=1)
     assert drain(session)[again] == replies
