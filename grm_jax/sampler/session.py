@@ -15,7 +15,7 @@ import collections
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -27,13 +27,21 @@ from grm_jax.parallel.mesh import data_parallel, replicated, sharding
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.board import Board, Running
 from grm_jax.sampler.draw import Filters, SamplingConfig
-from grm_jax.sampler.plan import Plan, at_once, power_of_two
-from grm_jax.sampler.samples import Sample
+from grm_jax.sampler.plan import EngineConfig, Plan, at_once, power_of_two
+from grm_jax.sampler.programs import Programs
+from grm_jax.sampler.samples import Sample, SamplerStats
 from grm_jax.sampler.schedule import Prompt, Request, Scheduler
 from grm_jax.sampler.weights import decode_weights
 
-if TYPE_CHECKING:
-    from grm_jax.sampler.engine import Sampler
+
+class Host(Protocol):
+    """What a session uses of its sampler: see `engine.Sampler`."""
+
+    model: ModelConfig
+    engine: EngineConfig
+    stats: SamplerStats
+    programs: Programs
+    stop_ids: np.ndarray
 
 
 class Session:
@@ -54,7 +62,7 @@ class Session:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Host,
         params: Params,
         plan: Plan,
         key: jax.Array,

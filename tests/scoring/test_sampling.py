@@ -20,6 +20,7 @@ from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.errors import UserError
 from grm_jax.judge import judge as judging
 from grm_jax.judge import meta as judging_meta
+from grm_jax.judge import records as judging_records
 from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import MetaRM, load_meta_rm
 from grm_jax.judge.request import JudgeOptions
@@ -234,7 +235,7 @@ def test_caches_are_planned_with_the_meta_rm_loaded(model, records, one_device, 
     def critiques(*args, **more):
         seen.append("meta" in vars(judge))
 
-    monkeypatch.setattr(judging.Critic, "critiques", critiques)
+    monkeypatch.setattr(judging_records.Critic, "critiques", critiques)
     judge.sample(records[:2], OPTIONS)
     assert seen == [True, True]
     assert judge.meta.tokens == 300
