@@ -4,12 +4,14 @@
     python -m grm_jax.evaluate --bench rewardbench,judgebench --data DIR_OF_BOTH --model RUN
     python -m grm_jax.evaluate --bench preferences --data my.jsonl --judge longer
     python -m grm_jax.evaluate --bench rewardbench --data DIR --model RUN --compare OLD_RUN
+    python -m grm_jax.evaluate --attacks --model RUN -k 8
 
 Prints one table per benchmark. Writes results.json, table.md, samples.jsonl and accuracy.{png,svg}
-to OUTPUT/BENCH, and report.html, which opens from disk, to OUTPUT. Samples are kept in a cache as
-they end: a second run with other aggregation settings samples nothing, and a run that was stopped
-continues where it was. Exit status: 0 (also when stopped by SIGTERM), 1 for a mistake that the user
-can correct (one line says how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
+to OUTPUT/BENCH (with --attacks also card.{md,json,html} and attacks.md), and report.html, which
+opens from disk, to OUTPUT. Samples are kept in a cache as they end: a second run with other
+aggregation settings samples nothing, and a run that was stopped continues where it was. Exit
+status: 0 (also when stopped by SIGTERM), 1 for a mistake that the user can correct (one line says
+how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from grm_jax import stopping
 from grm_jax.benchmarks import BENCHMARKS, get_benchmark, rewardbench
 from grm_jax.benchmarks.official import write_rewardbench
 from grm_jax.benchmarks.sources import locate
+from grm_jax.critique import Template
 from grm_jax.critique.template_set import Scales
+from grm_jax.data.attacks import ATTACKS, EMBEDDED_WORLD
 from grm_jax.data.critiques import Critique, read_critiques, write_critiques
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError, describe
@@ -40,11 +44,15 @@ from grm_jax.evaluate_options import (
 from grm_jax.output import surviving
 from grm_jax.scoring.aggregate import Method, reported
 from grm_jax.scoring.assess import assess, compare_runs, judge_scores
+from grm_jax.scoring.attack_checks import Check, checks
+from grm_jax.scoring.attacks import Asking, attack
 from grm_jax.scoring.benchmark import Benchmark
+from grm_jax.scoring.calibration import calibration
+from grm_jax.scoring.card import Card, grids, write_card
 from grm_jax.scoring.html import Evaluated, write_html
-from grm_jax.scoring.items import BenchmarkRecords
+from grm_jax.scoring.items import SWAPPED, BenchmarkRecords
 from grm_jax.scoring.judges import JUDGE_SCALES, judge_rows
-from grm_jax.scoring.report import print_results, write_report
+from grm_jax.scoring.report import print_grid, print_results, write_report
 from grm_jax.scoring.results import Results, read_results
 from grm_jax.scoring.rules import Rules
 
@@ -194,9 +202,72 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
     if benchmark.name == "rewardbench":
         files += _official(directory, results, records, method, rules)
     print_results(results)
+    if args.attacks:
+        card = _card(
+            args, judge, Evaluated(benchmark, results, records, rows, method), rules, scales
+        )
+        files += write_card(directory, card)
+        for grid in grids(card)[1:]:  # where the judge is from is in the files
+            print_grid(grid)
     names = ", ".join(file.relative_to(directory).as_posix() for file in files)
     _say(f"written to {directory}: {names}")
     return Evaluated(benchmark, results, records, rows, method)
+
+
+def _card(
+    args: Arguments,
+    judge: BenchmarkSampler | None,
+    found: Evaluated,
+    rules: Rules,
+    scales: Scales,
+) -> Card:
+    """Attack the judge, and gather what a card says."""
+    benchmark, records = found.benchmark, found.records
+    attacks = [*ATTACKS, *(EMBEDDED_WORLD if benchmark.name == "synthetic" else ())]
+    own: tuple[Check, ...] = ()
+    provenance: dict[str, Any] = {"judge": args.judge}
+    if judge is None:
+        asking = _asking_without_model(args, benchmark)
+    else:
+        assert args.attack_k is not None
+        options = dataclasses.replace(
+            judge.options(benchmark, rules), k=args.attack_k, order="given", adaptive=None
+        )
+        prompts = judge.prompts(options)
+        asking = Asking(
+            prompts.template,
+            lambda asked: judge.ask(f"attacks on {benchmark.name}", asked, options),
+            lambda record: judge.fits(record, options),
+        )
+        own = checks([prompts.many, prompts.single], prompts.tokenizer)
+        provenance = judge.provenance(options)
+    assert args.attack_records is not None
+    attacked = attack(
+        [record for record in records if not record.id.endswith(SWAPPED)],
+        attacks,
+        asking,
+        count=args.attack_records,
+        scales=None if judge is None else scales,
+        threshold=rules.threshold,
+        resamples=args.resamples,
+        seed=args.seed,
+        checks=own,
+    )
+    known = calibration(
+        records, found.rows, threshold=rules.threshold, clusters=benchmark.clusters(records),
+        resamples=args.resamples, seed=args.seed,
+    )  # fmt: skip
+    return Card(provenance, found.results, attacked, known)
+
+
+def _asking_without_model(args: Arguments, benchmark: Benchmark) -> Asking:
+    """A judge without a model is attacked as if it read the usual templates."""
+    assert args.judge is not None and args.attack_k is not None
+    name, k = args.judge, args.attack_k
+    return Asking(
+        lambda record: Template.load("single" if len(record.responses) == 1 else "grm"),
+        lambda asked: judge_rows(name, asked, k=k, seed=args.seed, rating=benchmark.rating),
+    )
 
 
 def _scales(task: Task) -> Scales:

@@ -25,11 +25,13 @@ from grm_jax.scoring.statistics import RESAMPLES
 
 K = 32
 PROBES = 32
+ATTACK_RECORDS = 60
+ATTACK_K = 4
 CACHE = Path("runs/cache")
 # The least value of each numeric option.
 LEAST = {
-    "k": 0, "probes": 0, "seed": 0, "k_meta": 1, "resamples": 1, "limit": 1, "max_new_tokens": 1,
-    "max_prompt_tokens": 1, "score_tokens": 1,
+    "k": 0, "probes": 0, "attack_records": 1, "attack_k": 0, "seed": 0, "k_meta": 1,
+    "resamples": 1, "limit": 1, "max_new_tokens": 1, "max_prompt_tokens": 1, "score_tokens": 1,
 }  # fmt: skip
 PATHS = ("data", "samples", "compare", "cache", "output")  # models are resolved by the hub module
 # Options that have no effect without --model.
@@ -39,7 +41,7 @@ OF_MODELS = (
 )  # fmt: skip
 _BENCH = (
     "A benchmark, several separated by commas, or `all` that --data holds: "
-    f"{', '.join(BENCHMARKS)}."
+    f"{', '.join(BENCHMARKS)}. Needed unless --attacks is given, whose default is synthetic."
 )
 
 
@@ -47,7 +49,7 @@ _BENCH = (
 class Arguments:
     """Exactly one of --model, --judge and --samples says who judges."""
 
-    bench: Annotated[str, tyro.conf.arg(help=_BENCH)]
+    bench: Annotated[str, tyro.conf.arg(help=_BENCH)] = ""
     data: Path | None = None
     """The benchmark's file or directory, or a directory that holds the directories of several
     benchmarks. Default: downloaded from the Hugging Face hub if the benchmark is there; for the
@@ -104,6 +106,14 @@ class Arguments:
     """The directory of an earlier evaluation, to report paired differences to it."""
     limit: int | None = None
     """The number of items to judge: a random sample in which every section is present."""
+    attacks: bool = False
+    """Also attack the judge, and write a judge card: its provenance, accuracy, attacks, biases and
+    calibration."""
+    attack_records: int | None = None
+    """With --attacks: the number of records that every attack is tried on. Default: 60."""
+    attack_k: int | None = None
+    """With --attacks: the number of samples for each attacked prompt, besides the greedy one.
+    Default: 4, or -k if that is smaller."""
     probes: int | None = None
     """The number of records with two identical responses that a model also judges, for the bias
     table. Default: 32."""
@@ -155,6 +165,13 @@ def check(args: Arguments) -> None:
         raise UserError(
             f"--k {args.k}: samples that were drawn are all used; give --model to draw others"
         )
+    if not args.bench and not args.attacks:
+        raise UserError("give --bench: a benchmark, several with commas, or `all`")
+    if args.attacks and args.samples is not None:
+        raise UserError("--attacks asks the judge anew; give --model or --judge, not --samples")
+    for name in ("attack_records", "attack_k"):
+        if getattr(args, name) is not None and not args.attacks:
+            raise UserError(f"{_option(name)} is of --attacks; give that too")
     if args.score_tokens is not None and args.meta is None:
         raise UserError("--score-tokens is of the meta RM; give --meta too")
     if args.k_meta and args.samples is None:
@@ -189,9 +206,13 @@ def resolved(args: Arguments) -> Arguments:
     named = {name: getattr(args, name) for name in PATHS}
     paths = {name: expanded(path) for name, path in named.items() if path is not None}
     args = dataclasses.replace(args, **paths)
+    k = K if args.k is None else args.k
     return dataclasses.replace(
         args,
-        k=K if args.k is None else args.k,
+        bench=args.bench or "synthetic",
+        k=k,
+        attack_records=ATTACK_RECORDS if args.attack_records is None else args.attack_records,
+        attack_k=min(k, ATTACK_K) if args.attack_k is None else args.attack_k,
         probes=PROBES if args.probes is None else args.probes,
         long_prompts=args.long_prompts or "error",
         cache=args.cache or CACHE,

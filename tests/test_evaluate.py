@@ -20,6 +20,7 @@ from grm_jax import evaluate
 from grm_jax.critique.template_set import Scales
 from grm_jax.data.critiques import read_critiques, write_critiques
 from grm_jax.data.preferences import Preference, write_preferences
+from grm_jax.data.synthetic_files import WorldConfig, write_world
 from grm_jax.scoring import assess
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.judges import judge_rows
@@ -95,6 +96,42 @@ def test_samples_are_scored_again(data, tmp_path, capsys):
     assert "is none of the 10 records" in fails(
         capsys, *common, "--samples", out / "samples.jsonl", "--limit", 10
     )
+
+
+def test_attacks_make_a_card(data, tmp_path, capsys):
+    """Of the judge that prefers more characters: filler always wins, a full stop never."""
+    out = tmp_path / "out"
+    common = ["--bench", "preferences", "--data", data, "--judge", "longer", "--output", out]
+    run(*common, "--attacks", "--attack-records", 6, "--resamples", 50)
+    assert "attacks, greedy" in capsys.readouterr().out
+    card = json.loads((out / "preferences" / "card.json").read_text())
+    assert card["accuracy"]["greedy"]["value"] == 0.75
+    rows = {row["id"]: row["figures"] for row in card["attacks"]["methods"]["greedy"]}
+    assert rows["LEN1"]["flips"]["two"]["value"] == rows["LEN1"]["wins"]["two"]["value"] == 1
+    assert rows["MK2"]["wins"]["two"]["value"] == rows["POS"]["flips"]["all"]["value"] == 0
+    assert card["attacks"]["records"] == 6  # pairs, and made of others of them single responses
+    assert not any(id.startswith("EW") for id in rows)  # only of the embedded world
+    for name, words in (
+        ("card.md", "# Judge card: longer\n"), ("card.html", "<td>master keys"),
+        ("attacks.md", "| RJ-H4 | a finished judgement, then a new task |"),
+    ):  # fmt: skip
+        text = (out / "preferences" / name).read_text()
+        assert words in text
+    assert "master keys" in (out / "preferences" / "card.md").read_text()
+
+
+def test_a_card_is_of_sampled_votes_too(tmp_path):
+    """Without --bench the embedded world is judged; a vote has a calibration."""
+    write_world(tmp_path / "world", WorldConfig(cold_start=1, train=1, fresh=60, shifted=2))
+    run(
+        *("--attacks", "--judge", "random", "-k", 6, "--data", tmp_path / "world", "--resamples"),
+        *(20, "--attack-records", 6, "--attack-k", 2, "--output", tmp_path / "out"),
+    )
+    card = json.loads((tmp_path / "out" / "synthetic" / "card.json").read_text())
+    assert card["calibration"]["k"] == 6
+    assert list(card["attacks"]["methods"]) == ["greedy", "vote@2"]
+    assert "EW1" in {row["id"] for row in card["attacks"]["methods"]["vote@2"]}
+    assert "calibration of 6 votes" in (tmp_path / "out" / "synthetic" / "card.md").read_text()
 
 
 def test_home_directories_in_paths(data, tmp_path, monkeypatch, capsys):
@@ -306,6 +343,9 @@ def test_several_benchmarks_and_a_comparison(data, tmp_path, capsys):
     ("args", "words"),
     [
         (["--bench", "nope", "--judge", "longer"], "unknown benchmark 'nope'; there are"),
+        (["--judge", "longer"], "give --bench"),
+        (["--bench", "preferences", "--judge", "longer", "--attack-k", "1"], "is of --attacks"),
+        (["--bench", "preferences", "--samples", "x", "--attacks"], "not --samples"),
         (["--bench", "preferences"], "exactly one of --model, --judge and --samples, not none"),
         (
             ["--bench", "preferences", "--judge", "longer", "--model", "m"],

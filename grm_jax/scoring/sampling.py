@@ -9,9 +9,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
+from grm_jax import files
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import Scales
 from grm_jax.data.critiques import Critique
@@ -23,7 +25,7 @@ from grm_jax.judge.about import model_info
 from grm_jax.judge.cache import SampleCache, fingerprint
 from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import meta_template
-from grm_jax.judge.prompts import OrderMode
+from grm_jax.judge.prompts import OrderMode, Prompts
 from grm_jax.judge.request import JudgeOptions
 from grm_jax.metrics import Progress
 from grm_jax.model import storage
@@ -142,26 +144,42 @@ class BenchmarkSampler:
         """The critiques of the records, and those of the probes."""
         options = self.options(benchmark, rules)
         asked = dataclasses.replace(options, k=min(options.k, 8), order="balanced")
-        probes = [
-            probe
-            for probe in identical(records, self._probes)
-            if self._judge.prompt_tokens(probe, asked) <= self._limit(asked)
-        ]
-        critiques = []
-        for what, part, how in (("judging", records, options), ("identical pairs", probes, asked)):
-            progress = Progress(f"{what} {benchmark.name}", len(part) * (how.k + how.greedy))
-            cache, meta_cache = self._open(how)
-            if not part:
-                critiques.append([])
-                continue
-            critiques.append(
-                self._judge.sample(
-                    part, how, progress, cache=cache,
-                    meta_cache=meta_cache if what == "judging" else None,
-                    guided=what == "judging",
-                )
-            )  # fmt: skip
-        return critiques[0], critiques[1]
+        probes = [probe for probe in identical(records, self._probes) if self.fits(probe, asked)]
+        rows = self.ask(f"judging {benchmark.name}", records, options, guided=True)
+        return rows, self.ask(f"identical pairs {benchmark.name}", probes, asked)
+
+    def ask(
+        self, title: str, records: Sequence[Preference], options: JudgeOptions, guided: bool = False
+    ) -> list[Critique]:
+        """Samples of records, from the cache or drawn.
+
+        title: of the progress. guided: the meta RM scores them.
+        """
+        progress = Progress(title, len(records) * (options.k + options.greedy))
+        cache, meta_cache = self._open(options)
+        if not records:
+            return []
+        return self._judge.sample(
+            records, options, progress, cache=cache, meta_cache=meta_cache if guided else None,
+            guided=guided,
+        )  # fmt: skip
+
+    def fits(self, record: Preference, options: JudgeOptions) -> bool:
+        """Whether its prompts leave room for a critique."""
+        return self._judge.prompt_tokens(record, options) <= self._limit(options)
+
+    def prompts(self, options: JudgeOptions) -> Prompts:
+        """What it reads: templates and tokenizer."""
+        return self._judge.prompts(options)
+
+    def provenance(self, options: JudgeOptions) -> dict[str, Any]:
+        """Which judge it is: place, stage, digests of weights, templates and training data."""
+        folder = Path(self.about["path"])
+        found = {**self.about, "weights": self._weights, **self._judge.about(options)}
+        made_from = folder.parent / "config.json"  # of the stage that wrote the model
+        if self.about.get("stage") and made_from.is_file():
+            found["made from"] = files.read_json(made_from).get("content")
+        return found | ({"meta": self._meta["meta"]} if self._meta else {})
 
     def seconds_per_sample(self, benchmark: Benchmark, rules: Rules) -> float | None:
         """The mean cost of a sample, as the cache has recorded it; None if unknown."""

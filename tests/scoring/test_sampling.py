@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from grm_jax.benchmarks import get_benchmark, synthetic
+from grm_jax.critique import Template
 from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.attacks import ATTACKS
 from grm_jax.data.collate import Example
 from grm_jax.data.critiques import Critique
 from grm_jax.data.rows import DataError
@@ -31,6 +33,7 @@ from grm_jax.model.params import init_params, param_table
 from grm_jax.sampler import memory
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.samples import SamplerStats
+from grm_jax.scoring.attacks import Asking, attack
 from grm_jax.scoring.items import BenchmarkRecords
 from grm_jax.scoring.rules import Rules
 from grm_jax.scoring.sampling import BenchmarkSampler
@@ -301,3 +304,29 @@ def test_single_responses_are_rated_where_the_benchmark_ranks_them(make):
         )
         scales = judge.scales(get_benchmark(name), Rules())
         assert scales.single == ((1, 10) if rating else (0, 1)) and scales.many == (1, 10)
+
+
+def test_attacked_prompts_are_sampled_once(make, records):
+    """A stopped attack goes on, since its critiques are cached like all others."""
+    attacks = [one for one in ATTACKS if one.id in ("MK1", "FV1a", "POS", "LEN4", "RJ-H8")]
+    found = []
+    for drawn_anew in (True, False):
+        judge = make()
+        options = dataclasses.replace(
+            judge.options(synthetic.BENCHMARK, Rules()), k=1, order="given"
+        )
+        asking = Asking(
+            judge.prompts(options).template,
+            lambda asked, judge=judge, options=options: judge.ask("attacks", asked, options),
+            lambda record, judge=judge, options=options: judge.fits(record, options),
+        )
+        found.append(
+            attack(records, attacks, asking, count=6, scales=None, threshold=0.5, resamples=20)
+        )
+        assert drawn(judge) == (2 * found[0].prompts if drawn_anew else 0)
+    assert found[0] == found[1]
+    assert set(found[0].methods) == {"greedy", "vote@1"}
+    assert {row.id for row in found[0].methods["greedy"]} <= {"none", *(one.id for one in attacks)}
+    about = judge.provenance(options)
+    assert about["templates"]["many"] == Template.load("compact").digest
+    assert len(about["weights"]) == 16 and about["sampling"]["temperature"] == 1.0
