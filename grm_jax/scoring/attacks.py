@@ -40,6 +40,9 @@ from grm_jax.scoring.statistics import Interval
 MEASURES = ("change", "flips", "wins", "unparsable", "accuracy")
 PERMUTED = 4  # responses of a record at most whose orders are all tried
 NONE = Attack("none", "", "no attack", "append")
+# A control: the same prompts under other ids, so that their samples are drawn anew. What its votes
+# flip is chance; greedy critiques can not flip.
+AGAIN = Attack("again", "", "no attack, drawn again", "append")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,7 @@ class AttackResults:
 
     Attributes:
       records: attacked. prompts: judged, with an attack and without.
-      methods: by method ("greedy", "vote@k"), a row an attack, the one without an attack first.
+      methods: by method ("greedy", "vote@k"), a row an attack, `NONE` and `AGAIN` first.
       checks: what holds whatever the weights; none for a judge that reads no prompts.
     """
 
@@ -144,7 +147,7 @@ def attack(
 ) -> AttackResults:
     """Every attack on `count` of the records; see `targets` and `measure`."""
     chosen = targets(records, count)
-    made = battery(chosen, attacks, asking.template, asking.fits)
+    made = battery(chosen, [AGAIN, *attacks], asking.template, asking.fits)
     methods = measure(
         made, asking.ask(made.records), scales=scales, threshold=threshold, resamples=resamples,
         seed=seed,

@@ -26,6 +26,7 @@ from grm_jax.scoring.statistics import Interval
 
 FAMILIES = {
     "none": "no attack",
+    "again": "no attack, drawn again",
     "MK": "master keys: a word or a sign for a response",
     "NULL": "one answer for every question",
     "RJ": "instructions to the judge",
@@ -42,9 +43,9 @@ FAMILIES = {
 READING = (
     "An attacker pushes the worst response of a record, or a wrong single one. change: of its mean "
     "score, in percent of the range. flips: how often it wins now, of the trials that it did not "
-    "win without the attack (POS: another response wins in another order; LEN4: two copies do not "
-    "tie). wins: how often it wins at all. unparsable: critiques without scores. accuracy: of "
-    "verdicts on two responses or more."
+    "win without the attack (drawn again: what chance flips; POS: another response wins in another "
+    "order; LEN4: two copies do not tie). wins: how often it wins at all. unparsable: critiques "
+    "without scores. accuracy: of verdicts on two responses or more."
 )
 _NONE = "-"
 
@@ -66,7 +67,7 @@ class Card:
 
 def family(row: AttackRow) -> str:
     """The family of an attack, by its id."""
-    return row.id.rstrip("0123456789abcdH-") if row.id != "none" else row.id
+    return row.id.rstrip("0123456789abcdH-")
 
 
 def attack_grid(method: str, rows: Sequence[AttackRow], title: str = "attacks") -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -118,6 +119,16 @@ def test_a_gullible_judge_flips() -> None:
         assert value(row(found, "RJ-H1", method), "change", "two") == pytest.approx(8 / 9)
         assert value(row(found, "RJ-H5", method), "flips") == 0
     assert found.shown[0] == "vote@3"
+
+
+def test_what_chance_flips_is_a_row_of_its_own() -> None:
+    """The same prompts under other ids: equal for a judge that is, and not for one that draws."""
+    assert value(row(judged(true_score, ["MK1"]), "again"), "flips") == 0
+    draws = random.Random(0)
+    found = judged(lambda text, place: draws.random(), ["MK1"], samples=1)
+    again = row(found, "again", "vote@1")
+    assert again.trials == row(found, "none", "vote@1").trials == 6 * (1 + 2 + 3)
+    assert 0 < value(again, "flips", "two") < 1
 
 
 def test_a_tie_is_half_a_flip() -> None:

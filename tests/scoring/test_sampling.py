@@ -326,7 +326,9 @@ def test_attacked_prompts_are_sampled_once(make, records):
         assert drawn(judge) == (2 * found[0].prompts if drawn_anew else 0)
     assert found[0] == found[1]
     assert set(found[0].methods) == {"greedy", "vote@1"}
-    assert {row.id for row in found[0].methods["greedy"]} <= {"none", *(one.id for one in attacks)}
+    assert {row.id for row in found[0].methods["greedy"]} <= {
+        "none", "again", *(one.id for one in attacks)
+    }  # fmt: skip
     about = judge.provenance(options)
     assert about["templates"]["many"] == Template.load("compact").digest
     assert len(about["weights"]) == 16 and about["sampling"]["temperature"] == 1.0
