@@ -19,7 +19,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from grm_jax.benchmarks import synthetic
-from grm_jax.critique import credit, decided, single_credit, vote
+from grm_jax.critique import credit, decided, vote
 from grm_jax.data.critiques import read_critiques
 from grm_jax.data.preferences import Preference
 from grm_jax.scoring.statistics import mean_interval
@@ -99,10 +99,7 @@ def stop(record: Preference, scores: list, bound: float) -> int:
 
 
 def earned(record: Preference, scores: list) -> float:
-    verdict = vote(scores)
-    if len(record.responses) == 1:
-        return single_credit(verdict, record.labels[0], THRESHOLD)
-    return credit(verdict, record.labels)
+    return credit(vote(scores), record.labels, THRESHOLD)
 
 
 def plot(rows: list[dict], fixed: list[dict], k: int) -> None:

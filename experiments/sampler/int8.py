@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 from grm_jax.benchmarks import synthetic
-from grm_jax.critique import credit, single_credit, vote
+from grm_jax.critique import credit, vote
 from grm_jax.critique.voting import Scores
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.judge import Judge
@@ -100,10 +100,7 @@ def main(args: Arguments) -> None:
 
 
 def earned(record: Preference, scores: Sequence[Scores | None]) -> float:
-    verdict = vote(scores)
-    if len(record.responses) == 1:
-        return single_credit(verdict, record.labels[0], THRESHOLD)
-    return credit(verdict, record.labels)
+    return credit(vote(scores), record.labels, THRESHOLD)
 
 
 if __name__ == "__main__":

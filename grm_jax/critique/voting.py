@@ -219,49 +219,34 @@ def majority(choices: Sequence[int | None], n: int) -> Vote:
     )
 
 
-def credit(verdict: Vote, labels: Sequence[float]) -> float:
+def credit(verdict: Vote, labels: Sequence[float], threshold: float | None = None) -> float:
     """Expected accuracy of a verdict when ties are broken by a shuffle, as in evaluation.
 
-    1 / |best| if the best response by `labels` is among the best of the vote, otherwise 0. A vote
-    without a usable sample earns 0: what failed is wrong, not a coin toss.
+    1 / |best| if the best response by `labels` is among the best of the vote, otherwise 0. A single
+    response is judged by its mean score: above the threshold says correct (label 1), below says
+    incorrect (label 0), equal is a toss-up and earns 0.5. A vote without a usable sample earns 0:
+    what failed is wrong, not a coin toss.
+
+    `scoring.measures.credit` computes the same for many votes at once, by the rules of a benchmark.
 
     Raises:
-        ValueError: a single response (use `single_credit`), another number of labels than
-            responses, or no single best label.
+        ValueError: another number of labels than responses, no single best label, or a single
+            response without a threshold or with a label other than 0 and 1.
     """
-    if len(labels) == 1:
-        raise ValueError("a single response has no best one; use single_credit with a threshold")
-    best = best_label(labels)
     if verdict.totals and len(verdict.totals) != len(labels):
         raise ValueError(
             f"the verdict is about {len(verdict.totals)} responses, labels has {len(labels)}"
         )
-    return 1.0 / len(verdict.best) if best in verdict.best else 0.0
-
-
-def single_credit(scores: Vote | Sequence[Scores | None], label: float, threshold: float) -> float:
-    """Expected accuracy for a single response: the mean of its used scores against a threshold.
-
-    Above the threshold says correct (label 1), below says incorrect (label 0), equal is a toss-up
-    and earns 0.5. Without a usable sample: 0.
-
-    Args:
-        scores: a verdict over a single response, or its samples as `vote` takes them.
-
-    Raises:
-        ValueError: a label other than 0 and 1, or scores of more than one response.
-    """
-    if label not in (0, 1):
-        raise ValueError(f"label is {label}; a single response is correct (1) or incorrect (0)")
-    verdict = scores if isinstance(scores, Vote) else vote(scores)
-    if len(verdict.mean) > 1:
-        raise ValueError(f"scores of {len(verdict.mean)} responses; use vote and credit")
+    if len(labels) > 1:
+        return 1.0 / len(verdict.best) if best_label(labels) in verdict.best else 0.0
+    if threshold is None:
+        raise ValueError("a single response has no best one; give a threshold for its score")
+    if labels[0] not in (0, 1):
+        raise ValueError(f"label is {labels[0]}; a single response is correct (1) or incorrect (0)")
     if not verdict.mean:
         return 0.0
     (mean,) = verdict.mean
-    if mean == threshold:
-        return 0.5
-    return float((mean > threshold) == (label == 1))
+    return 0.5 if mean == threshold else float((mean > threshold) == (labels[0] == 1))
 
 
 def _argmax(scores: Scores) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from grm_jax.critique import (
     orders,
     rule_reward,
     shuffle,
-    single_credit,
     unshuffle,
     vote,
 )
@@ -191,25 +190,25 @@ def test_credit() -> None:
     assert credit(vote([(8, 9)]), (1, 0)) == 0
     assert credit(vote([(9, 9, 8)]), (1, 0, 0)) == 0.5
     assert credit(vote([(9, 9, 8)]), (0, 0, 1)) == 0
-    with pytest.raises(ValueError, match="use single_credit"):
-        credit(vote([(9,)]), (1,))
     with pytest.raises(ValueError, match="about 2 responses, labels has 3"):
         credit(vote([(8, 9)]), (1, 0, 0))
     with pytest.raises(ValueError, match="2 best responses"):
         credit(vote([(8, 9)]), (1, 1))
 
 
-def test_single_credit() -> None:
-    assert single_credit([(7,), None, (4,)], 1, 5) == 1
-    assert single_credit([(7,), (4,)], 0, 5) == 0
-    assert single_credit([(7,), (4,)], 0, 6) == 1
-    assert single_credit(vote([(7,), (4,)]), 1, 5.5) == 0.5
-    assert single_credit(vote([(7,), (4,)], meta=[0, 1]), 0, 5) == 1
-    assert single_credit([None], 0, 5) == single_credit([None], 1, 5) == 0
+def test_credit_of_a_single_response() -> None:
+    assert credit(vote([(7,), None, (4,)]), (1,), 5) == 1
+    assert credit(vote([(7,), (4,)]), (0,), 5) == 0
+    assert credit(vote([(7,), (4,)]), (0,), 6) == 1
+    assert credit(vote([(7,), (4,)]), (1,), 5.5) == 0.5
+    assert credit(vote([(7,), (4,)], meta=[0, 1]), (0,), 5) == 1
+    assert credit(vote([None]), (0,), 5) == credit(vote([None]), (1,), 5) == 0
+    with pytest.raises(ValueError, match="give a threshold"):
+        credit(vote([(7,)]), (1,))
     with pytest.raises(ValueError, match="correct \\(1\\) or incorrect \\(0\\)"):
-        single_credit([(7,)], 8, 5)
-    with pytest.raises(ValueError, match="scores of 2 responses"):
-        single_credit([(7, 8)], 1, 5)
+        credit(vote([(7,)]), (8,), 5)
+    with pytest.raises(ValueError, match="about 2 responses, labels has 1"):
+        credit(vote([(7, 8)]), (1,), 5)
 
 
 def test_semi_scalar_and_pairwise() -> None:
