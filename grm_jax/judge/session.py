@@ -29,8 +29,7 @@ from grm_jax.judge.expected import ScoreTokens
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.judge.verdict import Completion, Judgement, Usage, Verdict, decide, require_method
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.samples import Sample
-from grm_jax.sampler.schedule import Request
+from grm_jax.sampler.schedule import Request, Sample
 
 Result = Verdict | tuple[Completion, ...] | tuple[float, ...]
 _ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once

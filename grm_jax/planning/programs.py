@@ -35,12 +35,10 @@ from grm_jax.parallel.mesh import data_parallel, decode_mesh, sharding
 from grm_jax.planning import estimate
 from grm_jax.planning.hlo import collective_bytes
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.memory import cache_room, decode_weight_bytes, prefill_bytes
-from grm_jax.sampler.plan import make_plan
-from grm_jax.sampler.programs import Programs
+from grm_jax.sampler.plan import cache_room, decode_weight_bytes, make_plan, prefill_bytes
+from grm_jax.sampler.programs import Programs, SamplerStats
+from grm_jax.sampler.runner import Runner
 from grm_jax.sampler.schedule import Request
-from grm_jax.sampler.session import Session
 from grm_jax.training.meta_rm import critique_objective
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.rl import by_length, policy_objective
@@ -293,8 +291,7 @@ def _plan_rollout(
       laid_out: the parameters are for sampling alone, and the decoding weights replace them.
     """
     mesh, length = decode_mesh(run.mesh), run.setup.prompt_buckets[-1]
-    sampler = Sampler(run.model, [1], run.setup.engine, mesh)
-    sampler.programs = programs = DryPrograms(mesh)
+    programs = DryPrograms(mesh)
     requests = [
         Request(str(i), (i, *[0] * (length - 1)), tuple(range(samples))) for i in range(records)
     ]
@@ -323,21 +320,21 @@ def _plan_rollout(
         return Phase(name, sizes | {"activations and scratch": scratch})
     started = time.perf_counter()
     key = jax.eval_shape(lambda: jax.random.key(0))
-    session = Session(sampler, params, plan, key, longest=length)  # pyright: ignore[reportArgumentType]
+    runner = Runner(run.model, run.setup.engine, programs, SamplerStats(), params, plan, key, [1])  # pyright: ignore[reportArgumentType]
     zeros = np.zeros((shards, rows), np.int32)
-    session.prefill(
+    runner.compute_pages(
         np.zeros((shards, rows, page), np.int32), zeros, zeros,
         np.zeros((shards, rows, plan.shape.depth), np.int32), zeros,
     )  # fmt: skip
-    session.steps(session.board.work(), 1, sampling.filters)
+    runner.steps(runner.batch.work(), 1, sampling)
     temporary = max(
         programs.by_name[name].memory_analysis().temp_size_in_bytes
         for name in ("prefill", "decode")
     )
-    caches = (session.pages, session.lanes, session.stash)
+    caches = (runner.pages, runner.lanes, runner.stash)
     shared = set() if laid_out else {id(x) for x in jax.tree.leaves(params)}
     sizes["decoding weights"] = device_bytes(
-        [x for x in jax.tree.leaves(session.weights) if id(x) not in shared]
+        [x for x in jax.tree.leaves(runner.weights) if id(x) not in shared]
     )
     sizes["caches"] = device_bytes(caches)
     sizes["activations and scratch"] = float(temporary)

@@ -2,7 +2,7 @@
 
 A query attends to the pages of its prompt, to its lane's stash and ring, and to itself (`cache`
 draws what these hold). The queries of all lanes that read a page are multiplied with its keys in
-one matrix product: they are gathered into a grid [P, R] of pages and ranks, and the results are
+one matrix product: they are gathered into a grid [P, R] of pages and readers, and the results are
 gathered back and summed over the pages of each lane. The softcap bounds the scores, so the weights
 need no running maximum, and the parts add up to one exact softmax (`attention.soft_weights`).
 Weights and totals are rounded, added up and divided as in `chunked_attention`: in bfloat16, too,
@@ -49,8 +49,8 @@ class Layout:
 
     Attributes:
       start, fill: [D, P] the position of each page's first token, and the number of its tokens.
-      reader: [D, P * R] the lane at each rank of each page; any lane where the rank is free.
-      cell: [D, N, M] page * R + rank for each page of each lane's prompt.
+      reader: [D, P * R] the lanes that read each page, R of them; any lane where there are fewer.
+      cell: [D, N, M] where each lane stands in `reader`, for each page of its prompt.
       used: [D, N, M] False where a lane's prompt has fewer pages.
       length: [D, N] the number of prompt tokens of each lane.
       stashed: [D, N] how many of each lane's drawn tokens are in the stash.
@@ -169,9 +169,9 @@ def lane_attend(
         the other lanes.
     """
     shards, count = layout.start.shape  # D, P
-    ranks, size = layout.reader.shape[1] // count, pages.size  # R, S
+    readers, size = layout.reader.shape[1] // count, pages.size  # R, S
     position = layout.length + counts  # [D, N]
-    reader_pos = rows_of(position, layout.reader).reshape(shards * count, ranks)  # [D * P, R]
+    reader_pos = rows_of(position, layout.reader).reshape(shards * count, readers)  # [D * P, R]
     page_pos = layout.start.reshape(-1, 1) + jnp.arange(size)  # [D * P, S]
     filled = jnp.arange(size) < layout.fill.reshape(-1, 1)  # [D * P, S]
     # The token in a slot was written `age` steps before the last one.
@@ -194,7 +194,7 @@ def lane_attend(
         if window is not None:
             in_ring &= age + 1 < window
         masks[kind] = (
-            in_page.reshape(shards, count, 1, ranks, 1, size),
+            in_page.reshape(shards, count, 1, readers, 1, size),
             in_stash.reshape(*layout.owner.shape, 1, 1, stash.size),
             in_ring[:, :, None, None, :],
         )
@@ -211,7 +211,7 @@ def lane_attend(
     @jax.named_scope("pages")
     def over_pages(q, kv, v_dtype, mask):
         """(numerator [D, N, K, G, h], total [D, N, K, G]) over the pages of each lane's prompt."""
-        queries = rows_of(q, layout.reader).reshape(shards, count, ranks, *q.shape[2:])
+        queries = rows_of(q, layout.reader).reshape(shards, count, readers, *q.shape[2:])
         keys, values = kv["k"].astype(q.dtype), kv["v"].astype(v_dtype)
         raw = jnp.einsum("dprkgh,dpkhs->dpkrgs", queries, keys, preferred_element_type=f32)
         e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, P, K, R, G, S]
@@ -219,9 +219,9 @@ def lane_attend(
         e = scaled(e, kv.get("v_scale")).astype(v_dtype)
         part = jnp.einsum("dpkrgs,dpksh->dpkrgh", e, values, preferred_element_type=f32)
         part = part.swapaxes(2, 3)  # [D, P, R, K, G, h]
-        # From the grid of pages and ranks back to lanes: [D, N, M, K, G, h], [D, N, M, K, G]
-        part = rows_of(part.reshape(shards, count * ranks, *q.shape[2:]), layout.cell)
-        weight = rows_of(weight.reshape(shards, count * ranks, *q.shape[2:4]), layout.cell)
+        # From the grid of pages and readers back to lanes: [D, N, M, K, G, h], [D, N, M, K, G]
+        part = rows_of(part.reshape(shards, count * readers, *q.shape[2:]), layout.cell)
+        weight = rows_of(weight.reshape(shards, count * readers, *q.shape[2:4]), layout.cell)
         if single:
             return part[:, :, 0], weight[:, :, 0]
         used = layout.used[..., None, None]  # [D, N, M, 1, 1]

@@ -30,10 +30,9 @@ short critique takes do not depend on the longest one.
 
 Keys are stored transposed ([h, slots]), the layout in which scores are computed.
 
-Dimensions: D data-parallel shards, P pages, S slots of a page, R ranks of a page (places for lanes
-that read it), N lanes, M pages of a prompt, A pages computed at once, T slots of a ring, B blocks
-of the stash, C tokens of a block, K key/value heads, G query heads per key/value head, h size of a
-head, E embedding.
+Dimensions: D data-parallel shards, P pages, S slots of a page, R readers of a page, N lanes, M
+pages of a prompt, A pages computed at once, T slots of a ring, B blocks of the stash, C tokens of a
+block, K key/value heads, G query heads per key/value head, h size of a head, E embedding.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from grm_jax.model.heads import logits
 from grm_jax.model.params import Params
 from grm_jax.sampler import cache
 from grm_jax.sampler.attend import Layout, lane_attend, layer_inputs, page_attend
-from grm_jax.sampler.draw import Filters, Settings, draw, watched_logprobs
+from grm_jax.sampler.draw import Filters, Settings, draw, draw_each, watched_logprobs
 
 
 class Lanes(flax.struct.PyTreeNode):
@@ -56,7 +56,8 @@ class Work:
         which each sample's key is made.
       counts: [D, N] how many tokens each lane's sample has.
       alive: [D, N] whether a lane runs a sample.
-      settings: how each lane's tokens are drawn, and how many at most.
+      limit: [D, N] the most tokens that each lane's sample may have.
+      settings: how each lane's tokens are drawn, where lanes differ.
     """
 
     layout: Layout
@@ -64,6 +65,7 @@ class Work:
     names: jax.Array
     counts: jax.Array
     alive: jax.Array
+    limit: jax.Array
     settings: Settings
 
 
@@ -116,7 +118,7 @@ def compute_pages(
     tokens: jax.Array,
     start: jax.Array,
     fill: jax.Array,
-    earlier: jax.Array | None,
+    earlier: jax.Array,
     targets: jax.Array,
 ) -> cache.Pages:
     """Prefill: run pages of prompts through the model and store their keys and values.
@@ -124,12 +126,13 @@ def compute_pages(
     Args:
       tokens: [D, A, S] the tokens of the pages, right-padded.
       start, fill: [D, A] the position of each page's first token, and the number of its tokens.
-      earlier: [D, A, M] the pages before each, the nearest last; see `attend.page_attend`.
+      earlier: [D, A, M] the pages before each, the nearest last; see `attend.page_attend`. M is 0
+        where no page has an earlier one.
       targets: [D, A] the index under which each page is stored; out of range for rows that hold
         no page.
     """
     shards, count, size = tokens.shape
-    attend = page_attend(config, start, fill, earlier, size)
+    attend = page_attend(config, start, fill, earlier if earlier.shape[2] else None, size)
     positions = (start[..., None] + jnp.arange(size)).reshape(-1, size)
     hidden, new = forward(
         params,
@@ -156,6 +159,7 @@ def decode_chunk(
     key: jax.Array,
     stop_ids: jax.Array,
     watch: jax.Array,
+    temperature: jax.Array,
     leave: jax.Array,
     *,
     filters: Filters | None,
@@ -172,8 +176,10 @@ def decode_chunk(
       key: the key of run, stage and step, from which the samples' keys are folded.
       stop_ids: [X] the token ids that end a sample.
       watch: [W] the token ids whose log-probabilities are returned at every step.
+      temperature: a scalar, where all lanes have the same.
       leave: the chunk ends early once this many samples have ended, or all of them.
-      filters: static; see `draw.draw`.
+      filters: static; where lanes differ in these or in the temperature, None, and
+        `work.settings` are read.
       chunk: static.
       grid: static; see `attend.lane_attend`.
     """
@@ -205,7 +211,10 @@ def decode_chunk(
         z = logits(params, config, lanes.hidden)  # [D, N, V]
         with jax.named_scope("draw"):
             uniform = jax.vmap(jax.vmap(_uniform))(keys, drawn.counts)  # [D, N, 2]
-            token, logprob = draw(z, uniform, work.settings, filters)  # [D, N] each
+            if filters is None:
+                token, logprob = draw_each(z, uniform, work.settings)  # [D, N] each
+            else:
+                token, logprob = draw(z, uniform, temperature, filters)
             token = jnp.where(drawn.alive, token, 0)
             watched = watched_logprobs(z, watch) if watch.size else None  # [D, N, W]
         with jax.named_scope("masks"):
@@ -222,7 +231,7 @@ def decode_chunk(
         )
         with jax.named_scope("store"):
             lanes = Lanes(cache.write_ring(lanes.ring, _after(hidden, new)), hidden)
-            return lanes, _record(drawn, token, logprob, watched, stop_ids, work.settings.limit)
+            return lanes, _record(drawn, token, logprob, watched, stop_ids, work.limit)
 
     return jax.lax.while_loop(unfinished, step, (lanes, drawn))
 

@@ -76,52 +76,58 @@ class SamplingConfig:
 
 @flax.struct.dataclass
 class Settings:
-    """How each lane's tokens are drawn; the host makes it for each chunk.
-
-    Attributes:
-      temperature: [...] float32; 0 is greedy.
-      limit: [...] the most tokens of the lane's sample.
-      top_k, top_p, min_p: [...] as in `SamplingConfig`.
-    """
+    """The settings of each lane [D, N], where they differ; as in `SamplingConfig`."""
 
     temperature: jax.Array
-    limit: jax.Array
     top_k: jax.Array
     top_p: jax.Array
     min_p: jax.Array
 
 
 def draw(
-    z: jax.Array, uniform: jax.Array, settings: Settings, filters: Filters | None
+    z: jax.Array, uniform: jax.Array, temperature: jax.Array, filters: Filters
 ) -> tuple[jax.Array, jax.Array]:
     """Next tokens [...] int32 and their log-probabilities under softmax(z / temperature).
-
-    The log-probabilities of greedy tokens are those at temperature 1.
 
     Args:
       z: [..., V] float32 softcapped logits.
       uniform: [..., 2] in [0, 1), two numbers for each token; see `pick`.
-      settings: of each distribution [...].
-      filters: the filters that all distributions have in common: what a program is compiled for.
-        None where they differ. Then all that any may need is computed, and selected one by one.
+      temperature: a scalar. It is not read in greedy decoding, whose log-probabilities are those at
+        temperature 1.
     """
-    greedy = settings.temperature == 0  # [...]
-    if filters is None:
-        z = z / jnp.where(greedy, 1.0, settings.temperature)[..., None]
-    elif not filters.greedy:
-        z = z / settings.temperature[..., None]
-    top = jnp.max(z, axis=-1, keepdims=True)  # [..., 1]
-    weights = jnp.exp(z - top)  # [..., V]
-    norm = jnp.sum(weights, axis=-1)  # [...]
-    if filters is None:
-        drawn = pick(keep_top_each(weights, settings), uniform)
-        chosen = jnp.where(greedy, jnp.argmax(z, axis=-1).astype(jnp.int32), drawn)
-    elif filters.greedy:
+    if not filters.greedy:
+        z = z / temperature
+    top, weights = _weights(z)
+    if filters.greedy:
         chosen = jnp.argmax(z, axis=-1).astype(jnp.int32)
     else:
         chosen = pick(keep_top(weights, filters), uniform)
+    return chosen, _logprob(z, chosen, top, weights)
+
+
+def draw_each(z: jax.Array, uniform: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """As `draw`, with settings of its own for each distribution [...].
+
+    A greedy and a random token are computed for all, and one of them is selected for each.
+    """
+    greedy = settings.temperature == 0  # [...]
+    z = z / jnp.where(greedy, 1.0, settings.temperature)[..., None]
+    top, weights = _weights(z)
+    drawn = pick(keep_top_each(weights, settings), uniform)
+    chosen = jnp.where(greedy, jnp.argmax(z, axis=-1).astype(jnp.int32), drawn)
+    return chosen, _logprob(z, chosen, top, weights)
+
+
+def _weights(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest logits [..., 1] and exp(z - largest) [..., V]."""
+    top = jnp.max(z, axis=-1, keepdims=True)
+    return top, jnp.exp(z - top)
+
+
+def _logprob(z: jax.Array, chosen: jax.Array, top: jax.Array, weights: jax.Array) -> jax.Array:
+    """Log-probabilities [...] of the chosen tokens [...] under softmax(z)."""
     picked = jnp.take_along_axis(z, chosen[..., None], axis=-1)[..., 0]
-    return chosen, picked - top[..., 0] - jnp.log(norm)
+    return picked - top[..., 0] - jnp.log(jnp.sum(weights, axis=-1))
 
 
 def watched_logprobs(z: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -1,28 +1,33 @@
-"""The sampler: a model, and what is planned and compiled for sampling from it.
+"""The sampler: a model from which samples are drawn, all at once or as requests come.
 
-all requests at once:    sample(params, requests, ...) -> plan -> session -> samples
-requests as they come:   open(params, ...)             -> plan -> session; add, step, cancel
+    all requests at once:    sample(params, requests, ...) -> plan -> session -> samples
+    requests as they come:   open(params, ...)             -> plan -> session; add, step, cancel
+
+A session begins waiting samples, prefills the pages of their prompts, decodes a chunk of steps, and
+returns the samples that ended in it. Between chunks, free lanes are given to waiting samples
+(continuous batching), so that no sample waits for a longer one to end. `schedule` decides which
+sample runs where, `runner` has the device.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.memory import CacheBudget
-from grm_jax.sampler.plan import EngineConfig, Plan, make_plan, open_plan
-from grm_jax.sampler.programs import Programs
-from grm_jax.sampler.samples import Sample, SamplerStats
-from grm_jax.sampler.schedule import Request
-from grm_jax.sampler.session import Session, check
+from grm_jax.sampler.plan import CacheBudget, EngineConfig, Plan, make_plan, open_plan
+from grm_jax.sampler.programs import Programs, SamplerStats
+from grm_jax.sampler.runner import Runner
+from grm_jax.sampler.schedule import Request, Running, Sample, Scheduler
 from grm_jax.sampler.weights import laid_out, take
 
 log = logging.getLogger("grm_jax")
@@ -119,13 +124,11 @@ class Sampler:
             split=self.mesh.shape["tensor"],
             on_cpu=self._on_cpu,
         )
-        self._log(plan)
-        session = Session(
-            self, params, plan, key, longest=longest, watch=watch, wanted=wanted, together=together
-        )
+        runner = self._runner(params, plan, key, watch)
+        session = Session(runner, longest, wanted=wanted, together=together)
         for number, batch in enumerate(self._batches(requests, plan, shards)):
             if number:
-                session.reset_lanes()
+                session.reset()
             for request in batch:
                 session.add(request, sampling)
             yield from session.drain()
@@ -171,18 +174,21 @@ class Sampler:
             split=self.mesh.shape["tensor"],
             on_cpu=self._on_cpu,
         )
-        self._log(plan)
-        return Session(self, params, plan, key, longest=longest_prompt, watch=watch)
+        return Session(self._runner(params, plan, key, watch), longest_prompt)
 
     @property
     def _on_cpu(self) -> bool:
         return self.mesh.devices.flat[0].platform == "cpu"
 
-    def _log(self, plan: Plan) -> None:
-        """Log a plan that is larger than those before it."""
+    def _runner(self, params: Params, plan: Plan, key: jax.Array, watch: Sequence[int]) -> Runner:
+        """What the plan says on the device; a plan that is larger than those before is logged."""
         if plan.bytes > self.stats.cache_bytes:
             log.info("sampler          %s", plan)
             self.stats.cache_bytes = plan.bytes
+        return Runner(
+            self.model, self.engine, self.programs, self.stats,
+            params, plan, key, self.stop_ids, watch,
+        )  # fmt: skip
 
     def _batches(
         self, requests: Sequence[Request], plan: Plan, shards: int
@@ -201,3 +207,164 @@ class Sampler:
                 grown = [request]
             batch = grown
         yield batch
+
+
+class Session:
+    """A queue of requests, and the lanes in which their samples run.
+
+    `Sampler.open` makes one. It is not thread-safe: one thread adds, steps and cancels. After an
+    exception from `step` the caches are lost; open another session.
+
+    Args:
+      runner: weights and caches on the device.
+      longest: the most tokens of a prompt.
+      wanted, together: as in `Sampler.sample`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        longest: int,
+        *,
+        wanted: Callable[[Request], bool] = lambda request: True,
+        together: int | None = None,
+    ):
+        self.runner, self.longest = runner, longest
+        self.model, self.plan, self.stats = runner.model, runner.plan, runner.stats
+        self._wanted, self._together = wanted, together
+        self.scheduler = self._new_scheduler()
+
+    def reset(self) -> None:
+        """Forget all samples, and empty the lanes; all have their first order again."""
+        self.runner.reset_lanes()
+        self.scheduler = self._new_scheduler()
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(
+            self.plan.shape,
+            self.runner.shards,
+            share=self.plan.share,
+            oversubscription=self.plan.oversubscription,
+            wanted=self._wanted,
+            together=self._together,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether no sample runs and none waits."""
+        return self.scheduler.idle
+
+    def add(self, request: Request, sampling: SamplingConfig | None = None) -> None:
+        """Put a request at the end of the queue; its samples begin when it is their turn.
+
+        Args:
+          request: the prompt and the samples to be drawn from it.
+          sampling: how its tokens are drawn; None for SamplingConfig() with as many tokens as the
+            session has room for.
+
+        Raises UserError for an empty prompt, and where prompt or sample are too long for the
+        session or the model; ValueError for a sample that waits or runs already.
+        """
+        if sampling is None:
+            sampling = SamplingConfig(max_new_tokens=self.plan.limit)
+        check(request, sampling, self.model)
+        length = len(request.prompt)
+        if length > self.longest:
+            raise UserError(
+                f"example {request.example_id}: {length} prompt tokens; the sampler was started "
+                f"for prompts of at most {self.longest}"
+            )
+        if sampling.max_new_tokens > self.plan.limit:
+            raise UserError(
+                f"example {request.example_id}: {sampling.max_new_tokens} new tokens; the sampler "
+                f"was started for samples of at most {self.plan.limit}"
+            )
+        if self.runner.packed:
+            if not self.idle:
+                raise ValueError("nothing can be added until `drain` has ended")
+            self.reset()
+        if request.samples:
+            self.scheduler.add(request, sampling)
+
+    def cancel(self, example_id: str) -> None:
+        """Drop the samples of an example that wait, and free the lanes of those that run.
+
+        Its samples that have not been returned never are. Nothing happens for an unknown example.
+        """
+        self.stats.cancelled += self.runner.batch.cancel(example_id)
+        self.scheduler.cancel(example_id)
+        self._count_prompts()
+
+    def step(self) -> list[Sample]:
+        """Begin what has room, decode a chunk, and return the samples that ended in it."""
+        return self._step(last=False)
+
+    def drain(self) -> Iterator[Sample]:
+        """Step until nothing runs or waits, and yield each sample as it ends.
+
+        When none waits any more, the running samples are packed into fewer lanes, so nothing may be
+        added before the end.
+        """
+        while not self.idle:
+            yield from self._step(last=True)
+
+    def _step(self, *, last: bool) -> list[Sample]:
+        """As `step`; `last`: nothing will be added before all samples have ended."""
+        pages, admissions = self.scheduler.fill()
+        self._count_prompts()
+        started = self._clock()
+        self.runner.prefill(pages)
+        for admission in admissions:
+            self.runner.batch.admit(admission)
+        jax.block_until_ready(self.runner.pages.last)
+        self.stats.prefill_seconds += self._clock() - started
+        waiting = self.scheduler.waiting
+        if not self.runner.batch.running:
+            assert not waiting, "samples wait, and none can begin"
+            return []
+        started = self._clock()
+        ended = self.runner.decode(waiting, last)
+        self.stats.decode_seconds += self._clock() - started
+        for running, _ in ended:
+            self.scheduler.retire(running.admission.shard, running.admission.lane)
+        return [self._finish(running, stopped) for running, stopped in ended]
+
+    def _count_prompts(self) -> None:
+        """Count in `stats` what the scheduler has dropped and shared since the last call."""
+        scheduler, stats = self.scheduler, self.stats
+        stats.dropped += scheduler.dropped
+        stats.shared_tokens += scheduler.shared_tokens
+        scheduler.dropped = scheduler.shared_tokens = 0
+
+    def _clock(self) -> float:
+        """The time in seconds, by a clock that does not count the compilation of programs."""
+        return time.perf_counter() - sum(c.seconds for c in self.runner.programs.compilations)
+
+    def _finish(self, running: Running, stopped: bool) -> Sample:
+        """The sample that has ended, counted in `stats`."""
+        request, index = running.admission.prompt.request, running.admission.sample
+        tokens = np.concatenate(running.tokens)
+        self.stats.samples += 1
+        self.stats.decode_tokens += len(tokens)
+        return Sample(
+            request.example_id,
+            index,
+            tokens,
+            np.concatenate(running.logprobs),
+            "stop" if stopped else "length",
+            np.concatenate(running.watched) if running.watched else None,
+        )
+
+
+def check(request: Request, sampling: SamplingConfig, model: ModelConfig) -> None:
+    """Raise UserError for a prompt that is empty or too long for the model's positions."""
+    length = len(request.prompt)
+    if not length:
+        raise UserError(f"example {request.example_id}: the prompt has no tokens")
+    if length + sampling.max_new_tokens > model.max_position:
+        raise UserError(
+            f"example {request.example_id}: {length} prompt tokens and up to "
+            f"{sampling.max_new_tokens} new ones exceed the model's {model.max_position} "
+            "positions; lower the length limit (--max-new-tokens; in training "
+            "--rl.sampling.max-new-tokens and the like) or drop the example"
+        )

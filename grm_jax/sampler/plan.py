@@ -1,4 +1,4 @@
-"""How much runs at once: lanes, pages and ranks for a list of requests, within a budget of bytes.
+"""How much runs at once: lanes, pages and their readers for the requests, within a budget of bytes.
 
 The plan is made before anything is allocated, from the model's shape and the requests alone, so
 that sampling does not run out of memory half-way. Sizes are rounded so that few programs are
@@ -12,12 +12,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from grm_jax.errors import UserError
 from grm_jax.identity import how
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.params import param_table
+from grm_jax.parallel.mesh import data_parallel
+from grm_jax.parallel.multihost import least_of
 from grm_jax.sampler.schedule import Request, Shape
+
+MARGIN = 0.9  # the rest is for fragments and what compilers add
 
 # On a CPU, sharing the pages with which an example's prompts begin is faster for up to this many
 # readers of a page. With more it is not, since every page is then multiplied by as many rows of
@@ -55,7 +62,7 @@ class EngineConfig:
     """Store keys and values as 8-bit integers: twice as many fit, but less exact."""
     cache_bytes: int | None = how(None)
     """The most bytes of caches on a device; fewer samples run at once where they do not fit. None:
-    what an accelerator has free at the first rollout (`sampler.memory`); no limit on a CPU."""
+    what an accelerator has free at the first rollout (`CacheBudget`); no limit on a CPU."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "page", "prefill_tokens", "chunk", "min_lanes"):
@@ -68,9 +75,9 @@ class Plan:
     """What is allocated on each shard.
 
     Attributes:
-      shape: lanes, pages and ranks.
+      shape: lanes, pages and their readers.
       share: whether prompts share the pages with which they begin alike.
-      crowd: the oversubscription of shared pages (see `schedule.Scheduler`).
+      oversubscription: of shared pages; see `schedule.Scheduler`.
       limit: the most tokens of a sample.
       chunk: the most steps of a chunk, and the tokens of a block of the stash.
       ring: the slots of each lane's ring, all of which are read at every step.
@@ -83,7 +90,7 @@ class Plan:
 
     shape: Shape
     share: bool
-    crowd: int
+    oversubscription: int
     limit: int
     chunk: int
     ring: int
@@ -107,7 +114,7 @@ class Plan:
 
     def __str__(self) -> str:
         s = self.shape
-        shared = f"each read by up to {s.ranks} of them" if s.ranks > 1 else "a copy a sample"
+        shared = f"each read by up to {s.readers} of them" if s.readers > 1 else "a copy a sample"
         beginnings = "shared" if self.share else "apart"
         return (
             f"{s.lanes} samples at once, up to {self.limit} tokens each; prompts in {s.pages} "
@@ -155,7 +162,7 @@ def make_plan(
     lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
     while True:
         plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
-        if plan.share and on_cpu and plan.crowd * plan.shape.ranks > CPU_READERS:
+        if plan.share and on_cpu and plan.oversubscription * plan.shape.readers > CPU_READERS:
             engine = dataclasses.replace(engine, share=False)
             plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
         if _fits(plan, engine):
@@ -178,35 +185,35 @@ def _plan(
     depths = [-(-len(request.prompt) // engine.page) for request in requests]
     # The average over samples of how many samples of the same example read the same first page.
     # (Pages of the template, which all examples share, are stored once for that many readers.)
-    readers: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()
+    same_first: collections.Counter[tuple[str, tuple[int, ...]]] = collections.Counter()
     for index, request in enumerate(requests):
         common = engine.share and len(request.prompt) > engine.page
         first = request.prompt[: engine.page] if common else (-index - 1,)
-        readers[request.example_id, first] += samples[index]
-    typical = sum(n * min(n, most) for n in readers.values()) / sum(samples)
-    ranks, crowd = min(lanes, power_of_two(math.ceil(typical))), 1
+        same_first[request.example_id, first] += samples[index]
+    typical = sum(n * min(n, most) for n in same_first.values()) / sum(samples)
+    readers, oversubscription = min(lanes, power_of_two(math.ceil(typical))), 1
     queue = engine.refill and sum(len(request.samples) for request in requests) > lanes
-    if queue and ranks > 1 and together is None:
+    if queue and readers > 1 and together is None:
         # Half of a prompt's samples run at once. As some end the others begin, so that its pages
         # have nearly as many readers to the end. If all ran at once, the pages would be in use for
         # the last few samples alone.
-        ranks, crowd = ranks // 2, 2
-        samples = [min(count, ranks) for count in samples]
+        readers, oversubscription = readers // 2, 2
+        samples = [min(count, readers) for count in samples]
     prompts = math.ceil(lanes * sum(samples) / sum(s * s for s in samples))
     if queue:
         prompts = math.ceil((1 + engine.spare) * prompts) + 1
     deepest, total = max(depths), _distinct_pages(engine, requests)
     pages = max(deepest, math.ceil(prompts * total / len(requests)))
     pages = step_up(max(deepest, min(pages, total)))
-    shape = Shape(lanes, pages, engine.page, ranks, power_of_two(deepest))
-    return _sized(model, engine, shape, crowd, max_new_tokens, split)
+    shape = Shape(lanes, pages, engine.page, readers, power_of_two(deepest))
+    return _sized(model, engine, shape, oversubscription, max_new_tokens, split)
 
 
 def _sized(
     model: ModelConfig,
     engine: EngineConfig,
     shape: Shape,
-    crowd: int,
+    oversubscription: int,
     max_new_tokens: int,
     split: int,
     repeatable: bool = False,
@@ -214,7 +221,7 @@ def _sized(
     """The plan of this shape, with its bytes."""
     chunk = min(engine.chunk, max_new_tokens)
     ring = min(max_new_tokens, chunk if repeatable else 2 * chunk)
-    plan = Plan(shape, engine.share, crowd, max_new_tokens, chunk, ring, 0, repeatable)
+    plan = Plan(shape, engine.share, oversubscription, max_new_tokens, chunk, ring, 0, repeatable)
     # While the stash grows, the old and the new one are in memory at the same time.
     stash = sum(plan.stash_sizes(shape.lanes)[-2:])
     tokens = shape.pages * engine.page + shape.lanes * plan.ring + stash * chunk
@@ -250,10 +257,10 @@ def open_plan(
     depth = -(-longest_prompt // engine.page)
     lanes = max(1, min(samples, engine.max_rows) // shards)
     while True:
-        ranks = min(lanes, power_of_two(readers))
-        share = engine.share and not (on_cpu and ranks > CPU_READERS)
-        prompts = math.ceil((1 + engine.spare) * lanes / ranks) + 1
-        shape = Shape(lanes, step_up(prompts * depth), engine.page, ranks, power_of_two(depth))
+        most = min(lanes, power_of_two(readers))
+        share = engine.share and not (on_cpu and most > CPU_READERS)
+        prompts = math.ceil((1 + engine.spare) * lanes / most) + 1
+        shape = Shape(lanes, step_up(prompts * depth), engine.page, most, power_of_two(depth))
         shared = dataclasses.replace(engine, share=share)
         plan = _sized(model, shared, shape, 1, max_new_tokens, split, repeatable)
         if _fits(plan, engine):
@@ -298,16 +305,83 @@ def step_up(value: int) -> int:
     return power * 3 // 4 if power >= 4 and value <= power * 3 // 4 else power
 
 
-def at_once(waiting: int, most: int) -> int:
-    """How many of the waiting prompts to compute together: 1, 8, 64, ... or `most`.
+class CacheBudget:
+    """The engine's sizes with a limit for caches, where the user or the devices set one."""
 
-    There are few sizes, since each is a program to compile. A larger one is taken where the waiting
-    prompts fill at least half of it.
+    def __init__(self, model: ModelConfig, engine: EngineConfig, mesh: Mesh):
+        self._model, self._engine, self._mesh = model, engine, mesh
+        self.forget()
+
+    def forget(self) -> None:
+        """Ask the devices again, at the next call, what they have free. Until then the first answer
+        holds: a plan that changed with every free byte would compile again and again.
+        """
+        self._asked, self._free = False, None
+
+    def within(self, longest: int, *, laid_out: bool = False) -> EngineConfig:
+        """Settings for prompts of at most `longest` tokens; `laid_out` as in `cache_room`."""
+        if self._engine.cache_bytes is not None:
+            return self._engine
+        if not self._asked:
+            self._asked, self._free = True, free_bytes(self._mesh)
+        if self._free is None:
+            return self._engine
+        room = cache_room(
+            self._model, self._engine, self._mesh, longest, self._free, laid_out=laid_out
+        )
+        return dataclasses.replace(self._engine, cache_bytes=room)
+
+
+def free_bytes(mesh: Mesh) -> float | None:
+    """Memory that nothing holds, on the fullest device of the mesh; None where devices do not tell
+    (a CPU). All processes must ask."""
+    here = jax.process_index()
+    told = [d.memory_stats() for d in mesh.devices.flat if d.process_index == here]
+    if not all(told):
+        return None
+    return least_of(min(stats["bytes_limit"] - stats["bytes_in_use"] for stats in told))
+
+
+def cache_room(
+    model: ModelConfig,
+    engine: EngineConfig,
+    mesh: Mesh,
+    length: int,
+    free: float,
+    *,
+    laid_out: bool = False,
+) -> int:
+    """Bytes of caches a device has room for.
+
+    Args:
+      mesh: for decoding.
+      length: of the longest prompt.
+      free: bytes before the rollout.
+      laid_out: the decoding weights are there already (`weights.take`), and not in `free`.
     """
-    size = 1
-    while size < min(waiting, most):
-        larger = min(most, 8 * size)
-        if 2 * waiting < larger:
-            break
-        size = larger
-    return size
+    weights = 0.0 if laid_out else decode_weight_bytes(model, mesh)
+    at_once = max(engine.page, engine.prefill_tokens // data_parallel(mesh))
+    activations = prefill_bytes(model, mesh, at_once, length)
+    return max(0, int(MARGIN * free - weights - activations))
+
+
+def decode_weight_bytes(model: ModelConfig, mesh: Mesh) -> float:
+    """Weights of decoding on one device: split over the tensor axis alone, in the compute dtype."""
+    width = jnp.dtype(model.compute_dtype).itemsize
+    split = ("vocab", "heads", "kv_heads", "mlp")
+    return float(
+        sum(
+            math.prod(spec.shape) * width
+            / (mesh.shape["tensor"] if any(axis in split for axis in spec.axes) else 1)
+            for spec in param_table(model)
+        )
+    )  # fmt: skip
+
+
+def prefill_bytes(model: ModelConfig, mesh: Mesh, tokens: int, length: int) -> float:
+    """Activations of computing `tokens` prompt tokens at once, after prompts of `length`."""
+    c, width = model, jnp.dtype(model.compute_dtype).itemsize
+    tensor = mesh.shape["tensor"]
+    linear = tokens * (4 * c.embed_dim + 3 * c.hidden_dim / tensor) * width
+    scores = 2 * tokens * length * c.num_heads / tensor * 4
+    return linear + scores

@@ -1,4 +1,4 @@
-"""Compiled programs. Each is compiled once, ahead of its first call, and is counted and logged."""
+"""Compiled programs, each compiled once ahead of its first call; and what sampling has cost."""
 
 from __future__ import annotations
 
@@ -81,3 +81,50 @@ class Programs:
             self.compilations.append(Compilation(name, shape, seconds))
             log.debug("sampler: compiled %s %s in %.1f s", name, shape, seconds)
         return program
+
+
+@dataclasses.dataclass
+class SamplerStats:
+    """The cost of sampling since the sampler was made.
+
+    Attributes:
+      prefill_tokens: the prompt tokens that were computed.
+      shared_tokens: the prompt tokens that were in another prompt's pages already.
+      decode_tokens: the tokens of samples that have ended.
+      lane_steps: decode steps times lanes, whether a lane ran a sample or not.
+      samples: the samples that have ended.
+      dropped: the samples that were dropped before they began.
+      cancelled: the samples that were cancelled after they began.
+      prefill_seconds, decode_seconds: wall time on the host, without the time of compiling.
+      cache_bytes: the largest plan's bytes of caches on a device.
+    """
+
+    prefill_tokens: int = 0
+    shared_tokens: int = 0
+    decode_tokens: int = 0
+    lane_steps: int = 0
+    samples: int = 0
+    dropped: int = 0
+    cancelled: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    cache_bytes: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """The share of lane steps that drew a token of a sample."""
+        return self.decode_tokens / max(1, self.lane_steps)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of prefill and decoding."""
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The tokens of ended samples for each second of prefill and decoding."""
+        return self.decode_tokens / max(self.seconds, 1e-9)
+
+    def line(self) -> dict[str, float]:
+        """Values for a progress line: tokens per second, and the percentage of busy lanes."""
+        return {"tokens/s": self.tokens_per_second, "lanes%": 100 * self.occupancy}

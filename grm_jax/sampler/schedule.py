@@ -1,11 +1,11 @@
 """Which sample runs in which lane and reads which pages. This is plain Python without arrays.
 
 A lane decodes one sample at a time. A prompt is stored in pages of S tokens. A page is computed
-once for the lanes of all samples that read it, each of which has one of the page's R ranks:
+once for the lanes of all samples that read it, up to R of them:
 
-    prompt a  = page 0, page 1         page 0: lanes 0 1 2 3     ranks 0 1 2 3
-    prompt a' = page 0, page 2         page 1: lanes 0 1         ranks 0 1
-    (page 0: the tokens that           page 2: lanes 2 3         ranks 0 1
+    prompt a  = page 0, page 1         readers of page 0: lanes 0 1 2 3
+    prompt a' = page 0, page 2         readers of page 1: lanes 0 1
+    (page 0: the tokens that           readers of page 2: lanes 2 3
      a and a' begin with)
 
 When a sample ends, its lane goes to the next waiting sample: one of a prompt that is stored
@@ -20,9 +20,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
 
 from grm_jax.sampler.draw import SamplingConfig
+
+FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,27 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sample:
+    """One completion.
+
+    Attributes:
+      example_id, index: the request's example, and which of its samples this is.
+      tokens: int32 ids, with the stop id at the end if `finish_reason` is "stop".
+      logprobs: float32, the log-probability of each token under softmax(logits / temperature).
+      finish_reason: "stop", or "length" for a sample that was cut after `max_new_tokens` tokens.
+      watched: float32 [T, W], the log-probabilities, under softmax(logits), that the W watched
+        tokens had where each of the sample's T tokens was drawn; None where none is watched.
+    """
+
+    example_id: str
+    index: int
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    finish_reason: FinishReason
+    watched: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
     """The sizes of a shard, for which programs are compiled.
 
@@ -52,14 +79,14 @@ class Shape:
       lanes: N, how many samples run at once.
       pages: P, how many pages there are.
       page: S, how many tokens a page has.
-      ranks: R, how many lanes may read a page at once.
+      readers: R, how many lanes may read a page at once.
       depth: M, the most pages of a prompt.
     """
 
     lanes: int
     pages: int
     page: int
-    ranks: int
+    readers: int
     depth: int
 
 
@@ -71,7 +98,7 @@ class Page:
       shard, index: which page it is.
       start: the position of its first token.
       tokens: its token ids.
-      free: the ranks that no lane has.
+      free: the numbers of readers, of 0 to R - 1, that no lane has.
       prompts: how many active prompts the page belongs to.
       prefix: the prompt's tokens up to the end of the page, by which other prompts find it; None if
         they may not share it.
@@ -100,13 +127,23 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Admission:
-    """A sample that begins in a lane; ranks[m] is its rank in prompt.pages[m]."""
+    """A sample that begins in a lane, which is reader number readers[m] of prompt.pages[m]."""
 
     shard: int
     lane: int
     prompt: Prompt
     sample: int
-    ranks: tuple[int, ...]
+    readers: tuple[int, ...]
+
+
+@dataclasses.dataclass(eq=False)
+class Running:
+    """A sample that is being decoded, with what each chunk has drawn of it."""
+
+    admission: Admission
+    tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
+    logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    watched: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 class Scheduler:
@@ -119,8 +156,8 @@ class Scheduler:
       shape: the sizes of a shard.
       shards: how many shards there are.
       share: whether prompts of one shard share the pages with which they begin alike.
-      crowd: the oversubscription of shared pages: the prompts that share a page may have up to
-        crowd * ranks samples that run or wait (of each prompt, at most `together` that wait).
+      oversubscription: the prompts that share a page may have up to oversubscription * readers
+        samples that run or wait (of each prompt, at most `together` that wait).
       wanted: called whenever samples of a request could begin; where it returns False, all of them
         that wait are dropped (adaptive k).
       together: the most samples of an example that run at once; None for no limit. Adaptive k needs
@@ -138,7 +175,7 @@ class Scheduler:
         shards: int = 1,
         *,
         share: bool = True,
-        crowd: int = 1,
+        oversubscription: int = 1,
         wanted: Callable[[Request], bool] = lambda request: True,
         together: int | None = None,
     ):
@@ -150,7 +187,7 @@ class Scheduler:
         self._queue: collections.deque[tuple[Request, SamplingConfig]] = collections.deque()
         self._names: set[tuple[str, int]] = set()  # of all samples that wait or run
         self._share = share
-        self._crowd = crowd
+        self._oversubscription = oversubscription
         self._wanted = wanted
         self._lanes = [list(range(shape.lanes))[::-1] for _ in range(shards)]
         self._pages = [list(range(shape.pages))[::-1] for _ in range(shards)]
@@ -220,11 +257,11 @@ class Scheduler:
             pages += [(prompt, place) for place in range(shared, len(prompt.pages))]
 
     def retire(self, shard: int, lane: int) -> Admission:
-        """Free the lane, and the ranks, of a sample that has ended."""
+        """Free the lane of a sample that has ended; it no longer reads its pages."""
         admission = self.running.pop((shard, lane))
         prompt = admission.prompt
-        for page, rank in zip(prompt.pages, admission.ranks, strict=True):
-            page.free.append(rank)
+        for page, reader in zip(prompt.pages, admission.readers, strict=True):
+            page.free.append(reader)
         prompt.running -= 1
         self._count[prompt.request.example_id] -= 1
         self._names.remove((prompt.request.example_id, admission.sample))
@@ -245,9 +282,9 @@ class Scheduler:
                 sample = prompt.waiting.popleft()
                 self._count[example] += 1
                 lane = self._lanes[shard].pop()
-                ranks = tuple(page.free.pop() for page in prompt.pages)
+                readers = tuple(page.free.pop() for page in prompt.pages)
                 prompt.running += 1
-                admission = Admission(shard, lane, prompt, sample, ranks)
+                admission = Admission(shard, lane, prompt, sample, readers)
                 self.running[shard, lane] = admission
                 admissions.append(admission)
             self._close(prompt)
@@ -301,12 +338,12 @@ class Scheduler:
             page = self._by_prefix.get((shard, request.prompt[:end]))
             if end >= len(request.prompt) or page is None:
                 break
-            reserved = self.shape.ranks - len(page.free)
+            reserved = self.shape.readers - len(page.free)
             waiting = sum(
                 self._at_once(len(p.waiting)) for p in self._active[shard] if page in p.pages
             )
             subscribed = reserved + waiting + self._at_once(len(request.samples))
-            if subscribed > self._crowd * self.shape.ranks:
+            if subscribed > self._oversubscription * self.shape.readers:
                 break
             shared.append(page)
         return shared
@@ -320,12 +357,12 @@ class Scheduler:
         size, new = self.shape.page, []
         for start in range(shared * size, len(request.prompt), size):
             end = start + size
-            ranks = list(range(self.shape.ranks))[::-1]
+            free = list(range(self.shape.readers))[::-1]
             index = self._pages[shard].pop()
-            page = Page(shard, index, start, request.prompt[start:end], ranks)
+            page = Page(shard, index, start, request.prompt[start:end], free)
             prefix = request.prompt[:end]
             if self._share and end < len(request.prompt):
-                # Of several copies the newest is found by its prefix: it has the most free ranks.
+                # Of several copies the newest is found by its prefix: it has the fewest readers.
                 page.prefix = prefix
                 self._by_prefix[shard, prefix] = page
             new.append(page)
@@ -342,3 +379,43 @@ class Scheduler:
                 self._pages[prompt.shard].append(page.index)
                 if page.prefix and self._by_prefix.get((page.shard, page.prefix)) is page:
                     del self._by_prefix[page.shard, page.prefix]
+
+
+def prefill_batches(
+    pages: Sequence[tuple[Prompt, int]], shards: int, most: int
+) -> Iterator[tuple[int, int, list[list[Prompt]]]]:
+    """Pages to compute, given as (prompt, index into its pages), in batches of equal indices.
+
+    A page reads its prompt's earlier ones, so those with lower indices come first. Yields the
+    index, how many rows are computed in each shard, and the prompts of each shard, at most as many.
+    """
+    for place in sorted({place for _, place in pages}):
+        queues: list[list[Prompt]] = [[] for _ in range(shards)]
+        for prompt, at in pages:
+            if at == place:
+                queues[prompt.shard].append(prompt)
+        while any(queues):
+            rows = at_once(max(map(len, queues)), most)
+            yield place, rows, [queue[:rows] for queue in queues]
+            queues = [queue[rows:] for queue in queues]
+
+
+def at_once(waiting: int, most: int) -> int:
+    """How many of the waiting prompts to compute together: 1, 8, 64, ... or `most`.
+
+    There are few sizes, since each is a program to compile. A larger one is taken where the waiting
+    prompts fill at least half of it.
+    """
+    size = 1
+    while size < min(waiting, most):
+        larger = min(most, 8 * size)
+        if 2 * waiting < larger:
+            break
+        size = larger
+    return size
+
+
+def hash_id(example_id: str) -> tuple[int, int]:
+    """A hash of an example's id: 64 bits, as two 32-bit numbers."""
+    digest = hashlib.blake2b(example_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")

@@ -13,8 +13,7 @@ from grm_jax.model.params import Params
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.plan import EngineConfig
-from grm_jax.sampler.samples import Sample
-from grm_jax.sampler.schedule import Request
+from grm_jax.sampler.schedule import Request, Sample
 
 STOP = 3
 # Every shape is compiled: most tests draw three samples of three prompts, in two chunks; the long

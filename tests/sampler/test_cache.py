@@ -59,33 +59,33 @@ def stored(params, config, prompts):
             earlier[0, 0, DEPTH - m :] = places[:m]
             pages = compute(
                 params, config, pages, tokens, np.full((1, 2), m * PAGE, np.int32),
-                np.asarray([[len(piece), 0]], np.int32), earlier if m else None,
+                np.asarray([[len(piece), 0]], np.int32), earlier if m else earlier[..., :0],
                 np.asarray([[place, PAGES]], np.int32),  # the second row is none: dropped
             )  # fmt: skip
     return pages
 
 
-def layout_of(prompts, readers: list[str], ranks: int) -> Layout:
-    """Lanes that read the named prompts, at the ranks in which they come."""
+def layout_of(prompts, lanes: list[str], readers: int) -> Layout:
+    """Lanes that read the named prompts; the readers of a page are numbered as they come."""
     start, fill = np.zeros((1, PAGES), np.int32), np.zeros((1, PAGES), np.int32)
     for name, places in PLACES.items():
         for m, place in enumerate(places):
             start[0, place] = m * PAGE
             fill[0, place] = len(prompts[name][m * PAGE : (m + 1) * PAGE])
-    reader = np.zeros((1, PAGES * ranks), np.int32)
-    cell = np.zeros((1, len(readers), DEPTH), np.int32)
-    used = np.zeros((1, len(readers), DEPTH), bool)
+    reader = np.zeros((1, PAGES * readers), np.int32)
+    cell = np.zeros((1, len(lanes), DEPTH), np.int32)
+    used = np.zeros((1, len(lanes), DEPTH), bool)
     taken = dict.fromkeys(range(PAGES), 0)
-    for lane, name in enumerate(readers):
+    for lane, name in enumerate(lanes):
         for m, place in enumerate(PLACES[name]):
-            cell[0, lane, m] = place * ranks + taken[place]
+            cell[0, lane, m] = place * readers + taken[place]
             used[0, lane, m] = True
-            reader[0, place * ranks + taken[place]] = lane
+            reader[0, place * readers + taken[place]] = lane
             taken[place] += 1
-    length = np.asarray([[len(prompts[name]) for name in readers]], np.int32)
-    lanes = np.zeros((1, len(readers)), np.int32)
+    length = np.asarray([[len(prompts[name]) for name in lanes]], np.int32)
+    stashed = np.zeros((1, len(lanes)), np.int32)
     nobody = np.zeros((1, 0), np.int32)
-    return Layout(start, fill, reader, cell, used, length, lanes, nobody, nobody)  # pyright: ignore[reportArgumentType]
+    return Layout(start, fill, reader, cell, used, length, stashed, nobody, nobody)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("capacity, block", [(STEPS, 1), (4, 2), (3, 1)], ids=str)
@@ -98,7 +98,7 @@ def test_cached_logits_are_those_of_the_uncached_forward(
     readers = ["long", "short", "window", "long"]
     drawn = rng.integers(4, small.vocab_size, (len(readers), STEPS)).astype(np.int32)
     pages = stored(small_params, small, prompts)
-    layout = layout_of(prompts, readers, ranks=3)
+    layout = layout_of(prompts, readers, readers=3)
     ring = cache.empty_ring(small, 1, len(readers), capacity)
     blocks = -(-(STEPS - capacity) // block) * len(readers)
     stash = cache.empty_stash(small, 1, blocks, block)

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from grm_jax.sampler.draw import Filters, SamplingConfig, Settings, draw, keep_top, pick
+from grm_jax.sampler.draw import (
+    Filters,
+    SamplingConfig,
+    Settings,
+    draw,
+    draw_each,
+    keep_top,
+    pick,
+)
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -89,22 +97,11 @@ def test_pick_is_the_inverse_of_two_cumulative_distributions(size, seed):
         assert (place <= after + 1e-4).all()
 
 
-def settings(temperature, top_k=0, top_p=1.0, min_p=0.0) -> Settings:
-    """Of one distribution, or of several."""
-    return Settings(
-        temperature=jnp.asarray(temperature, jnp.float32),
-        limit=jnp.ones((), jnp.int32),
-        top_k=jnp.asarray(top_k, jnp.int32),
-        top_p=jnp.asarray(top_p, jnp.float32),
-        min_p=jnp.asarray(min_p, jnp.float32),
-    )
-
-
 def drawn(z: np.ndarray, temperature: float, filters: Filters, count: int):
     """`count` tokens of one distribution and their log-probabilities."""
     uniform = jax.random.uniform(jax.random.key(0), (count, 1, 2))
     rows = jnp.broadcast_to(jnp.asarray(z), (count, 1, len(z)))
-    tokens, logprobs = draw(rows, uniform, settings(temperature), filters)
+    tokens, logprobs = draw(rows, uniform, jnp.float32(temperature), filters)
     return np.asarray(tokens)[:, 0], np.asarray(logprobs)[:, 0]
 
 
@@ -202,10 +199,10 @@ def test_distributions_may_differ_in_their_settings(rows):
     z = np.random.default_rng(0).normal(size=(200, len(rows), 50)).astype(np.float32) * 3
     uniform = np.random.default_rng(1).random((200, len(rows), 2), np.float32)
     names = ("temperature", "top_k", "top_p", "min_p")
-    many = settings(*([getattr(row, name) for row in rows] for name in names))
-    tokens, logprobs = draw(jnp.asarray(z), jnp.asarray(uniform), many, None)
+    settings = Settings(**{n: jnp.asarray([getattr(row, n) for row in rows]) for n in names})
+    tokens, logprobs = draw_each(jnp.asarray(z), jnp.asarray(uniform), settings)
     for n, row in enumerate(rows):
-        alone = jnp.asarray(z[:, n]), jnp.asarray(uniform[:, n]), settings(row.temperature)
+        alone = jnp.asarray(z[:, n]), jnp.asarray(uniform[:, n]), jnp.float32(row.temperature)
         expected, logprob = draw(*alone, row.filters)
         assert np.array_equal(tokens[:, n], expected)
         np.testing.assert_allclose(logprobs[:, n], logprob, atol=1e-6)

@@ -13,8 +13,8 @@ from grm_jax.data.collate import Example, collate
 from grm_jax.model.batch import completion_logprobs
 from grm_jax.sampler import engine
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig, at_once
-from grm_jax.sampler.schedule import Request
+from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.schedule import Request, at_once
 
 
 def requests(prompts, samples=(0, 1, 2)) -> list[Request]:

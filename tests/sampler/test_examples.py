@@ -9,12 +9,12 @@ import pytest
 
 from grm_jax.model.params import LAYER_KINDS
 from grm_jax.sampler import attend, cache
-from grm_jax.sampler.board import Board
 from grm_jax.sampler.plan import Plan
+from grm_jax.sampler.runner import InputBatch
 from grm_jax.sampler.schedule import Shape
 
-SHAPE = Shape(lanes=3, pages=3, page=4, ranks=3, depth=2)
-PLAN = Plan(SHAPE, share=True, crowd=1, limit=8, chunk=2, ring=4, bytes=0)
+SHAPE = Shape(lanes=3, pages=3, page=4, readers=3, depth=2)
+PLAN = Plan(SHAPE, share=True, oversubscription=1, limit=8, chunk=2, ring=4, bytes=0)
 BEGIN = np.asarray([0, 4, 2])  # the step at which each lane's sample begins
 
 
@@ -34,30 +34,30 @@ def config(small):
 
 
 @pytest.fixture(scope="module")
-def after_six_steps(config) -> tuple[Board, cache.Ring, cache.Stash]:
+def after_six_steps(config) -> tuple[InputBatch, cache.Ring, cache.Stash]:
     """Lane n's token t has the number 10 n + t + 1 as its values; 0 is no token."""
-    board = Board(PLAN, 1)
+    batch = InputBatch(PLAN, 1)
     ring = cache.empty_ring(config, 1, 3, PLAN.ring)
     stash = cache.empty_stash(config, 1, PLAN.stash_sizes(3)[0], PLAN.chunk)
     shape = (1, 3, config.num_kv_heads, config.head_dim)
     for step in range(6):
-        board.alive[0], board.limit[0] = step >= BEGIN, PLAN.limit
+        batch.alive[0], batch.limit[0] = step >= BEGIN, PLAN.limit
         if step % PLAN.chunk == 0:
-            stash = move_oldest(board, ring, stash)
-        token = np.where(board.alive[0], 10 * np.arange(3) + board.counts[0] + 1, 0)
+            stash = move_oldest(batch, ring, stash)
+        token = np.where(batch.alive[0], 10 * np.arange(3) + batch.counts[0] + 1, 0)
         new = jnp.broadcast_to(token[None, :, None, None], shape).astype(jnp.float32)
         layer = {"k": new, "v": new}
         ring = cache.write_ring(ring, [{kind: layer for kind in LAYER_KINDS}])
-        board.counts[0] += board.alive[0]
-    return board, ring, stash
+        batch.counts[0] += batch.alive[0]
+    return batch, ring, stash
 
 
-def move_oldest(board: Board, ring: cache.Ring, stash: cache.Stash) -> cache.Stash:
-    crowded = board.crowded()
-    if not crowded.any():
+def move_oldest(batch: InputBatch, ring: cache.Ring, stash: cache.Stash) -> cache.Stash:
+    full = batch.full_rings()
+    if not full.any():
         return stash
-    held = board.counts - board.stashed
-    return cache.stash_oldest(stash, ring, jnp.asarray(held), jnp.asarray(board.stash(crowded)))
+    held = batch.counts - batch.stashed
+    return cache.stash_oldest(stash, ring, jnp.asarray(held), jnp.asarray(batch.stash(full)))
 
 
 def names(tokens: np.ndarray) -> list[str]:
@@ -69,20 +69,20 @@ def rows(blocks) -> list[list[str]]:
 
 
 def test_the_drawn_cache(after_six_steps):
-    board, ring, stash = after_six_steps
+    batch, ring, stash = after_six_steps
     lanes = table(cache, "lane 0", "lane 1", "lane 2")
     assert [words[:4] for words in lanes.values()] == rows(ring.blocks)
     blocks = table(cache, "block 0", "block 1", "block 2")
     assert [words[:2] for words in blocks.values()] == rows(stash.blocks)
     assert int(ring.slot) == 2
     # Before the next chunk, a2 a3 go to block 1 and c0 c1 to block 2.
-    assert board.crowded().tolist() == [[True, False, True]]
-    assert board.owner.tolist() == [[0, -1, -1]]
+    assert batch.full_rings().tolist() == [[True, False, True]]
+    assert batch.owner.tolist() == [[0, -1, -1]]
 
 
 def test_the_worked_mask(after_six_steps, config, monkeypatch):
-    board, ring, stash = after_six_steps
-    board.stash(board.crowded())
+    batch, ring, stash = after_six_steps
+    batch.stash(batch.full_rings())
     # Page 0 is read by all lanes, page 1 by lanes 0 and 1, page 2 by lane 2.
     layout = attend.Layout(
         start=jnp.asarray([[0, 4, 4]]),
@@ -91,9 +91,9 @@ def test_the_worked_mask(after_six_steps, config, monkeypatch):
         cell=jnp.asarray([[[0, 3], [1, 4], [2, 6]]]),
         used=jnp.ones((1, 3, 2), bool),
         length=jnp.asarray([[6, 6, 7]]),
-        stashed=jnp.asarray(board.stashed),
-        owner=jnp.asarray(board.owner),
-        offset=jnp.asarray(board.offset),
+        stashed=jnp.asarray(batch.stashed),
+        owner=jnp.asarray(batch.owner),
+        offset=jnp.asarray(batch.offset),
     )
     pages = cache.empty_pages(config, 1, 3, 4)
     masks = []
@@ -103,7 +103,7 @@ def test_the_worked_mask(after_six_steps, config, monkeypatch):
         return jnp.ones_like(raw)
 
     monkeypatch.setattr(attend, "soft_weights", record)
-    compute = attend.lane_attend(config, layout, jnp.asarray(board.counts), pages, stash, ring)
+    compute = attend.lane_attend(config, layout, jnp.asarray(batch.counts), pages, stash, ring)
     (inputs,) = attend.layer_inputs(pages, stash, ring)
     k = jnp.zeros((1, 3, config.num_kv_heads, config.head_dim))
     q = jnp.zeros((1, 3, config.num_kv_heads, config.queries_per_kv, config.head_dim))
@@ -112,7 +112,7 @@ def test_the_worked_mask(after_six_steps, config, monkeypatch):
         compute(q, k, k, kind, inputs[kind])
         in_page, in_stash, in_ring, itself = masks
         seen = [
-            *in_page[0, 0, 0, 0, 0],  # page 0 at its rank 0, which lane 0 has
+            *in_page[0, 0, 0, 0, 0],  # page 0 as its reader 0, which is lane 0
             *in_page[0, 1, 0, 0, 0],
             *in_stash[0, 0, 0, 0],
             *in_stash[0, 1, 0, 0],

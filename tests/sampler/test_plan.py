@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from grm_jax.model.params import count_params, param_table
-from grm_jax.sampler import memory
-from grm_jax.sampler.memory import cache_room, decode_weight_bytes
+from grm_jax.sampler import plan as sampler_plan
 from grm_jax.sampler.plan import (
     EngineConfig,
+    cache_room,
+    decode_weight_bytes,
     make_plan,
     open_plan,
     power_of_two,
@@ -28,7 +29,7 @@ def test_one_prompt_that_fits(small):
     """32 samples of one prompt of two pages: nothing to spare."""
     plan = make_plan(small, ENGINE, requests(1, 32, 9), 40, 1)
     s = plan.shape
-    assert (s.lanes, s.pages, s.ranks, s.depth) == (32, 2, 32, 2)
+    assert (s.lanes, s.pages, s.readers, s.depth) == (32, 2, 32, 2)
     # Two pages of 8, rings of two chunks, a block of 16 for a sample's 33rd to 40th token.
     assert plan.ring == 32 and plan.stash_sizes(32) == (32,)
     assert plan.bytes == (2 * 8 + 32 * 32 + 32 * 16) * token_bytes(small)
@@ -47,11 +48,11 @@ def test_a_queue_has_pages_to_spare(small):
     """Half of each prompt's 8 samples at once: 8 prompts in the lanes, half as many that end."""
     plan = make_plan(small, ENGINE, requests(20, 8), 40, 1)
     shape = plan.shape
-    assert (shape.lanes, shape.pages, shape.ranks) == (32, 16, 4)  # 13, in steps of a third
-    assert plan.crowd == 2
+    assert (shape.lanes, shape.pages, shape.readers) == (32, 16, 4)  # 13, in steps of a third
+    assert plan.oversubscription == 2
     batches = make_plan(small, EngineConfig(32, 8, chunk=16, refill=False), requests(20, 8), 40, 1)
-    assert (batches.shape.lanes, batches.shape.pages, batches.shape.ranks) == (32, 4, 8)
-    assert batches.crowd == 1
+    assert (batches.shape.lanes, batches.shape.pages, batches.shape.readers) == (32, 4, 8)
+    assert batches.oversubscription == 1
 
 
 def test_shards_share_the_lanes(small):
@@ -61,17 +62,17 @@ def test_shards_share_the_lanes(small):
 
 def test_few_samples_take_few_lanes(small):
     shape = make_plan(small, ENGINE, requests(3, 1), 40, 1).shape
-    assert (shape.lanes, shape.pages, shape.ranks) == (4, 3, 1)
+    assert (shape.lanes, shape.pages, shape.readers) == (4, 3, 1)
 
 
 def test_common_beginnings_have_more_readers(small):
     orders = [Request("a", (1,) * 8 + (i,), (4 * i, 4 * i + 1, 4 * i + 2)) for i in range(4)]
-    assert make_plan(small, ENGINE, orders, 40, 1).shape.ranks == 16  # for 12
+    assert make_plan(small, ENGINE, orders, 40, 1).shape.readers == 16  # for 12
     apart = EngineConfig(max_rows=32, page=8, chunk=16, share=False)
-    assert make_plan(small, apart, orders, 40, 1).shape.ranks == 4
+    assert make_plan(small, apart, orders, 40, 1).shape.readers == 4
     # A template that begins all prompts is not what decides.
     examples = [Request(str(i), (1,) * 8 + (i,), (0, 1, 2)) for i in range(4)]
-    assert make_plan(small, ENGINE, examples, 40, 1).shape.ranks == 4
+    assert make_plan(small, ENGINE, examples, 40, 1).shape.readers == 4
 
 
 def test_beginnings_that_an_example_shares_count_once(small):
@@ -83,7 +84,7 @@ def test_beginnings_that_an_example_shares_count_once(small):
 
 
 def test_a_cpu_does_not_share_beginnings_with_many_readers(small):
-    """They would make the grid of ranks of every page as wide."""
+    """They would make the grid of readers of every page as wide."""
 
     def plan(each: int, on_cpu: bool):
         orders = [
@@ -91,9 +92,9 @@ def test_a_cpu_does_not_share_beginnings_with_many_readers(small):
         ]
         return make_plan(small, ENGINE, orders, 40, 1, on_cpu=on_cpu)
 
-    assert plan(16, True).shape.ranks == 16 and not plan(16, True).share
-    assert plan(16, False).shape.ranks == 32 and plan(16, False).share
-    assert plan(8, True).shape.ranks == 16 and plan(8, True).share
+    assert plan(16, True).shape.readers == 16 and not plan(16, True).share
+    assert plan(16, False).shape.readers == 32 and plan(16, False).share
+    assert plan(8, True).shape.readers == 16 and plan(8, True).share
     assert "common beginnings apart" in str(plan(16, True))
 
 
@@ -108,7 +109,7 @@ def test_page_counts_are_rounded(small):
 
 def test_with_few_at_once_there_is_room_for_more_prompts(small):
     shape = make_plan(small, ENGINE, requests(40, 32), 40, 1, together=4).shape
-    assert shape.ranks == 4 and shape.pages >= 16
+    assert shape.readers == 4 and shape.pages >= 16
     assert make_plan(small, ENGINE, requests(1, 32), 40, 1, together=4).shape.lanes == 4
 
 
@@ -138,10 +139,10 @@ def test_a_plan_for_requests_that_are_not_known(small):
         )  # fmt: skip
 
     shape = plan().shape
-    assert (shape.lanes, shape.ranks, shape.depth) == (12, 4, 8)
+    assert (shape.lanes, shape.readers, shape.depth) == (12, 4, 8)
     assert shape.pages >= 3 * 5 + 5
     assert plan(samples=100).shape.lanes == ENGINE.max_rows
-    assert plan(readers=100).shape.ranks == 12
+    assert plan(readers=100).shape.readers == 12
     fixed = plan(repeatable=True)
     assert fixed.ring == ENGINE.chunk and fixed.stash_sizes(12) == (2 * 12,)
     small_budget = EngineConfig(max_rows=32, page=8, chunk=16, cache_bytes=plan().bytes // 2)
@@ -179,7 +180,7 @@ def test_a_device_that_tells_limits_the_lanes(make_sampler, monkeypatch):
     sampler = make_sampler(engine=EngineConfig(32, 8, 32, 6))
     assert sampler.budget.within(30).cache_bytes is None, "a CPU tells nothing"
     asked = []
-    monkeypatch.setattr(memory, "free_bytes", lambda mesh: asked.append(mesh) or 1e9)
+    monkeypatch.setattr(sampler_plan, "free_bytes", lambda mesh: asked.append(mesh) or 1e9)
     sampler = make_sampler(engine=EngineConfig(32, 8, 32, 6))
     assert sampler.budget.within(30) == sampler.budget.within(30)
     assert len(asked) == 1

@@ -36,7 +36,7 @@ def problems(draw):
         lanes=draw(st.integers(1, 6)),
         pages=deepest + draw(st.integers(0, 6)),
         page=size,
-        ranks=draw(st.integers(1, 5)),
+        readers=draw(st.integers(1, 5)),
         depth=deepest,
     )
     return requests, shape
@@ -73,9 +73,9 @@ def test_every_sample_runs_once_and_memory_is_never_shared_wrongly(
         for (shard, lane), a in scheduler.running.items():
             lanes[shard, lane] += 1
             prompt = a.prompt.request.prompt
-            for m, (page, rank) in enumerate(zip(a.prompt.pages, a.ranks, strict=True)):
+            for m, (page, rank) in enumerate(zip(a.prompt.pages, a.readers, strict=True)):
                 readers[shard, page.index, rank] += 1
-                assert 0 <= rank < shape.ranks and 0 <= page.index < shape.pages
+                assert 0 <= rank < shape.readers and 0 <= page.index < shape.pages
                 assert memory[shard, page.index] == prompt[: (m + 1) * shape.page]
             assert lane < shape.lanes
         assert set(readers.values()) <= {1} and set(lanes.values()) <= {1}
@@ -94,7 +94,7 @@ def test_every_sample_runs_once_and_memory_is_never_shared_wrongly(
 
 def test_a_free_lane_is_filled_at_once():
     requests = [Request(f"r{i}", (1, i), (0, 1, 2)) for i in range(4)]
-    scheduler = scheduler_of(requests, Shape(lanes=4, pages=4, page=2, ranks=4, depth=1))
+    scheduler = scheduler_of(requests, Shape(lanes=4, pages=4, page=2, readers=4, depth=1))
     scheduler.fill()
     assert len(scheduler.running) == 4  # three of r0, one of r1
     scheduler.retire(0, 0)
@@ -104,7 +104,7 @@ def test_a_free_lane_is_filled_at_once():
 
 def test_shards_share_the_work():
     requests = [Request(f"r{i}", (1, i), (0, 1)) for i in range(4)]
-    scheduler = scheduler_of(requests, Shape(lanes=4, pages=2, page=2, ranks=2, depth=1), 2)
+    scheduler = scheduler_of(requests, Shape(lanes=4, pages=2, page=2, readers=2, depth=1), 2)
     _, admissions = scheduler.fill()
     assert collections.Counter(a.shard for a in admissions) == {0: 4, 1: 4}
 
@@ -115,7 +115,7 @@ def test_common_beginnings_are_computed_once(share):
     requests = [
         Request(f"r{i}", (1, 2, 3, 4, *end), (0,)) for i, end in enumerate([(5,), (6,), ()])
     ]
-    shape = Shape(lanes=4, pages=9, page=2, ranks=4, depth=3)
+    shape = Shape(lanes=4, pages=9, page=2, readers=4, depth=3)
     pages, _ = scheduler_of(requests, shape, share=share).fill()
     assert len(pages) == (3 + 1 + 1 if share else 3 + 3 + 2)
 
@@ -125,7 +125,7 @@ def test_dropped_samples_are_counted():
     requests = [Request(f"r{i}", (1, i), (0, 1, 2)) for i in range(3)]
     scheduler = scheduler_of(
         requests,
-        Shape(lanes=2, pages=2, page=2, ranks=2, depth=1),
+        Shape(lanes=2, pages=2, page=2, readers=2, depth=1),
         wanted=lambda r: r.example_id not in unwanted,
     )
     begun = []
@@ -141,7 +141,7 @@ def test_dropped_samples_are_counted():
 
 def test_none_waits_for_ever():
     """A prompt of all pages begins, though small ones that came later would fit at every moment."""
-    shape = Shape(lanes=4, pages=4, page=2, ranks=1, depth=4)
+    shape = Shape(lanes=4, pages=4, page=2, readers=1, depth=4)
     scheduler = scheduler_of([Request(f"early {i}", (1, i), (0,)) for i in range(3)], shape)
     rng, begun = random.Random(0), []
     for turn in range(20):
@@ -156,7 +156,7 @@ def test_none_waits_for_ever():
 
 
 def test_a_cancelled_example_frees_what_it_has():
-    shape = Shape(lanes=2, pages=3, page=2, ranks=1, depth=2)
+    shape = Shape(lanes=2, pages=3, page=2, readers=1, depth=2)
     names = ("a", "b", "a", "c")
     queue = [Request(name, (1, 2, i), (i,)) for i, name in enumerate(names)]
     scheduler = scheduler_of(queue, shape)

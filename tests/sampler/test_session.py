@@ -14,20 +14,39 @@ from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.sampler.schedule import Request
 
-ENGINE = EngineConfig(max_rows=64, page=8, prefill_tokens=32, chunk=4)
-PLAIN = SamplingConfig(max_new_tokens=11)
+ENGINE = EngineConfig(max_rows=64, page=8, prefill_tokens=32, chunk=4, min_lanes=1)
+PLAIN = SamplingConfig(max_new_tokens=13)
+WATCH = (9, 3, 30)
 
 
 @pytest.fixture(scope="module")
-def open_session(make_sampler, params):
-    """(sampler, **options) -> a session for the prompts of these tests, with up to 8 lanes."""
+def sampler(make_sampler):
+    """One for all, so that its programs are compiled once."""
+    return make_sampler(engine=ENGINE)
 
-    def start(sampler=None, **options):
-        options = {"samples": 8, "readers": 4, "max_new_tokens": 24} | options
-        sampler = sampler or make_sampler(engine=ENGINE)
-        return sampler.open(params, longest_prompt=24, key=jax.random.key(0), **options)
+
+@pytest.fixture(scope="module")
+def open_session(sampler, params):
+    """(sampler, **options) -> a session for the prompts of these tests, with 8 lanes."""
+
+    def start(sampler=sampler, **options):
+        return sampler.open(
+            params,
+            longest_prompt=24,
+            max_new_tokens=24,
+            samples=8,
+            readers=4,
+            key=jax.random.key(0),
+            **options,
+        )
 
     return start
+
+
+@pytest.fixture(scope="module")
+def reference(make_sampler, draw_samples):
+    """(requests, **settings) -> what `Sampler.sample` draws for these alone."""
+    return functools.partial(draw_samples, sampler=make_sampler())
 
 
 def finish(session):
@@ -43,7 +62,7 @@ def requests(prompts, samples=(0, 1, 2)) -> list[Request]:
 
 
 def test_requests_that_come_late_get_the_samples_of_those_known_before(
-    prompts, open_session, draw_samples, same_samples
+    prompts, open_session, reference, same_samples
 ):
     session, found = open_session(), {}
     assert session.idle and session.step() == []
@@ -52,30 +71,29 @@ def test_requests_that_come_late_get_the_samples_of_those_known_before(
         assert not session.idle
         found |= {(s.example_id, s.index): s for s in session.step()}
     found |= finish(session)
-    same_samples(draw_samples(requests(prompts)), found)
+    same_samples(reference(requests(prompts), max_new_tokens=13), found)
     assert session.idle and session.step() == []
 
 
 SETTINGS = {
-    "greedy": {"temperature": 0.0, "max_new_tokens": 7},
-    "plain": {"max_new_tokens": 11},
+    "greedy": {"temperature": 0.0, "max_new_tokens": 17},
+    "plain": {"max_new_tokens": 13},
     "sharp": {"temperature": 0.5, "max_new_tokens": 24},
-    "top k": {"top_k": 5, "max_new_tokens": 9},
-    "top p": {"temperature": 1.5, "top_p": 0.7, "max_new_tokens": 11},
-    "min p": {"min_p": 0.1, "max_new_tokens": 1},
+    "filters": {"temperature": 1.5, "top_k": 9, "top_p": 0.7, "min_p": 0.05, "max_new_tokens": 14},
 }
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
 def test_each_request_has_its_own_settings(
-    repeatable, prompts, open_session, draw_samples, same_samples
+    repeatable, prompts, open_session, reference, same_samples
 ):
-    session = open_session(repeatable=repeatable)
+    """What it gets is what it gets when all requests have these settings."""
+    session = open_session(**({"repeatable": True, "watch": WATCH} if repeatable else {}))
     expected = {}
     for name, settings in SETTINGS.items():
         request = Request(name, prompts["long"], (0, 1))
         session.add(request, SamplingConfig(**settings))
-        expected |= draw_samples([request], **settings)
+        expected |= reference([request], **settings)
     same_samples(expected, finish(session))
 
 
@@ -88,27 +106,27 @@ def test_without_settings_a_sample_may_be_as_long_as_the_session_allows(prompts,
 
 
 def test_what_is_cancelled_makes_room_and_never_comes_back(
-    prompts, open_session, draw_samples, make_sampler, same_samples
+    prompts, open_session, sampler, reference, same_samples
 ):
-    sampler = make_sampler([1000], ENGINE)  # which ends no sample early
-    session = open_session(sampler)
-    session.add(Request("other", prompts["long"], (0, 1)), PLAIN)
-    session.add(Request("long", prompts["window"], tuple(range(10))), SamplingConfig())  # 24 tokens
-    session.add(Request("late", prompts["short"], (0, 1, 2)), PLAIN)
-    assert session.step() == []
-    assert len(session.scheduler.running) == 2 + 4
-    session.cancel("long")
+    session, stats = open_session(), sampler.stats
+    before = stats.cancelled, stats.dropped
+    other, late = Request("other", prompts["long"], (0, 1)), Request("late", prompts["short"], (0,))
+    session.add(other, PLAIN)
+    session.add(Request("wrong", prompts["window"], tuple(range(10))))
+    session.add(late, PLAIN)
+
+    def running() -> list[str]:
+        return [a.prompt.request.example_id for a in session.scheduler.running.values()]
+
+    found = {(s.example_id, s.index): s for s in session.step()}
+    assert running().count("wrong") == 4 - sum(name == "wrong" for name, _ in found)
+    session.cancel("wrong")
     session.cancel("unknown")
-    assert len(session.scheduler.running) == 2
-    assert session.step() == [] and len(session.scheduler.running) == 2 + 3
-    found = finish(session)
-    expected = [
-        Request("other", prompts["long"], (0, 1)),
-        Request("late", prompts["short"], (0, 1, 2)),
-    ]
-    same_samples(draw_samples(expected, sampler=make_sampler([1000])), found)
-    assert sampler.stats.cancelled == 4 and sampler.stats.dropped == 6
-    session.add(Request("long", prompts["window"], (0,)), PLAIN)  # its name is free again
+    assert "wrong" not in running() and not session.idle
+    assert stats.cancelled - before[0] + stats.dropped - before[1] == 10 - len(found)
+    found |= finish(session)
+    same_samples(reference([other, late], max_new_tokens=13), found)
+    session.add(Request("wrong", prompts["window"], (0,)), PLAIN)  # its name is free again
     assert len(finish(session)) == 1
 
 
@@ -129,9 +147,8 @@ def test_requests_that_can_not_be_served_are_refused_at_once(prompts, open_sessi
     assert len(finish(session)) == 2
 
 
-def test_nothing_is_added_while_a_session_drains(prompts, open_session, make_sampler):
-    engine = EngineConfig(max_rows=64, page=8, prefill_tokens=32, chunk=2, min_lanes=1)
-    session = open_session(make_sampler([1000], engine))
+def test_nothing_is_added_while_a_session_drains(prompts, open_session):
+    session = open_session()
     session.add(Request("a", prompts["short"], (0,)), PLAIN)
     samples = session.drain()
     session.add(Request("b", prompts["short"], (0,)), SamplingConfig(max_new_tokens=4))
@@ -194,7 +211,7 @@ def assert_same_bits(alone, found) -> None:
 
 
 def mine(prompts) -> list[tuple[Request, SamplingConfig]]:
-    """Prompts of one and two pages; samples of one chunk and of several, drawn in all ways."""
+    """Prompts of one to three pages; samples of one chunk and of several, drawn in all ways."""
     settings = [
         {"max_new_tokens": 24},
         {"temperature": 0.0, "max_new_tokens": 11},
@@ -203,7 +220,7 @@ def mine(prompts) -> list[tuple[Request, SamplingConfig]]:
     ]
     return [
         (Request(f"{name} {i}", prompt, (0, 3)), SamplingConfig(**values))
-        for name, prompt in prompts.items()
+        for name, prompt in (prompts | {"longer": tuple(range(5, 27))}).items()
         for i, values in enumerate(settings)
     ]
 
@@ -212,45 +229,43 @@ def test_a_repeatable_session_gives_the_same_bits_alone_and_in_a_crowd(
     prompts, open_session, make_sampler
 ):
     """Also when the crowd is another one, and after a restart."""
-    options = {"repeatable": True, "watch": (5, 9)}
+    options = {"repeatable": True, "watch": WATCH}
     session, alone = open_session(**options), {}
     for request in mine(prompts):
         session.add(*request)
         alone |= finish(session)
-    compiled = session.programs.compilations
+    compiled = session.runner.programs.compilations
     before = len(compiled)
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         assert_same_bits(alone, with_crowd(session, mine(prompts), seed))
     assert len(compiled) == before, "no program of another size"
     assert {"stash", "prefill"} <= {c.name for c in compiled}
     again = open_session(make_sampler(engine=ENGINE), **options)
-    assert_same_bits(alone, with_crowd(again, mine(prompts), 2))
+    assert_same_bits(alone, with_crowd(again, mine(prompts), 3))
 
 
 def test_watched_tokens_have_the_log_probabilities_of_the_whole_distribution(
-    prompts, open_session, draw_samples, model, params, make_sampler
+    prompts, open_session, reference, model, params, sampler
 ):
     """At temperature 1 and unfiltered, whatever is drawn; against a teacher-forced forward pass."""
-    watch = (9, 3, 30)
 
     @functools.partial(jax.jit, static_argnums=1)
     def whole(tokens, config):
         hidden = gemma2.encode(params, config, tokens, np.asarray([tokens.shape[1]]))
         return jax.nn.log_softmax(heads.logits(params, config, hidden))[0]
 
-    session = open_session(watch=watch)
+    session = open_session(repeatable=True, watch=WATCH)
     for name, settings in SETTINGS.items():
         session.add(Request(name, prompts["long"], (0, 1)), SamplingConfig(**settings))
     for sample in finish(session).values():
         row = [*prompts["long"], *sample.tokens.tolist()]
         row = np.asarray([row + [0] * (40 - len(row))])  # a causal model does not see the padding
         begin = len(prompts["long"]) - 1
-        expected = np.asarray(whole(row, model))[begin : begin + len(sample.tokens)][:, watch]
+        expected = np.asarray(whole(row, model))[begin : begin + len(sample.tokens)][:, WATCH]
         assert sample.watched.dtype == np.float32
         np.testing.assert_allclose(sample.watched, expected, atol=1e-4)
-    sampler, config = make_sampler(), SamplingConfig(temperature=0.7, max_new_tokens=11)
-    (one,) = sampler.sample(
-        params, [Request("plain", prompts["long"], (0,))], config, jax.random.key(0), watch=watch
-    )
+    request, key = Request("r", prompts["long"], (0,)), jax.random.key(0)
+    (one,) = sampler.sample(params, [request], PLAIN, key, watch=WATCH)
     assert one.watched is not None and one.watched.shape == (len(one.tokens), 3)
-    assert all(s.watched is None for s in draw_samples(requests(prompts)).values())
+    (other,) = reference([request], max_new_tokens=13).values()
+    assert other.watched is None and other.tokens.tolist() == one.tokens.tolist()

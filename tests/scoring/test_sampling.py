@@ -30,9 +30,9 @@ from grm_jax.judge.scalar import score_examples
 from grm_jax.model import storage
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
-from grm_jax.sampler import memory
+from grm_jax.sampler import plan
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.samples import SamplerStats
+from grm_jax.sampler.programs import SamplerStats
 from grm_jax.scoring.attacks import Asking, attack
 from grm_jax.scoring.items import BenchmarkRecords
 from grm_jax.scoring.rules import Rules
@@ -245,7 +245,7 @@ def test_caches_are_planned_with_the_meta_rm_loaded(model, records, one_device, 
     # Loaded later, it is known from then on.
     plain = Judge.load(model / "judge", model / "meta", mesh=one_device)
     free = [100_000_000, 60_000_000]
-    monkeypatch.setattr(memory, "free_bytes", lambda mesh: free.pop(0))
+    monkeypatch.setattr(plan, "free_bytes", lambda mesh: free.pop(0))
     before = plain.sampler.budget.within(64).cache_bytes
     assert plain.sampler.budget.within(64).cache_bytes == before
     _ = plain.meta
