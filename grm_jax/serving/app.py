@@ -10,7 +10,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 
 import grm_jax
-from grm_jax.serving import native
+from grm_jax.serving import native, protocols
+from grm_jax.serving.groups import GroupOptions
 from grm_jax.serving.guard import Guard
 from grm_jax.serving.metrics import RequestMetrics
 from grm_jax.serving.replies import handle_errors
@@ -30,6 +31,7 @@ PAGE_HEADERS = {
 def create_app(
     service: Service,
     *,
+    groups: GroupOptions = GroupOptions(),
     token: str | None = None,
     hosts: Collection[str] | None = None,
     body_seconds: float = 30.0,
@@ -39,6 +41,7 @@ def create_app(
     """The application. It starts the service, and drains it at the end if nobody did before.
 
     Args:
+      groups: how rollouts that arrive alone are put together.
       token, hosts, body_seconds, log_texts: see `Guard`.
       drain_seconds: how long what runs may take at the end.
     """
@@ -61,6 +64,8 @@ def create_app(
     )
     metrics = RequestMetrics(service)
     app.include_router(native.router(service, metrics), tags=["native"])
+    for router in protocols.routers(service, groups):
+        app.include_router(router)
     app.include_router(_page())
     handle_errors(app)
     app.add_middleware(

@@ -74,6 +74,14 @@ def serve():
         yield lambda session, **options: stack.enter_context(served(session, **options))
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[FakeSession, httpx.Client]]:
+    """A session and a client of its server, for a module's tests that need no other options."""
+    session = FakeSession()
+    with served(session, cache=0) as client:
+        yield session, client
+
+
 @pytest.fixture
 def client(session, serve) -> httpx.Client:
     return serve(session)
