@@ -164,6 +164,14 @@ def test_nemo_gym_learns_of_overload_by_its_failure_class(serve):
     assert reply.json()["_ng_failure_judge_error"].startswith("overloaded")
 
 
+def test_a_rollout_that_the_judge_can_not_read_is_a_failed_row_of_nemo_gym(client):
+    row = rollout_row("a")
+    row["responses_create_params"]["input"] = "too long"
+    reply = client.post("/verify", json=row).json()
+    assert reply["_ng_failure_judge_error"].startswith("refused: ")
+    assert client.post("/verify", json={"response": {}}).status_code == 422
+
+
 def test_openrlhf_hears_before_its_own_time_out(client, monkeypatch):
     assert openrlhf.SECONDS < 180
     monkeypatch.setattr(openrlhf, "SECONDS", 0.2)

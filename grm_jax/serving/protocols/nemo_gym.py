@@ -26,6 +26,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from grm_jax.data.rows import DataError
+from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.judge.verdict import Verdict
 from grm_jax.serving.groups import Groups
@@ -136,11 +137,12 @@ class VerifyRoute(APIRoute):
 
 
 class _JudgeFailed(Exception):
-    def __init__(self, row: dict[str, Any], error: ServiceProblem):
+    def __init__(self, row: dict[str, Any], error: ServiceProblem | UserError):
+        kind = error.kind if isinstance(error, ServiceProblem) else "refused"
         self.row = row | {
             "reward": 0.0,
             "_ng_failure_class": "judge_failed",
-            "_ng_failure_judge_error": f"{error.kind}: {error}",
+            "_ng_failure_judge_error": f"{kind}: {error}",
         }
 
 
@@ -183,7 +185,7 @@ def router(service: Service, groups: Groups) -> APIRouter:
         row = body.model_dump(by_alias=True, exclude_unset=True)
         try:
             share = await groups.score(request, seconds=SECONDS, scope=f"nemo {scope}")
-        except ServiceProblem as error:
+        except (ServiceProblem, UserError) as error:  # a prompt that is too long, for example
             raise _JudgeFailed(row, error) from error
         rated = scale(service, share.verdict, request.options)
         return VerifyReply.model_validate(row | {"reward": _one_to_five(share.score, rated)})
