@@ -279,7 +279,8 @@ def _wide(character: str) -> str:
 
 
 def _shape(prompt: str, template: Template, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
-    """The prompt's section markers as a reader sees them, and its control ids, both in order."""
+    """The prompt's section markers as a reader sees them; its control ids, and those of markers
+    that are one token (a text must not be merged with the marker behind it). Both in order."""
     patterns = [r"####[^\n]*####"]
     if template.labels == "letter":
         patterns.append(r"\[[a-z]\]")
@@ -288,7 +289,9 @@ def _shape(prompt: str, template: Template, tokenizer: Tokenizer) -> tuple[list[
     patterns += [re.escape(literal.lower()) for literal in template.guard]
     markers = re.findall("|".join(patterns), _seen(prompt))
     ids = tokenizer.chat([{"role": "user", "content": prompt}])
-    return markers, [id for id in ids if id in tokenizer.control_ids]
+    tags = [tokenizer.encode(f" [{letter}]") for letter in "ABC"]
+    kept = tokenizer.control_ids | {tag[0] for tag in tags if len(tag) == 1}
+    return markers, [id for id in ids if id in kept]
 
 
 def _seen(text: str) -> str:

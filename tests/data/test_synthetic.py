@@ -249,3 +249,15 @@ def test_writing_again_gives_the_same_bytes(world, tmp_path):
         assert (tmp_path / name).read_bytes() == (world / name).read_bytes()
     write_world(tmp_path, dataclasses.replace(CONFIG, seed=4))
     assert (tmp_path / "train.jsonl").read_bytes() != (world / "train.jsonl").read_bytes()
+
+
+def test_a_response_does_not_take_the_space_of_the_next_marker():
+    """Whatever a response ends in, the marker behind it stays the token that the judge knows."""
+    tokenizer = build_tokenizer()
+    (marker,) = tokenizer.encode(" [B]")
+    for ending in (" 7 cm", ",", ", ", " 1,", ", 1", "\n", " ", "\nScores: \\boxed{1, 2}", " ["):
+        assert tokenizer.encode(f" [A] 7{ending} [B] 8").count(marker) == 1, ending
+    scores = tokenizer.encode("\nScores: \\boxed{10, 5, 1}")
+    assert [tokenizer.decode([id]) for id in scores] == [
+        "\nScores: \\boxed{", "10", ", ", "5", ", ", "1", "}"
+    ]  # fmt: skip
