@@ -21,6 +21,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+import optax
 
 from grm_jax.errors import UserError
 from grm_jax.metrics import MetricsWriter, Progress, Timer, Tracer
@@ -28,6 +29,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.flops import train_flops
 from grm_jax.parallel.devices import mesh_flops
 from grm_jax.parallel.multihost import any_of
+from grm_jax.room import require_room, state_bytes
 from grm_jax.stopping import Stopped, requested
 from grm_jax.training.heldout import Measure
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
@@ -268,8 +270,7 @@ class Loop:
         self._progress.update(count, values)
 
     def _abstract(self) -> TrainState:
-        trainable, mesh = self.trainable, self.stage.run.mesh
-        return abstract_state(trainable.table, self.optimizer, mesh, trainable.dtype)
+        return _abstract_state(self.stage, self.optimizer, self.trainable)
 
     def _restore(self) -> TrainState | None:
         """The state of the newest checkpoint, or None; the data continues from its position."""
@@ -322,3 +323,21 @@ class Loop:
         self._metrics.close()
         self._metrics = MetricsWriter(self.stage.directory, self._now)
         self._progress.done = self._now
+
+
+def require_checkpoint_room(
+    stage: Stage, steps: int, optimizer: OptimizerConfig, trainable: Trainable
+) -> None:
+    """Raise UserError unless a checkpoint of a Loop with these arguments can be written.
+
+    A stage that samples before it trains calls this first: the loop would find out only after the
+    hours of sampling. No weights are read.
+    """
+    state = _abstract_state(stage, make_optimizer(optimizer, steps, trainable.table), trainable)
+    require_room(stage.directory / "checkpoints", state_bytes(state), "a checkpoint")
+
+
+def _abstract_state(
+    stage: Stage, optimizer: optax.GradientTransformation, trainable: Trainable
+) -> TrainState:
+    return abstract_state(trainable.table, optimizer, stage.run.mesh, trainable.dtype)

@@ -37,7 +37,7 @@ from grm_jax.parallel.multihost import first
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.scoring.statistics import mean_auc_within, roc_auc
 from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
-from grm_jax.training.loop import Loop, Work
+from grm_jax.training.loop import Loop, Work, require_checkpoint_room
 from grm_jax.training.losses import Loss, bce_loss
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.rft import to_trajectory
@@ -90,6 +90,9 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
             "nothing is left to learn from; lower it, or give more records"
         )
     stage.begin()
+    fitting, trainable = config.fitting, Trainable(run, config.start, num_labels=1)
+    if records:
+        require_checkpoint_room(stage, fitting.steps, fitting.optimizer, trainable)
     rows = [*earlier, *read(run, config, sampled_rows(stage, config, grm, records))]
     heldout = [row for row in rows if in_share(row[0].example_id, config.holdout)]
     training = [row for row in rows if not in_share(row[0].example_id, config.holdout)]
@@ -116,7 +119,6 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
         local_rows(run.mesh, batch_size),
         pack=config.fitting.pack,
     )
-    fitting, trainable = config.fitting, Trainable(run, config.start, num_labels=1)
 
     def measure(params: Params) -> dict[str, float]:
         figures = validate(run, params, heldout, fitting.batch_size)

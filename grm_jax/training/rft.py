@@ -26,11 +26,13 @@ from grm_jax.judge.critiques import Rollout
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.heldout import critique_records
 from grm_jax.training.inputs import learnt, sampled, usable
+from grm_jax.training.loop import require_checkpoint_room
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
 from grm_jax.training.setup import Fitting
 from grm_jax.training.sft import train_on
+from grm_jax.training.trainable import Trainable
 
 log = logging.getLogger("grm_jax")
 
@@ -62,6 +64,8 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     stage.begin()
     file = stage.directory / "trajectories.jsonl"
     if not file.exists():
+        fitting = config.fitting
+        require_checkpoint_room(stage, fitting.steps, fitting.optimizer, Trainable(run, start))
         sample_trajectories(stage, config, start, records, file)
     rows = [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
     report(rows, config)

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import shlex
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from grm_jax.checkpoint import drop_leftovers
 from grm_jax.critique import Template
+from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.synthetic_files import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.judge.about import About, JudgeDefaults
@@ -24,11 +26,13 @@ from grm_jax.model.hf_config import CheckpointError
 from grm_jax.model.storage import save_model
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.recipes import SPCTRecipe
+from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.scoring.statistics import roc_auc
 from grm_jax.stopping import Stopped
 from grm_jax.train import shared_options
-from grm_jax.training import scalar_rm
+from grm_jax.training import meta_rm, rft, scalar_rm
 from grm_jax.training.meta_rm import MetaRM
+from grm_jax.training.rft import RFT
 from grm_jax.training.run import MissingStage, Run, Stage
 from grm_jax.training.setup import ConfigError, Fitting, GuardConfig, KeepConfig, Setup
 from grm_jax.training.sft import SFT
@@ -319,6 +323,34 @@ def test_a_model_that_can_not_be_written_names_its_file_and_leaves_the_checkpoin
         assert kept.is_dir() and not stage.done
     stage.finish(params)
     assert stage.done and not kept.exists()
+
+
+@pytest.mark.parametrize("stage", ["rft", "meta_rm"])
+def test_room_for_a_checkpoint_is_tried_before_anything_is_sampled(setup, monkeypatch, stage):
+    templates = TemplateConfig("compact", "compact_single", "compact_meta")
+    run = Run(dataclasses.replace(setup, templates=templates))
+    sampling = SamplingConfig(max_new_tokens=8)
+    monkeypatch.setattr(run, "new_critic", lambda order: pytest.fail("sampling begins"))
+    monkeypatch.setattr(meta_rm, "earlier_rows", lambda *args: [])
+
+    def attempt() -> None:
+        if stage == "rft":
+            rft.run_rft(run, RFT(sampling=sampling), "base")
+        else:
+            meta_rm.run_meta_rm(run, MetaRM(sampling=sampling, holdout=0.0), "base")
+
+    _ = run.records  # its files are written, and read, before the limit
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(
+            UserError, match=rf"{stage}/checkpoints: a checkpoint needs .*too large"
+        ):
+            attempt()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(pytest.fail.Exception, match="sampling begins"):
+        attempt()
 
 
 def test_checkpoints_that_can_not_be_deleted_are_named(tmp_path, monkeypatch, caplog):
