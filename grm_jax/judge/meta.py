@@ -21,7 +21,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.judge.about import About
 from grm_jax.judge.scalar import row_lengths, score_examples
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.hf_config import token_ids
+from grm_jax.model.hf_config import CheckpointError, token_ids
 from grm_jax.model.params import Params, param_table
 from grm_jax.model.storage import (
     load_params,
@@ -31,7 +31,8 @@ from grm_jax.model.storage import (
     read_model_config,
     require_kind,
 )
-from grm_jax.tokenizer import Tokenizer, TokenizerError
+from grm_jax.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from grm_jax.tokenizer.files import folder_ids, read_folder
 from grm_jax.tokenizer.vocabulary import require_rows
 
 
@@ -46,19 +47,31 @@ class MetaRM:
     batch_size: int = 128
     tokens: int | None = None
     """Most tokens a device scores at once; None: the sampler's `prefill_tokens`."""
+    tokenizer: Tokenizer | None = None
+    """Its own, with its chat template; None: the judge's."""
+    pad_id: int | None = None
+    """The token that its rows do not end with; None: they may end with any."""
+
+    def example(self, record: Preference, row: Critique, tokenizer: Tokenizer) -> Example:
+        """What it reads: the record as the critique saw it, and the critique.
+
+        Args:
+          tokenizer: the judge's; for a meta RM that has none of its own.
+        """
+        example = meta_example(
+            record.turns, shuffle(record.responses, row.order), row.text,
+            self.tokenizer or tokenizer, self.template,
+            reference=record.reference, principles=record.principles,
+        )  # fmt: skip
+        completion = example.completion
+        while completion and completion[-1] == self.pad_id:
+            completion = completion[:-1]
+        return dataclasses.replace(example, completion=completion)
 
     @property
     def longest(self) -> int:
         """Most tokens of a row that it reads."""
         return self.buckets[-1]
-
-    def example(self, record: Preference, row: Critique, tokenizer: Tokenizer) -> Example:
-        """What it reads: the record as the critique saw it, and the critique."""
-        shown = shuffle(record.responses, row.order)
-        return meta_example(
-            record.turns, shown, row.text, tokenizer, self.template,
-            reference=record.reference, principles=record.principles,
-        )  # fmt: skip
 
     def scores(
         self,
@@ -71,6 +84,7 @@ class MetaRM:
         """The logit of each readable critique of some of these records.
 
         Args:
+          tokenizer: the judge's; for a meta RM that has none of its own.
           tokens: most tokens a device scores at once, where `self.tokens` does not say.
         """
         by_id = {record.id: record for record in records}
@@ -91,7 +105,30 @@ def load_meta_rm(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Met
     about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
     shardings = param_shardings(param_table(model, num_labels=1), mesh)
     _, params = load_params(folder, shardings=shardings, dtype=model.compute_dtype)
-    return MetaRM(model, params, meta_template(path), row_lengths(about, model), tokens=tokens)
+    own = read_folder(folder)[0].get("chat_template") is not None
+    return MetaRM(
+        model,
+        params,
+        meta_template(path),
+        row_lengths(about, model),
+        tokens=tokens,
+        tokenizer=load_tokenizer(folder) if own else None,
+        # A row of ours ends with the token that ended it in training, whatever pads.
+        pad_id=None if about.stage else _pad_id(folder),
+    )
+
+
+def _pad_id(folder: Path) -> int | None:
+    """The id that transformers takes for padding in a scalar model's rows.
+
+    It reads the score at the last other token: where a row ends with the token that pads, as it may
+    where no token is for padding alone, the score is that of the token before.
+    """
+    file = folder / "config.json"
+    if files.there(file):
+        return files.read_json(file, CheckpointError).get("pad_token_id", 0)  # Gemma2Config's
+    pad = folder_ids(folder).get("pad_token_id")
+    return pad if isinstance(pad, int) else None
 
 
 def meta_template(path: str | Path) -> Template:
