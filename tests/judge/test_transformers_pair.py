@@ -6,9 +6,9 @@ random, but for a few steps of Adam that teach the judge to write critiques that
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ ROWS = 1024  # of the embedding: more than the tokenizer has ids
 TAIL = WINDOW = 64  # tokens before a critique that the judge is taught with
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Pair:
     """What transformers saved; `cache` is laid out as huggingface_hub has it."""
 
@@ -141,8 +141,12 @@ def pair(tmp_path_factory) -> Pair:
     # Less room than the defaults take, so that the test is quick.
     room = EngineConfig(max_rows=8, page=64, prefill_tokens=1024, chunk=16, min_lanes=4)
     About(judge=JudgeDefaults(max_new_tokens=40), engine=room).write(pair.snapshot(GRM))
-    pair.meta.float()  # the weights that bfloat16 kept, computed in float32 as here
-    return pair
+    # The weights that bfloat16 kept, computed in float32 as here. Not by `meta.float()`: the rotary
+    # frequencies have been rounded with the weights.
+    whole = transformers.Gemma2ForSequenceClassification.from_pretrained(
+        pair.snapshot(META), dtype=torch.float32, attn_implementation="eager"
+    )
+    return dataclasses.replace(pair, meta=whole.eval())
 
 
 @pytest.fixture
