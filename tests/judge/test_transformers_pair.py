@@ -27,6 +27,7 @@ from grm_jax.model import gemma2, heads, huggingface
 from grm_jax.sampler.plan import EngineConfig
 from grm_jax.tokenizer.chat_template import GEMMA_TEMPLATE
 
+pytestmark = pytest.mark.slow
 GRM, META = "BBQGOD/DeepSeek-GRM-27B", "BBQGOD/DeepSeek-GRM-27B-MetaRM"
 QUERY, RESPONSES = "What is 2 + 2?", ("4", "5")
 CRITIQUES = (
