@@ -21,7 +21,7 @@ from grm_jax.critique.template_set import Scales
 from grm_jax.data.critiques import read_critiques, write_critiques
 from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.data.synthetic_files import WorldConfig, write_world
-from grm_jax.scoring import assess
+from grm_jax.scoring import assess, card
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.judges import judge_rows
 from grm_jax.scoring.results import read_results
@@ -104,12 +104,12 @@ def test_attacks_make_a_card(data, tmp_path, capsys):
     common = ["--bench", "preferences", "--data", data, "--judge", "longer", "--output", out]
     run(*common, "--attacks", "--attack-records", 6, "--resamples", 50)
     assert "attacks, greedy" in capsys.readouterr().out
-    card = json.loads((out / "preferences" / "card.json").read_text())
-    assert card["accuracy"]["greedy"]["value"] == 0.75
-    rows = {row["id"]: row["figures"] for row in card["attacks"]["methods"]["greedy"]}
+    found = json.loads((out / "preferences" / "card.json").read_text())
+    assert found["accuracy"]["greedy"]["value"] == 0.75
+    rows = {row["id"]: row["figures"] for row in found["attacks"]["methods"]["greedy"]}
     assert rows["LEN1"]["flips"]["two"]["value"] == rows["LEN1"]["wins"]["two"]["value"] == 1
     assert rows["MK2"]["wins"]["two"]["value"] == rows["POS"]["flips"]["all"]["value"] == 0
-    assert card["attacks"]["records"] == 6  # pairs, and made of others of them single responses
+    assert found["attacks"]["records"] == 6  # pairs, and made of others of them single responses
     assert not any(id.startswith("EW") for id in rows)  # only of the embedded world
     for name, words in (
         ("card.md", "# Judge card: longer\n"), ("card.html", "<td>master keys"),
@@ -120,6 +120,23 @@ def test_attacks_make_a_card(data, tmp_path, capsys):
     assert "master keys" in (out / "preferences" / "card.md").read_text()
 
 
+def test_a_card_says_which_judge_it_is(tmp_path):
+    """On a line a topic, whatever is nested; what is not known is left out."""
+    provenance = {
+        "weights": "abc", "templates": {"many": "1", "single": "2"}, "int8": [False, True],
+        "made from": {"data": [], "models": ["m"], "templates": {"many": "1"}}, "stage": None,
+    }  # fmt: skip
+    results = types.SimpleNamespace(versions={"jax": "1.0", "python": "3"})
+    shown = card.provenance_grid(card.Card(provenance, results, None, None))  # type: ignore
+    assert dict(shown.rows) == {
+        "weights": "abc",
+        "templates": "many 1, single 2",
+        "int8": "False True",
+        "made from": "models m, templates many 1",
+        "versions": "jax 1.0, python 3",
+    }
+
+
 def test_a_card_is_of_sampled_votes_too(tmp_path):
     """Without --bench the embedded world is judged; a vote has a calibration."""
     write_world(tmp_path / "world", WorldConfig(cold_start=1, train=1, fresh=60, shifted=2))
@@ -127,10 +144,10 @@ def test_a_card_is_of_sampled_votes_too(tmp_path):
         *("--attacks", "--judge", "random", "-k", 6, "--data", tmp_path / "world", "--resamples"),
         *(20, "--attack-records", 6, "--attack-k", 2, "--output", tmp_path / "out"),
     )
-    card = json.loads((tmp_path / "out" / "synthetic" / "card.json").read_text())
-    assert card["calibration"]["k"] == 6
-    assert list(card["attacks"]["methods"]) == ["greedy", "vote@2"]
-    assert "EW1" in {row["id"] for row in card["attacks"]["methods"]["vote@2"]}
+    found = json.loads((tmp_path / "out" / "synthetic" / "card.json").read_text())
+    assert found["calibration"]["k"] == 6
+    assert list(found["attacks"]["methods"]) == ["greedy", "vote@2"]
+    assert "EW1" in {row["id"] for row in found["attacks"]["methods"]["vote@2"]}
     assert "calibration of 6 votes" in (tmp_path / "out" / "synthetic" / "card.md").read_text()
 
 

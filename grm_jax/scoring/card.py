@@ -155,9 +155,13 @@ def accuracy_grid(results: Results) -> Grid:
 
 
 def provenance_grid(card: Card) -> Grid:
-    """Which judge it is."""
-    said = {**_flat(card.provenance), **_flat(card.results.versions)}
-    rows = tuple((name, str(value)) for name, value in said.items() if value not in (None, [], ""))
+    """Which judge it is, a line a topic; card.json has it all."""
+    said = {**card.provenance, "versions": card.results.versions}
+    rows = tuple(
+        (name, _line(value))
+        for name, value in said.items()
+        if name not in ("order", "rating", "seed") and value not in (None, [], {}, "")
+    )
     return Grid("judge", ("", "what"), rows)
 
 
@@ -249,10 +253,9 @@ def _cell(value: Interval | None) -> str:
     return _NONE if value is None else cell(value)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested mapping, by their names in a row."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inside = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{name} ") if inside else {f"{prefix}{name}": value}
-    return found
+def _line(value: Any) -> str:
+    """A value, or the parts of a nested one with their names, on one line."""
+    if isinstance(value, Mapping):
+        parts = ((name, _line(part)) for name, part in value.items() if part not in (None, [], ""))
+        return ", ".join(f"{name} {part}" for name, part in parts)
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
