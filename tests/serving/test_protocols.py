@@ -281,6 +281,13 @@ def test_sampling_reaches_the_model(session, client):
     assert sampling.max_new_tokens == 9
 
 
+def test_a_whole_number_with_a_point_is_one_and_a_text_is_none(session, client):
+    path = "/v1/chat/completions"
+    assert client.post(path, json={**SAY, "n": 2.0, "max_tokens": 9.0}).status_code == 200
+    for value in (2.5, "2", True, [2]):
+        assert client.post(path, json={**SAY, "n": value}).status_code == 422
+
+
 def test_a_reply_ends_at_the_first_stop(session, client):
     session.replies = ["one STOP two END three"]
     reply = client.post("/v1/chat/completions", json={**SAY, "stop": ["END", "STOP", ""]}).json()

@@ -34,8 +34,9 @@ from grm_jax.data.rows import DataError
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.serving.groups import Groups
 from grm_jax.serving.problems import NotOffered
-from grm_jax.serving.protocols.common import Body, api_router, new_id, now, require_unset
+from grm_jax.serving.protocols.common import Body, Whole, api_router, new_id, now, require_unset
 from grm_jax.serving.protocols.json_reply import ReplySchema, json_text
+from grm_jax.serving.schemas import ErrorReply
 from grm_jax.serving.service import Chat, Completion, Service
 
 # What clients send beside and that changes nothing here.
@@ -70,14 +71,14 @@ class ChatRequest(Body):
     messages: list[dict[str, Any]] = Field(min_length=1)
     model: str | None = None
     """Any name: there is one judge."""
-    n: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    n: Whole | None = Field(None, ge=1)
+    seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: Whole | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -197,7 +198,10 @@ def router(service: Service, groups: Groups) -> APIRouter:
         """The one model."""
         return {"object": "list", "data": [_model(service)]}
 
-    @routes.get("/v1/models/{name:path}")
+    @routes.get(
+        "/v1/models/{name:path}",
+        responses={404: {"model": ErrorReply, "description": "No model of that name."}},
+    )
     async def model(name: str) -> dict[str, Any]:
         """The model, by its name."""
         if name != service.served.model:

@@ -9,12 +9,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from grm_jax.data.rows import DataError
 from grm_jax.judge.request import MOST_SAMPLES, JudgeRequest, ScoreOptions
@@ -26,6 +26,14 @@ from grm_jax.serving.schemas import ErrorReply
 from grm_jax.serving.service import Service
 
 T = TypeVar("T")
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer as JSON Schema has it: 8.0 is one."""
 
 
 class Body(BaseModel):

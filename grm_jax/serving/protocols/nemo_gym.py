@@ -34,6 +34,7 @@ from grm_jax.serving.problems import ServiceProblem
 from grm_jax.serving.protocols.common import (
     Body,
     BusyRoute,
+    Whole,
     api_router,
     new_id,
     now,
@@ -89,8 +90,8 @@ class VerifyRequest(Body):
     responses_create_params: CreateParams
     response: dict[str, Any]
     principle: str | None = None
-    task_index: int | None = Field(None, alias=_TASK)
-    rollout_index: int | None = Field(None, alias="_ng_rollout_index")
+    task_index: Whole | None = Field(None, alias=_TASK)
+    rollout_index: Whole | None = Field(None, alias="_ng_rollout_index")
     prompt_id: str | None = None
 
 
@@ -117,7 +118,7 @@ class PairRequest(Body):
     metadata: dict[str, Any] | None = None
     model: str | None = None
     temperature: float | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Whole | None = None
     stream: bool | None = None
 
 

@@ -22,6 +22,7 @@ from grm_jax.judge.verdict import Verdict
 from grm_jax.serving.groups import Groups
 from grm_jax.serving.protocols.common import (
     StrictBody,
+    Whole,
     api_router,
     new_id,
     now,
@@ -48,9 +49,9 @@ class PoolingRequest(StrictBody):
     cache_salt: str | None = None
     use_activation: bool | None = None
     encoding_format: str | None = None
-    priority: int | None = None
+    priority: Whole | None = None
     add_special_tokens: bool | None = None
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: Whole | None = None
     truncation_side: str | None = None
     padding: str | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
@@ -122,7 +123,7 @@ class ScoreReply(BaseModel):
 class RerankRequest(PoolingRequest):
     query: Text
     documents: Texts
-    top_n: int = Field(0, ge=0)
+    top_n: Whole = Field(0, ge=0)
     """How many to return; 0: all."""
     return_documents: bool | None = None
     """Of Jina's and Cohere's clients; vLLM always returns them."""
@@ -148,7 +149,7 @@ class RerankReply(BaseModel):
 class GenerativeScoringRequest(PoolingRequest):
     query: str
     items: list[str]
-    label_token_ids: list[int] | None = None
+    label_token_ids: list[Whole] | None = None
     apply_softmax: bool | None = None
     item_first: bool | None = None
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from grm_jax.data.rows import DataError
 from grm_jax.judge.request import OPTIONS, JudgeRequest
 from grm_jax.serving.groups import Groups
-from grm_jax.serving.protocols.common import Body, api_router, scale, score_options, unit
+from grm_jax.serving.protocols.common import Body, Whole, api_router, scale, score_options, unit
 from grm_jax.serving.service import Service
 
 
@@ -30,7 +30,7 @@ class RolloutRequest(Body):
     reference: str | None = None
     principles: list[str] | None = None
     criteria: str | list[str] | None = None
-    group_size: int | None = Field(None, ge=1, le=1024)
+    group_size: Whole | None = Field(None, ge=1, le=1024)
     window: float | None = Field(None, ge=0, le=100)
     scope: str = Field("", max_length=200)
     """Sets apart equal prompts that do not belong together, by a task's id."""

@@ -24,6 +24,7 @@ from grm_jax.data.conversation import check_turns, read_turns
 from grm_jax.data.rows import DataError, check_text
 from grm_jax.serving.groups import Groups
 from grm_jax.serving.protocols.common import (
+    Whole,
     api_router,
     new_id,
     now,
@@ -81,7 +82,7 @@ class ClassifyReply(BaseModel):
 
 class EmbeddingsRequest(ConversationRequest):
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Whole | None = None
 
 
 class EmbeddingsData(BaseModel):
