@@ -50,9 +50,9 @@ def build_tokenizer() -> ChatTokenizer:
     backend.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in CONTROL])
     # Longest first, so that "10" is not read as "1" and "0"; unknown words stay whole.
     longest_first = map(_escape, sorted(pieces, key=len, reverse=True))
-    # ", " stands between scores alone: a response that ends in a comma must not take the space of
-    # the marker behind it (" [B]").
-    known = (", (?=[0-9])" if piece == ", " else piece for piece in longest_first)
+    # ", " stands between scores: a response that ends in a comma must not take the space of the
+    # marker or word behind it (" [B]", " best").
+    known = (r", (?=[0-9]|\z)" if piece == ", " else piece for piece in longest_first)
     pattern = "|".join([*known, r" ?[^\s,}]+", r"\s", r"[,}]"])
     backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     backend.decoder = decoders.Fuse()
