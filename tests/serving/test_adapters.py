@@ -110,8 +110,20 @@ def test_trl_goes_on_where_a_request_is_refused_and_stops_where_all_would_be(url
     ]
     with pytest.raises(JudgeRefused):
         trl_reward(f"{url}/nowhere")(prompts=["p"], completions=["a"])
-    with pytest.raises(UserError, match="reward is"):
-        trl_reward(url, reward="best")
+    with pytest.raises(JudgeRefused, match="k: 500; this server takes at most"):
+        trl_reward(url, k=500)(prompts=["p", "q"], completions=["a", "b"])
+
+
+def test_trl_refuses_options_that_do_not_exist_when_it_is_made(url):
+    for wrong in ({"reward": "best"}, {"colour": "red"}, {"k": 0}, {"method": "coin"}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            trl_reward(url, **wrong)
+
+
+def test_trl_goes_on_with_refusals_once_it_has_worked(url):
+    reward = trl_reward(url, k=1)
+    assert reward(prompts=["p"], completions=["score=2"]) == [2]
+    assert reward(prompts=["too long"], completions=["a"]) == [None]
 
 
 def test_trl_a_server_that_is_not_there_is_none(caplog):

@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 
 from grm_jax.data.conversation import read_turns, transcript
 from grm_jax.errors import UserError
-from grm_jax.serving.client import JudgeClient, JudgeError, JudgeUnavailable
+from grm_jax.judge.request import OPTIONS, TEXTS, ScoreOptions
+from grm_jax.serving.client import JudgeClient, JudgeError, JudgeRefused, JudgeUnavailable
 
 log = logging.getLogger(__name__)
 Reward = Literal["score", "rank", "value"]
@@ -62,6 +63,8 @@ class Judged:
     verdict: Mapping[str, Any] | None
     index: int = 0
     failure: str = ""
+    refusal: Exception | None = None
+    """What the judge said to a request that it does not take."""
 
     def reward(self, which: Reward) -> float | None:
         return None if self.verdict is None else float(self.verdict[_FIELDS[which]][self.index])
@@ -74,6 +77,8 @@ class Judging:
       judge: a server's URL, a `JudgeClient`, or an object with `Judge.score`.
       group: judge equal prompts together; False: each rollout alone, on the same scale.
       options: of every request, as `JudgeClient.judge` takes them.
+
+    Raises UserError for an option that is unknown or out of range.
     """
 
     def __init__(
@@ -90,17 +95,25 @@ class Judging:
         self.judge = judge
         self.group = group
         self.options = {"rating": True, **options}
+        self._worked = False
+        unknown = sorted(set(options) - {*OPTIONS, *TEXTS})
+        if unknown:
+            raise UserError(f"unknown option {', '.join(unknown)}; give some of {_names()}")
+        ScoreOptions(**{name: value for name, value in options.items() if name in OPTIONS})
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Judged]:
-        """What became of each rollout, in order. Raises JudgeError and UserError for what every
-        request would meet: a wrong address, token or option."""
+        """What became of each rollout, in order.
+
+        Raises JudgeError and UserError for what every request would meet: a wrong address or token,
+        and until there is a first verdict, the refusal of all that was asked.
+        """
         groups = self._groups(rollouts)
         if isinstance(self.judge, JudgeClient) and len(groups) > 1:
             with ThreadPoolExecutor(min(len(groups), _TOGETHER)) as pool:
                 found = list(pool.map(lambda rows: self._ask(rows, rollouts), groups))
         else:
             found = [self._ask(rows, rollouts) for rows in groups]
-        return _spread(groups, found, len(rollouts))
+        return self._spread(groups, found, len(rollouts))
 
     async def ascore(self, rollouts: Sequence[Rollout]) -> list[Judged]:
         """`score`, without blocking the event loop."""
@@ -111,7 +124,7 @@ class Judging:
             async with room:
                 return await self._aask(rows, rollouts)
 
-        return _spread(groups, await asyncio.gather(*map(ask, groups)), len(rollouts))
+        return self._spread(groups, await asyncio.gather(*map(ask, groups)), len(rollouts))
 
     def _groups(self, rollouts: Sequence[Rollout]) -> list[list[int]]:
         groups: dict[Any, list[int]] = {}
@@ -125,7 +138,7 @@ class Judging:
             if isinstance(self.judge, JudgeClient):
                 return _judged(self.judge.judge(query, responses, critiques=False, **options))
             return _judged(self.judge.score(query, responses, **options).to_json(critiques=False))
-        except JudgeError as error:
+        except (JudgeError, UserError) as error:
             return _failed(error)
 
     async def _aask(self, rows: list[int], rollouts: Sequence[Rollout]) -> Judged:
@@ -145,6 +158,19 @@ class Judging:
         return first.query, [rollouts[i].response for i in rows], {
             **self.options, **dict(first.shared),
         }  # fmt: skip
+
+    def _spread(
+        self, groups: Sequence[list[int]], found: Sequence[Judged], count: int
+    ) -> list[Judged]:
+        refusals = [judged.refusal for judged in found if judged.refusal is not None]
+        if refusals and len(refusals) == len(found) and not self._worked:
+            raise refusals[0]
+        self._worked = self._worked or any(judged.verdict is not None for judged in found)
+        rows: list[Judged] = [Judged(None)] * count
+        for where, judged in zip(groups, found, strict=True):
+            for index, i in enumerate(where):
+                rows[i] = dataclasses.replace(judged, index=index)
+        return rows
 
 
 class OnFailure:
@@ -209,15 +235,12 @@ def _judged(verdict: Mapping[str, Any]) -> Judged:
     return Judged(verdict)
 
 
-def _failed(error: JudgeError) -> Judged:
-    if error.about_setup:
+def _failed(error: JudgeError | UserError) -> Judged:
+    if isinstance(error, JudgeError) and error.about_setup:
         raise error
-    return Judged(None, failure=str(error))
+    refused = isinstance(error, (JudgeRefused, UserError))
+    return Judged(None, failure=str(error), refusal=error if refused else None)
 
 
-def _spread(groups: Sequence[list[int]], found: Sequence[Judged], count: int) -> list[Judged]:
-    rows: list[Judged] = [Judged(None)] * count
-    for where, judged in zip(groups, found, strict=True):
-        for index, i in enumerate(where):
-            rows[i] = dataclasses.replace(judged, index=index)
-    return rows
+def _names() -> str:
+    return ", ".join((*OPTIONS, "reference", "principles", "criteria"))
