@@ -389,7 +389,7 @@ def test_nesting_is_counted_outside_of_texts(text, depth, right):
 
 
 def test_nesting_is_counted_in_linear_time():
-    started = time.monotonic()
+    started = time.thread_time()
     for hard in (b'"' + b'\\"' * 2**20, b'"\\' * 2**20, b"[]" * 2**21, b'["' * 2**20, b"[" * 2**22):
         shallow(hard, 32)
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
