@@ -39,6 +39,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     504: {"model": ErrorReply, "description": "No verdict before the deadline."},
 }
 
+# One event, as the document has it; its data are JSON: `Progress`, a verdict, or an error.
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["progress", "verdict", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+
 
 def router(service: Service, metrics: RequestMetrics) -> APIRouter:
     """The routes of a service."""
@@ -55,7 +65,7 @@ def router(service: Service, metrics: RequestMetrics) -> APIRouter:
                     "The verdict. With `stream`, or where text/event-stream is accepted: events "
                     "`progress`, then `verdict` or `error`."
                 ),
-                "content": {EVENTS: {"schema": {"type": "string"}}},
+                "content": {EVENTS: {"schema": _EVENT}},
             },
             **_ERRORS,
         },

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from grm_jax.judge.prompts import OrderMode
 from grm_jax.judge.request import MOST_RESPONSES, MOST_SAMPLES, Method
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Filled = Annotated[str, Field(pattern=r"\S")]
-LONGEST_SEED = 2**63 - 1
 
 
 class _Strict(BaseModel):
@@ -70,7 +69,7 @@ class JudgeBody(_Strict):
         None, description="What counts, in words; added to the principles."
     )
     k: int | None = Field(None, ge=1, le=MOST_SAMPLES, description="Critiques to sample.")
-    seed: int | None = Field(None, ge=0, le=LONGEST_SEED)
+    seed: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, description="0 is greedy.")
     max_new_tokens: int | None = Field(None, ge=1, le=2**20, description="Of a critique.")
     order: OrderMode | None = Field(None, description="How the samples see the responses.")
@@ -88,6 +87,12 @@ class JudgeBody(_Strict):
     stream: bool = Field(False, description="Answer with server-sent events.")
     critiques: bool = Field(True, description="Whether the reply holds every critique's text.")
     deadline: float | None = Field(None, gt=0, description="Seconds until it is given up.")
+
+    @field_validator("k", "seed", "max_new_tokens", "k_meta", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        """8.0 is an integer of JSON, as it is of JSON Schema."""
+        return int(value) if type(value) is float and value.is_integer() else value
 
 
 OF_THE_ROUTE = ("stream", "critiques", "deadline")

@@ -46,25 +46,34 @@ def with_service():
 
 
 @contextlib.contextmanager
-def served(session: FakeSession, **options: Any) -> Iterator[httpx.Client]:
+def serving(service: Service, **options: Any) -> Iterator[httpx.Client]:
     """A client of a real server on a free port, in a thread; it is stopped at the end."""
-    own = {name: options.pop(name) for name in _OF_THE_SERVICE if name in options}
-    service = Service(session.open, **own)
     server = make_server(create_app(service, **options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
         try:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=url, timeout=20) as client:
+            with httpx.Client(base_url=url, timeout=120) as client:
                 while not service.ready:
+                    assert thread.is_alive() and service.alive, "the server did not start"
                     time.sleep(0.002)
                 yield client
         finally:
-            session.gate.set()
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive(), "the server did not stop"
+
+
+@contextlib.contextmanager
+def served(session: FakeSession, **options: Any) -> Iterator[httpx.Client]:
+    """The same with a fake session."""
+    own = {name: options.pop(name) for name in _OF_THE_SERVICE if name in options}
+    with serving(Service(session.open, **own), **options) as client:
+        try:
+            yield client
+        finally:
+            session.gate.set()
 
 
 @pytest.fixture

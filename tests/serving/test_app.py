@@ -70,6 +70,12 @@ def test_the_servers_defaults_hold_where_a_request_does_not_say(serve):
     assert asked == [(3, 0.7), (5, 0)]
 
 
+def test_a_whole_number_may_be_written_with_a_point(client, session):
+    assert client.post("/v1/judge", json=QUESTION | {"k": 4.0, "seed": 2e3}).status_code == 200
+    options = session.requests[-1].options
+    assert (options.k, options.seed) == (4, 2000) and type(options.k) is int
+
+
 def test_critiques_can_be_left_out(client):
     assert "critiques" not in client.post("/v1/judge", json=QUESTION | {"critiques": False}).json()
 
