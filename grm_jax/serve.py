@@ -32,7 +32,8 @@ from grm_jax.parallel.options import MeshConfig
 from grm_jax.serving.limits import Limits
 
 if TYPE_CHECKING:
-    from grm_jax.serving.service import Served, Session
+    from grm_jax.serving.engine import Session
+    from grm_jax.serving.service import Served
 
 TOKEN = "GRM_SERVE_TOKEN"
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic")

@@ -27,7 +27,7 @@ FLOORS = (
     ("serving",),
     ("evaluate_options",),
     ("train",),
-    ("convert", "evaluate", "judge_command", "plan"),
+    ("convert", "evaluate", "judge_command", "plan", "serve"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 NO_JAX = ("errors", "files", "critique", "stopping")

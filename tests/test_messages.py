@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import grm_jax
-from grm_jax import convert, recipes
+from grm_jax import convert, recipes, serve
 from grm_jax.evaluate_options import Arguments
 
 ROOT = Path(grm_jax.__file__).parent
@@ -47,15 +47,17 @@ CONVERT = {
     option for kind in (convert.Import, convert.Export, convert.Random) for option in options(kind)
 }
 PLAN = {"--topology", *TRAIN}
+SERVE = {"-k", *options(serve.Arguments)}
 
 
-COMMANDS = {"train": TRAIN, "evaluate": EVALUATE, "convert": CONVERT, "plan": PLAN}
+COMMANDS = {"train": TRAIN, "evaluate": EVALUATE, "convert": CONVERT, "plan": PLAN, "serve": SERVE}
 # Files whose messages one command alone can print; those of others may name any option.
 OWNERS = {
     "train": ("training/", "recipes.py", "options.py", "train.py"),
     "evaluate": ("evaluate", "benchmarks/", "scoring/"),
     "convert": ("convert.py",),
     "plan": ("plan.py", "parallel/topology.py"),
+    "serve": ("serve.py", "serving/"),
 }
 
 

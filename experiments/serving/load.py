@@ -36,6 +36,7 @@ import httpx
 import tyro
 
 import grm_jax
+from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest
 
 HERE = Path(__file__).parent
@@ -188,22 +189,19 @@ SHARES = {"judge": 8, "judge, events": 3, "score": 3, "rerank": 3, "compare": 2,
 
 
 def make_tasks(args: Arguments, paths: set[str]) -> list[Task]:
-    """The requests: protocols that the server has, 1 to 8 responses, 1 to 8 critiques."""
+    """The requests: of each row one, by a protocol that the server has, with 1 to 8 critiques."""
     rows = [json.loads(line) for line in args.rows.read_text(encoding="utf-8").splitlines()]
-    texts = [text for row in rows for text in row["responses"]]
+    asked = {(row["turns"][-1]["content"], tuple(row["responses"])): None for row in rows}
+    if len(asked) < args.requests:
+        raise UserError(f"{args.rows} has {len(asked)} different rows; ask for fewer --requests")
     rng = random.Random(args.seed)
     names = [name for name, (path, *_) in PROTOCOLS.items() if path in paths]
     if args.scalar is None:
         names = [name for name in names if name != "classify"]
     tasks = []
-    for number in range(args.requests):
-        row = rows[number % len(rows)]
+    for number, (query, responses) in zip(range(args.requests), asked, strict=False):
         (protocol,) = rng.choices(names, [SHARES[name] for name in names])
-        count = rng.choice((1, 2, 2, 3, 4, 4, 8))
-        responses = (row["responses"] + rng.sample(texts, 8))[:count]
-        # Its number makes it a request of its own, whatever the rows hold twice.
-        query = f"{row['turns'][-1]['content']} {number}"
-        tasks.append(Task(number, protocol, query, tuple(responses), rng.choice((1, 2, 4, 8))))
+        tasks.append(Task(number, protocol, query, responses, rng.choice((1, 2, 4, 8))))
     return tasks
 
 
@@ -266,6 +264,11 @@ class Run:
     wall: float = 0.0
 
 
+def _failed(reply: httpx.Response) -> bool:
+    """Whether the judge had nothing to say of it, which trying again would not change."""
+    return reply.status_code != 200 and reply.json()["error"]["type"] == "judgement_failed"
+
+
 async def send(
     place: Callable[[], Server], tasks: list[Task], clients: int, *, again: bool = False
 ) -> Run:
@@ -284,7 +287,7 @@ async def send(
         while True:
             try:
                 reply = await http.post(place().url + path, json=body(task))
-                if reply.status_code == 200:
+                if reply.status_code == 200 or _failed(reply):
                     break
                 assert again and reply.status_code in (429, 503), reply.text
             except httpx.TransportError:
@@ -293,7 +296,9 @@ async def send(
             run.retries += 1
             await asyncio.sleep(0.5)
         assert task.number not in run.answers, "answered twice"
-        run.answers[task.number] = read(task, reply)
+        # No readable critique is an answer, too: the same in every run.
+        found = reply.json()["error"] if _failed(reply) else read(task, reply)
+        run.answers[task.number] = found
         run.seconds[task.number] = time.monotonic() - begun
 
     async def watch() -> None:
@@ -317,10 +322,10 @@ async def send(
 def warm_up(server: Server, tasks: list[Task]) -> None:
     """Compile what the tasks need, with texts that no task has."""
     for k in (1, 8):
-        body = {"query": "warm up", "responses": [t.responses[0] for t in tasks[:8]], "k": k}
+        body = {"query": " repeat 1", "responses": [t.responses[0] for t in tasks[:2]], "k": k}
         httpx.post(server.url + "/v1/judge", json=body, timeout=900).raise_for_status()
     strangers = [
-        dataclasses.replace(task, number=-1 - i, query=f"{task.query} warm")
+        dataclasses.replace(task, number=-1 - i, query=f"{task.query} done")
         for i, task in enumerate(tasks[:: max(1, len(tasks) // 64)])
     ]
     asyncio.run(send(lambda: server, sorted(strangers, key=lambda t: t.number), 64))

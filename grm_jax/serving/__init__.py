@@ -2,7 +2,8 @@
 
     client --HTTP--> app --JudgeRequest--> Service --thread--> JudgeSession --> Verdict
 
-service.py     `Service`: one engine thread, its bounded queue, deadlines, shared answers
+service.py     `Service`: a bounded queue, deadlines, shared answers
+engine.py      the thread in which the judge works
 problems.py    what can go wrong besides a user's mistake, and the HTTP status of each
 limits.py      what a request may ask for at most
 app.py         the FastAPI application: native routes, errors, the protocols' routers

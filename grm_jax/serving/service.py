@@ -1,36 +1,33 @@
-"""The engine's thread, and what stands between it and clients: a bounded queue, shared answers.
+"""What stands between clients and the engine's thread: a bounded queue, deadlines, shared answers.
 
-    event loop                                   engine thread (the only one that knows JAX)
-    judge(request) ── Job ──► commands queue ──► session.add(request)
-         ▲                                       session.step()
-         └── future ◄── call_soon_threadsafe ◄── (ticket, Verdict)
+    event loop                          engine's thread
+    judge(request) ── Job ── add ─────► session.add(request)
+         ▲                              session.step()
+         └── future ◄── on_step ◄────── (ticket, Verdict)
 
 Requests of all clients are in one session, which batches their samples together. Equal requests
 that wait or run are one job with several waiters; finished ones are kept for clients that ask
 again. A job whose last waiter has gone is cancelled in the session.
 
-All bookkeeping is done on the event loop; the two threads share nothing but the queue of commands.
+All of it lives on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
-import queue
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from grm_jax.critique.prompt import Turn
 from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.judge.verdict import Verdict
+from grm_jax.serving.engine import Engine, Session
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.problems import (
     DeadlineExceeded,
@@ -40,26 +37,7 @@ from grm_jax.serving.problems import (
     Unavailable,
 )
 
-if TYPE_CHECKING:
-    from grm_jax.sampler.draw import SamplingConfig
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-_IDLE_SECONDS = 60.0  # what the rate of samples remembers
-
-
-class Session(Protocol):
-    """What the engine's thread works with: `judge.session.JudgeSession`, or a test's fake."""
-
-    def add(self, request: JudgeRequest) -> int: ...
-    def add_chat(
-        self, messages: Sequence[Turn], sampling: SamplingConfig, n: int = 1, seed: int = 0
-    ) -> int: ...
-    def add_scalar(self, turns: Sequence[Turn], responses: Sequence[str]) -> int: ...
-    def cancel(self, ticket: int) -> None: ...
-    def step(self) -> Sequence[tuple[int, Any]]: ...
-    @property
-    def idle(self) -> bool: ...
+_RATE_SECONDS = 60.0  # what the rate of samples remembers
 
 
 class Completion(Protocol):
@@ -190,9 +168,7 @@ class Service:
         self._pending = 0
         self._finished: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
         self._cache = cache
-        self._commands: queue.SimpleQueue[tuple[str, _Job | None]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engine: Engine[_Job] | None = None
         self._opened: asyncio.Future[None] | None = None
         self._empty: asyncio.Event = asyncio.Event()
         self._draining = False
@@ -203,12 +179,10 @@ class Service:
 
     def start(self) -> None:
         """Start the engine's thread, if it is not; returns at once."""
-        if self._thread is not None:
-            return
-        self._loop = asyncio.get_running_loop()
-        self._opened = self._loop.create_future()
-        self._thread = threading.Thread(target=self._engine, name="engine", daemon=True)
-        self._thread.start()
+        if self._engine is None:
+            loop = asyncio.get_running_loop()
+            self._opened = loop.create_future()
+            self._engine = Engine(self._open_session, self, loop)
 
     async def opened(self) -> None:
         """Wait until the model is loaded. Raises what loading raised."""
@@ -228,7 +202,7 @@ class Service:
     @property
     def working(self) -> bool:
         """Whether the engine's thread is there."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._engine is not None and self._engine.working
 
     @property
     def draining(self) -> bool:
@@ -263,7 +237,8 @@ class Service:
             except TimeoutError:
                 whole = False
                 self._fail_all(Unavailable("the server is stopping; ask another one"))
-        self._commands.put(("stop", None))
+        if self._engine is not None:
+            self._engine.stop()
         return whole
 
     # What clients ask
@@ -336,7 +311,8 @@ class Service:
             raise EngineFailed("the engine ended with an error; see the server's log")
         if self._draining:
             raise Unavailable("the server is stopping; ask another one, or again", retry_after=5)
-        _ = self.served
+        engine, _ = self._engine, self.served
+        assert engine is not None
         if key in self._finished:
             self._finished.move_to_end(key)
             self.stats.cached += 1
@@ -353,11 +329,10 @@ class Service:
             job = _Job(key, add, cost)
             self._jobs[key] = job
             self._pending += cost
-            self._commands.put(("add", job))
+            engine.add(job)
         else:
             self.stats.shared += 1
-        assert self._loop is not None
-        waiter = self._loop.create_future()
+        waiter = asyncio.get_running_loop().create_future()
         job.waiters.add(waiter)
         limit = self.limits.deadline if deadline is None else min(deadline, self.limits.deadline)
         try:
@@ -372,7 +347,7 @@ class Service:
             job.waiters.discard(waiter)
             if not job.waiters and self._jobs.get(key) is job:
                 self._forget(job)
-                self._commands.put(("cancel", job))
+                engine.cancel(job)
 
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.key]
@@ -413,80 +388,34 @@ class Service:
         for job in list(self._jobs.values()):
             self._end(job, None, error)
 
-    def _failed(self, error: BaseException) -> None:
-        """The engine's thread has ended with an error."""
+    # What the engine tells; see `engine.Listener`
+
+    def on_open(self, about: Served) -> None:
+        self._served = about
+        if self.limits.max_new_tokens is None:
+            self.limits = dataclasses.replace(self.limits, max_new_tokens=about.max_new_tokens)
+        assert self._opened is not None
+        self._opened.set_result(None)
+
+    def on_begin(self, work: _Job) -> None:
+        work.running = True
+
+    def on_refused(self, work: _Job, error: UserError) -> None:
+        self._end(work, None, error)
+
+    def on_step(self, seconds: float, ended: Sequence[tuple[_Job, Any]]) -> None:
+        self.stats.busy_seconds += seconds
+        self._rate.add(seconds, sum(job.cost for job, _ in ended))
+        for job, result in ended:
+            self._end(job, result)
+
+    def on_failure(self, error: Exception) -> None:
         self._error = error
         assert self._opened is not None
         if not self._opened.done():
             self._opened.set_exception(error)
             self._opened.exception()  # asked for, so that asyncio does not print it
         self._fail_all(EngineFailed("the engine ended with an error; see the server's log"))
-
-    def _open(self, served: Served) -> None:
-        self._served = served
-        if self.limits.max_new_tokens is None:
-            self.limits = dataclasses.replace(self.limits, max_new_tokens=served.max_new_tokens)
-        assert self._opened is not None
-        self._opened.set_result(None)
-
-    def _stepped(self, seconds: float, ended: Sequence[tuple[_Job, Any]]) -> None:
-        self.stats.busy_seconds += seconds
-        self._rate.add(seconds, sum(job.cost for job, _ in ended))
-        for job, result in ended:
-            self._end(job, result)
-
-    def _running(self, job: _Job) -> None:
-        job.running = True
-
-    # The engine's thread
-
-    def _engine(self) -> None:
-        try:
-            session, served = self._open_session()
-            self._tell(self._open, served)
-            self._work(session)
-        except UserError as error:  # the model can not be loaded as asked
-            self._tell(self._failed, error)
-        except Exception as error:
-            log.exception("the engine ended with an error")
-            self._tell(self._failed, error)
-
-    def _tell(self, function: Callable[..., None], *args: Any) -> None:
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody listens
-            self._loop.call_soon_threadsafe(function, *args)
-
-    def _work(self, session: Session) -> None:
-        tickets: dict[int, _Job] = {}
-        while True:
-            for what, job in self._next(block=session.idle):
-                if job is None:
-                    return
-                if what == "cancel":
-                    for ticket in [t for t, other in tickets.items() if other is job]:
-                        del tickets[ticket]
-                        session.cancel(ticket)
-                    continue
-                try:
-                    tickets[job.add(session)] = job
-                    self._tell(self._running, job)
-                except UserError as error:
-                    self._tell(self._end, job, None, error)
-            if session.idle:
-                continue
-            started = time.perf_counter()
-            ended = [(ticket, result) for ticket, result in session.step()]
-            jobs = [(tickets.pop(ticket), r) for ticket, r in ended if ticket in tickets]
-            self._tell(self._stepped, time.perf_counter() - started, jobs)
-
-    def _next(self, *, block: bool) -> list[tuple[str, _Job | None]]:
-        """Commands that are there; waits for one if the session has nothing to do."""
-        found = [self._commands.get()] if block else []
-        while True:
-            try:
-                found.append(self._commands.get_nowait())
-            except queue.Empty:
-                return found
 
 
 class _Rate:
@@ -496,7 +425,7 @@ class _Rate:
         self._samples = self._seconds = 0.0
 
     def add(self, seconds: float, samples: int) -> None:
-        kept = 2.0 ** (-seconds / _IDLE_SECONDS)
+        kept = 2.0 ** (-seconds / _RATE_SECONDS)
         self._seconds = self._seconds * kept + seconds
         self._samples = self._samples * kept + samples
 

@@ -25,7 +25,7 @@ CHECKS = {
 def document() -> Iterator[Any]:
     with served(FakeSession(), limits=Limits(responses=256, k=1024, queue=10**6)) as client:
         config = schemathesis.Config.from_dict({"checks": CHECKS})
-        yield schemathesis.openapi.from_url(f"{client.base_url}openapi.json", config=config)
+        yield schemathesis.openapi.from_url(f"{client.base_url}/openapi.json", config=config)
 
 
 @schemathesis.pytest.from_fixture("document").parametrize()

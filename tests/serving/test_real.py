@@ -114,7 +114,7 @@ def test_the_same_request_gets_the_same_critiques_alone_among_others_and_after_a
         assert process.wait(60) == 0
     finally:
         process.kill()
-        process.stdout.close()
+        process.communicate()
 
 
 def command(model: Path) -> tuple[subprocess.Popen[str], str]:
@@ -124,6 +124,7 @@ def command(model: Path) -> tuple[subprocess.Popen[str], str]:
         [sys.executable, "-um", "grm_jax.serve", "--model", str(model), *options],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stdout is not None
     while not (line := process.stdout.readline()).startswith("serving random at "):
         assert line, "the server ended"
     return process, line.split()[-1]

@@ -89,7 +89,7 @@ def test_by_default_only_this_machine_can_connect_and_by_its_own_names():
     args = Arguments(model="m")
     assert args.host == "127.0.0.1"
     assert serve.hosts(args) == ("localhost", "127.0.0.1", "[::1]")
-    assert serve.hosts(dataclasses.replace(args, hosts=("Judge.lan",)))[-1] == "judge.lan"
+    assert "judge.lan" in (serve.hosts(dataclasses.replace(args, hosts=("Judge.lan",))) or ())
     assert serve.hosts(dataclasses.replace(args, host="0.0.0.0")) is None
 
 
