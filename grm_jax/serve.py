@@ -29,6 +29,7 @@ from grm_jax import stopping
 from grm_jax.errors import UserError, describe
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
+from grm_jax.serving.groups import GroupOptions
 from grm_jax.serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Arguments:
     """Answer requests for expected scores, too, at the price of some speed for all."""
     limits: Limits = Limits()
     """What one request may ask for."""
+    groups: GroupOptions = GroupOptions()
+    """How rollouts that clients send one by one are put together."""
     cache: int = 4096
     """Finished answers that are kept for clients that ask the same again; 0: none."""
     connections: int = 1024
@@ -128,7 +131,13 @@ def serve(args: Arguments) -> int:
         if args.temperature is not None:
             defaults["temperature"] = args.temperature
         service = Service(open_session, limits=args.limits, defaults=defaults, cache=args.cache)
-        app = create_app(service, token=token, hosts=hosts(args), log_texts=args.log_texts)
+        app = create_app(
+            service,
+            groups=args.groups,
+            token=token,
+            hosts=hosts(args),
+            log_texts=args.log_texts,
+        )
         return run(app, service, listener, drain_seconds=args.drain, connections=args.connections)
 
 

@@ -14,6 +14,8 @@ import pytest
 import grm_jax
 from grm_jax import convert, recipes, serve
 from grm_jax.evaluate_options import Arguments
+from grm_jax.judge import __main__ as judge_command
+from grm_jax.judge.request import ScoreOptions
 
 ROOT = Path(grm_jax.__file__).parent
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
@@ -47,16 +49,18 @@ CONVERT = {
     option for kind in (convert.Import, convert.Export, convert.Random) for option in options(kind)
 }
 PLAN = {"--topology", *TRAIN}
+JUDGE = {"-k", *options(judge_command.Arguments), *options(ScoreOptions)}
 SERVE = {"-k", *options(serve.Arguments)}
 
 
-COMMANDS = {"train": TRAIN, "evaluate": EVALUATE, "convert": CONVERT, "plan": PLAN, "serve": SERVE}
+COMMANDS = {"train": TRAIN, "evaluate": EVALUATE, "convert": CONVERT, "plan": PLAN, "judge": JUDGE, "serve": SERVE}
 # Files whose messages one command alone can print; those of others may name any option.
 OWNERS = {
     "train": ("training/", "recipes.py", "options.py", "train.py"),
     "evaluate": ("evaluate", "benchmarks/", "scoring/"),
     "convert": ("convert.py",),
     "plan": ("plan.py", "parallel/topology.py"),
+    "judge": ("judge/__main__.py", "judge/score_file.py"),
     "serve": ("serve.py", "serving/"),
 }
 
@@ -105,8 +109,8 @@ BARE = re.compile(
     rf"(?<![\w.-])(?:(?:{'|'.join(GROUPS)}|fitting|sampling|optimizer)\.[a-z]+[a-z_]*"
     rf"|{'|'.join(name for name in FIELDS - GROUPS if '_' in name)})(?![\w/])"
 )
-# What these check are not options alone: grm.json's fields, arguments of a library's function.
-NOT_OPTIONS = ("judge/about.py", "sampler/draw.py")
+# What these check are not options alone: grm.json's fields, a request's, arguments of a function.
+NOT_OPTIONS = ("judge/about.py", "judge/session.py", "sampler/draw.py")
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.as_posix() not in NOT_OPTIONS], ids=str)

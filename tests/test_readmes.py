@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from grm_jax import convert, evaluate_options, options, recipes
+from grm_jax import convert, evaluate_options, options, recipes, serve
 from grm_jax.benchmarks import BENCHMARKS
 from grm_jax.critique import BUILTIN, Template, parse, render
 from grm_jax.data.preferences import parse_row
@@ -45,7 +45,7 @@ def test_the_top_file_and_those_of_the_packages_are_looked_at():
     names = {file.parent.name for file in FILES}
     assert {"benchmarks", "scoring", "data", "critique", "model", "judge"} <= names
     assert {"training", "planning"} <= names
-    assert {name for name, _ in commands()} >= {"train", "evaluate", "convert", "plan"}
+    assert {name for name, _ in commands()} >= {"train", "evaluate", "convert", "plan", "serve"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -63,6 +63,8 @@ def test_commands_have_options_that_exist(name, text):
         evaluate_options.check(tyro.cli(evaluate_options.Arguments, args=args))
     elif name == "judge":
         judge_command.check(tyro.cli(judge_command.Arguments, args=args))
+    elif name == "serve":
+        serve.check(tyro.cli(serve.Arguments, args=args))
     elif name == "convert":
         tyro.cli(convert.Command, args=args)  # type: ignore[arg-type]
     else:
