@@ -53,7 +53,14 @@ JUDGE = {"-k", *options(judge_command.Arguments), *options(ScoreOptions)}
 SERVE = {"-k", *options(serve.Arguments)}
 
 
-COMMANDS = {"train": TRAIN, "evaluate": EVALUATE, "convert": CONVERT, "plan": PLAN, "judge": JUDGE, "serve": SERVE}
+COMMANDS = {
+    "train": TRAIN,
+    "evaluate": EVALUATE,
+    "convert": CONVERT,
+    "plan": PLAN,
+    "judge": JUDGE,
+    "serve": SERVE,
+}
 # Files whose messages one command alone can print; those of others may name any option.
 OWNERS = {
     "train": ("training/", "recipes.py", "options.py", "train.py"),

@@ -26,6 +26,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -216,7 +217,7 @@ class Server:
         for name in ("meta", "scalar", "max_new_tokens"):
             if (value := getattr(args, name)) is not None:
                 command += [f"--{name.replace('_', '-')}", str(value)]
-        self.log = (HERE / "server.log").open("a")
+        self.log = (Path(tempfile.gettempdir()) / "grm_jax-load.log").open("a")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         started = time.monotonic()
         self.url = ""
@@ -529,7 +530,9 @@ def main() -> None:
     )
     tasks = make_tasks(args, set(document["paths"]))
     results: dict[str, Any] = {
-        "command": " ".join(["python experiments/serving/load.py", *sys.argv[1:]]),
+        "command": " ".join(["python experiments/serving/load.py", *sys.argv[1:]]).replace(
+            str(args.rows.parent.parent), "RUN"
+        ),
         "about": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, "
         f"Python {platform.python_version()}, grm_jax {grm_jax.__version__}",
         "clients": args.clients,
