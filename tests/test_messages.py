@@ -23,7 +23,12 @@ RECIPES = [
     recipes.load(f"{name}.py") for name in ("sft", "rft", "rl", "meta_rm", "scalar_rm", "spct")
 ]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-.][a-z0-9]+)*")
-OF_OTHERS = {"--help", "--local-dir", "--repo-type"}  # of every command; of hf
+OF_OTHERS = {
+    "--help",
+    "--local-dir",
+    "--repo-type",
+    "--rm-url",
+}  # of every command; of hf; of slime
 
 
 def options(kind: Any, prefix: str = "--") -> Iterator[str]:
