@@ -16,7 +16,13 @@ from harness import Faults, complaint, run, whole_checkpoints
 
 
 def call(*words: object) -> None:
-    subprocess.run([str(word) for word in words], check=True, capture_output=True)
+    output(*words)
+
+
+def output(*words: object) -> str:
+    return subprocess.run(
+        [str(word) for word in words], check=True, capture_output=True, text=True
+    ).stdout
 
 
 @contextlib.contextmanager
@@ -58,33 +64,39 @@ def immutable(file: Path) -> Iterator[None]:
 
 
 class Quota:
-    """A directory with a quota on a disk that has room; in a with statement."""
+    """A directory with a quota on a disk that has room; in a with statement.
 
-    def __init__(self, folder: Path, image: Path):
-        self.folder, self._image = folder, image
+    It is a subvolume: a quota that the whole of a Btrfs has reached can not be lifted again.
+
+    Attributes:
+      folder: the directory.
+    """
+
+    def __init__(self, mount: Path, image: Path):
+        self.folder, self._mount, self._image = mount / "run", mount, image
 
     def __enter__(self) -> Quota:
         with self._image.open("wb") as file:
             file.truncate(1 << 30)
         call("mkfs.btrfs", "-q", "-f", self._image)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        call("mount", "-o", "loop", self._image, self.folder)
-        call("btrfs", "quota", "enable", self.folder)
+        self._mount.mkdir(parents=True, exist_ok=True)
+        call("mount", "-o", "loop", self._image, self._mount)
+        call("btrfs", "quota", "enable", self._mount)
+        call("btrfs", "subvolume", "create", self.folder)
         return self
 
     def __exit__(self, *error: object) -> None:
-        call("umount", self.folder)
+        call("umount", self._mount)
         self._image.unlink()
 
     def limit(self, more: int | None) -> None:
         """So many bytes more than are used; None: no limit."""
         call("sync")
-        shown = subprocess.run(
-            ["btrfs", "qgroup", "show", "--raw", str(self.folder)],
-            capture_output=True, text=True, check=True,
-        ).stdout.split()  # fmt: skip
-        used = int(shown[shown.index("0/5") + 1])
-        call("btrfs", "qgroup", "limit", "none" if more is None else used + more, self.folder)
+        group = "0/" + output("btrfs", "inspect-internal", "rootid", self.folder).strip()
+        shown = output("btrfs", "qgroup", "show", "--raw", self._mount).split()
+        used = int(shown[shown.index(group) + 1])
+        size = "none" if more is None else used + more
+        call("btrfs", "qgroup", "limit", size, group, self._mount)
 
 
 def refused(
