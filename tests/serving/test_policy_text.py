@@ -123,6 +123,12 @@ def test_a_prompt_that_was_cut_at_its_front():
     assert split(prompt[300:] + "42" + prompt[-80:], prompt) == "42" + prompt[-80:]
 
 
+def test_a_cut_prompt_whose_end_stands_in_it_twice():
+    again = "say the same thing again, in exactly these words, and then once more: "
+    prompt = f"{'x' * 300}{again} first. {again}"
+    assert split(prompt[200:] + "42", prompt) == "42"
+
+
 @pytest.mark.parametrize("query", ["", "Hello", "something else entirely" * 20])
 def test_a_query_without_its_prompt_is_refused(query):
     with pytest.raises(DataError, match="does not begin with its prompt"):
