@@ -55,7 +55,7 @@ def openrlhf_reward(
         except JudgeError:
             log.exception("no reward; OpenRLHF goes on without one, and then stops")
             raise
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         return {
             "rewards": torch.tensor(reply["rewards"]),
