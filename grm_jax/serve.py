@@ -86,7 +86,7 @@ class Arguments:
     """What one request may ask for."""
     groups: GroupOptions = GroupOptions()
     """How rollouts that clients send one by one are put together."""
-    cache: int = 4096
+    cache: int = 1024
     """Finished answers that are kept for clients that ask the same again; 0: none."""
     connections: int = 1024
     """Connections at once; what comes beyond is answered with status 503."""

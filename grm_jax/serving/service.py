@@ -157,7 +157,7 @@ class Service:
         *,
         limits: Limits = Limits(),
         defaults: Mapping[str, Any] | None = None,
-        cache: int = 4096,
+        cache: int = 1024,
     ):
         self._open_session = open_session
         self.limits = limits
