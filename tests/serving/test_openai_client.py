@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import httpx
 import pytest
 from fakes import FakeSession
@@ -118,3 +121,24 @@ def test_responses(api):
     )  # fmt: skip
     assert reply.output_text.startswith('{"score_1": 5.0')
     assert reply.status == "completed" and reply.usage.total_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("nemo_gym_responses", "responses.Response"),  # NeMo Gym reads it as this
+        ("nemo_gym_responses_failed", "responses.Response"),
+        ("openai_chat", "chat.ChatCompletion"),
+        ("openai_chat_logprobs", "chat.ChatCompletion"),
+        ("openai_chat_judged", "chat.ChatCompletion"),
+        ("openai_model", "Model"),
+        ("sglang_embeddings", "CreateEmbeddingResponse"),
+    ],
+)
+def test_replies_are_of_openais_types(client, case, kind):
+    asked = json.loads((Path(__file__).with_name("golden") / f"{case}.json").read_text())["request"]
+    reply = client.request(asked["method"], asked["path"], json=asked.get("json"))
+    model = openai.types
+    for name in kind.split("."):
+        model = getattr(model, name)
+    model.model_validate(reply.json())
