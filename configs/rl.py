@@ -13,10 +13,10 @@ Both start from the model that `rft.py` left in the same run directory, or from 
 rollouts; `rl.py:27b,lr=1e-6` sets the peak learning rate.
 
 What it reached: the tiny model judges 74.1% (71.7 to 75.3) of 1,000 held-out records correctly when
-greedy, and 86.5% (84.7 to 87.8) with 32 votes, after about four minutes of this stage (commit
-7bc00a2). At one sample it is 10.9 points (9.9 to 12.0) above the RFT model; at 32 votes it is not
-above it. Each figure is the mean of three seeds with the lowest and the highest, made at commit
-c8c3b08, one core a seed, by
+greedy, and 86.5% (84.7 to 87.8) with 32 votes. At one sample it is 10.9 points (9.9 to 12.0) above
+the RFT model; at 32 votes it is not above it. Each accuracy is the mean of three seeds with the
+lowest and the highest, made at commit c8c3b08. The stage took about four minutes on one core (at
+commit 7bc00a2). Both were made by
 
     python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
 
@@ -37,11 +37,11 @@ TINY = RL(
     kl_coef=0.02,
     clip_low=0.2,
     clip_high=0.2,
-    # With the paper's rule this small policy learns false alarms that break ties: it calls 5.0% of
-    # the criteria that are met violated, with this one 2.4% (experiments/spct/tie_rule.md).
+    # With the paper's rule this small policy learns false alarms that break ties: 5.0% of the met
+    # criteria are called violated, against 2.4% with this rule (experiments/spct/tie_rule.md).
     tie="expected",
     aggregation="token",
-    # Only groups with signal are learnt from, so the others do not feel the KL penalty.
+    # All groups of a step that have signal; the others do not feel the KL penalty.
     train_groups=32,
     device_batch=4,
     sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=64),

@@ -13,8 +13,8 @@ models on benchmarks.
 
 What it reached: the tiny judge is right on 74.1% (71.7 to 75.3) of 1,000 held-out records when
 greedy, on 86.5% (84.7 to 87.8) with 32 votes, and on 86.5% (85.0 to 87.4) with votes guided by the
-meta RM, after 16 to 19 minutes (commit 7bc00a2). Each figure is the mean of three seeds with the
-lowest and the highest, made at commit c8c3b08, one core a seed, by
+meta RM. Each accuracy is the mean of three seeds with the lowest and the highest, made at commit
+c8c3b08. A seed took 16 to 19 minutes on one core (at commit 7bc00a2). Both were made by
 
     python experiments/spct/seeds.py --seeds 0 1 2 --jobs 2
 

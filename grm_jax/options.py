@@ -78,11 +78,10 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "max_new_tokens": (1, INF),
     },
     "RFT": {"records": (1, INF), "samples": (1, INF), "chunk": (1, INF)},
-    # A group of one has no advantage.
     "RL": {
         "steps": (1, INF),
         "prompts": (1, INF),
-        "group": (2, INF),
+        "group": (2, INF),  # a group of one has no advantage
         "kl_coef": (0, INF),
         "clip_low": (0, 1),
         "clip_high": (0, INF),

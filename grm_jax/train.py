@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
 # The first words of options that belong to one stage alone.
-STAGES = ("sft", "rft", "rl", "meta-rm", "scalar-rm", "evaluation")
+STAGE_PREFIXES = ("sft", "rft", "rl", "meta-rm", "scalar-rm", "evaluation")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +76,7 @@ def shared_options(args: Sequence[str]) -> list[str]:
     for arg in args:
         if arg.startswith("--"):
             name = arg[2:].partition("=")[0]
-            keep = name != "init" and name.partition(".")[0].replace("_", "-") not in STAGES
+            keep = name != "init" and name.partition(".")[0].replace("_", "-") not in STAGE_PREFIXES
         if keep:
             kept.append(arg)
     return kept

@@ -1,6 +1,9 @@
-"""The one way from a query and responses to a verdict.
+"""From a query and responses to a verdict.
 
     request -> prompts -> sampler -> text -> scores in the record's order -> (meta RM) -> votes
+
+Requests (`Judge.score`, the server) go through session.py, records (evaluation, RFT, RL) through
+critiques.py; both share prompts.py, the parser and the votes of `grm_jax.critique`.
 
 request.py     what a judge is asked, and how its critiques are drawn and voted; no JAX
 verdict.py     what it answers: scores, winner, rewards, or a named failure; no JAX

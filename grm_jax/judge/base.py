@@ -33,8 +33,12 @@ class JudgeModel:
     """A generative reward model, ready to sample.
 
     Args:
-      model: shape; params: float32 or compute dtype; tokenizer, templates, engine: as trained.
-      meta: scores critiques, if given. scalar: scores responses, if given.
+      model: the shape of the model.
+      params: in float32 or in the compute dtype.
+      tokenizer, templates, engine: those of the training.
+      defaults: how critiques are sampled where nobody says otherwise.
+      meta: scores critiques, if given.
+      scalar: scores responses, if given.
       fingerprint: gives a digest of weights and templates, for verdicts.
 
     Parameters, meta RM and scalar RM may be functions: they are called when the first sample is

@@ -190,7 +190,7 @@ class Judge(JudgeModel):
         return self._reopen(longest, new, samples, expected)
 
     def _reopen(self, longest: int, new: int, samples: int, expected: bool) -> JudgeSession:
-        """A session of rounded sizes, so that a few calls later none is opened any more."""
+        """A session; its sizes are rounded up, so that later calls rarely need a larger one."""
         longest = max(longest, min(max(256, power_of_two(longest)), self.model.max_position - new))
         session = self.session(
             longest_prompt=longest, max_new_tokens=new,

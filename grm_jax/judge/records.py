@@ -1,4 +1,4 @@
-"""All critiques of many records: what evaluation and training's sampling ask a judge for.
+"""All critiques of many records: what evaluation asks a judge for.
 
     records -> those in a cache | those drawn now -> (meta RM) -> `Critique`s, in the records' order
 

@@ -56,7 +56,7 @@ class ScoreOptions:
     max_new_tokens: int | None = None
     """Length limit of a critique; None: the judge's own."""
     order: OrderMode = "balanced"
-    """How the samples see the responses; see `critique.voting.orders`."""
+    """How the samples see the responses; see `critique.orders`."""
     rating: bool = False
     """Rate a single response with the template for several (1-10) instead of calling it correct or
     not."""
@@ -101,7 +101,7 @@ class ScoreOptions:
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is sampled on records of a file, for evaluation and training."""
+    """How a judge is sampled on the records of a file, for evaluation."""
 
     k: int = 8
     """Samples a record, besides the greedy one."""

@@ -116,7 +116,7 @@ class JudgeSession:
             longest_prompt=longest_prompt,
             max_new_tokens=max_new_tokens,
             samples=samples,
-            key=jax.random.key(0),
+            key=jax.random.key(0),  # constant: `Request.seed` holds the request's texts and seed
             watch=() if self.expected is None else self.expected.ids,
             repeatable=True,
         )

@@ -52,8 +52,8 @@ class Work:
       layout: which lane reads which pages and blocks.
       page: [D, N] for lanes whose sample begins, the last page of its prompt, whose final state the
         first token is drawn from; -1 for other lanes.
-      names: [D, N, 3] uint32, a hash of the example id (two numbers) and the sample index, from
-        which each sample's key is made.
+      names: [D, N, 3] uint32, a hash of the request's seed, or else of its example's id (two
+        numbers), and the sample index, from which each sample's key is made.
       counts: [D, N] how many tokens each lane's sample has.
       alive: [D, N] whether a lane runs a sample.
       limit: [D, N] the most tokens that each lane's sample may have.
@@ -197,7 +197,7 @@ def decode_chunk(
         watched=jnp.zeros((*shape, watch.size), jnp.float32) if watch.size else None,
     )
     lanes = lanes.replace(hidden=jnp.where(fresh[..., None], first, lanes.hidden))
-    if grid:  # the rings are empty: each chunk begins with their first slot
+    if grid:  # all tokens are in the stash: each chunk begins with the ring's first slot
         lanes = lanes.replace(ring=lanes.ring.replace(slot=jnp.zeros((), jnp.int32)))
     began = jnp.sum(work.alive)
 

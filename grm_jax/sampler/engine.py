@@ -95,8 +95,8 @@ class Sampler:
             returned.
           requests: the prompts, and the samples to be drawn from each.
           sampling: how tokens are drawn, and the most tokens of a sample.
-          key: the key of run, stage and step, into which each example's id and sample index are
-            folded.
+          key: the key of run, stage and step, into which each request's seed (or else its example's
+            id) and sample index are folded.
           wanted: called when samples of a request could begin; where it returns False, those that
             wait are dropped.
           together: the most samples of an example that run at once; None for no limit.

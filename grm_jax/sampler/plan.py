@@ -84,8 +84,8 @@ class Plan:
       bytes: the bytes of pages, rings and the largest stash on a device.
       repeatable: a sample's tokens and log-probabilities have the same bits whatever runs beside
         it. The sizes of all programs then stay as they are while samples come and go, and sums have
-        a fixed order: chunks have no early end, the ring has room for one chunk, which then
-        goes to the lane's own blocks of the stash, and pages are computed one at a time.
+        a fixed order: chunks end early only when nothing runs, the ring has room for one chunk,
+        which then goes to the lane's own blocks of the stash, and pages are computed one at a time.
     """
 
     shape: Shape

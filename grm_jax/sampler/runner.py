@@ -44,7 +44,7 @@ class InputBatch:
 
     Attributes:
       running: the sample in each lane that runs one, by (shard, lane).
-    The arrays are described in `attend.Layout` and `decode.Work`.
+    The arrays are described in `attend.Layout`, `decode.Work` and `draw.Settings`.
     """
 
     def __init__(self, plan: Plan, shards: int):

@@ -150,7 +150,8 @@ class Scheduler:
     """Decides, between two chunks of decoding, which samples begin.
 
     Requests are served in the order in which they were added: while the first that waits has no
-    room, no other one begins, so that none waits for ever.
+    room, no other one begins, so that none waits for ever. Those whose example has as many samples
+    as run `together` are passed over.
 
     Args:
       shape: the sizes of a shard.

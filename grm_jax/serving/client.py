@@ -36,7 +36,7 @@ class JudgeError(Exception):
 
     @property
     def about_setup(self) -> bool:
-        """Whether every request would fail like this: a wrong address, token or name."""
+        """Whether every request would fail like this: a wrong token, path or route."""
         return self.status in (401, 403, 404, 405, 415)
 
 

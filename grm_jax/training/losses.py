@@ -38,21 +38,23 @@ def sft_loss(logprobs: jax.Array, mask: jax.Array) -> Loss:
     return Loss(total, count, {"loss": (total, count)})
 
 
-def group_advantages(rewards: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
+def group_advantages(rewards: jax.Array, *, smallest_std: float = 1e-6) -> jax.Array:
     """GRPO's advantages [N, G]: rewards [N, G] normalised within each group of G rollouts.
 
-    (r - mean) / (std + epsilon) with the population standard deviation. A group whose rewards are
-    all equal has no signal and gets exactly zero. The paper says neither which standard deviation
-    it takes nor what it does with such groups.
+    (r - mean) / (std + smallest_std) with the population standard deviation. A group whose rewards
+    are all equal has no signal and gets exactly zero: `rl.rollout_batch` tells by this which groups
+    have signal. The paper says neither which standard deviation it takes nor what it does with such
+    groups.
     """
     mean = jnp.mean(rewards, axis=1, keepdims=True)  # [N, 1]
     std = jnp.std(rewards, axis=1, keepdims=True)  # [N, 1]
-    return jnp.where(std > epsilon, (rewards - mean) / (std + epsilon), 0.0)
+    return jnp.where(std > smallest_std, (rewards - mean) / (std + smallest_std), 0.0)
 
 
 def k3(logprobs: jax.Array, reference: jax.Array) -> jax.Array:
     """An estimate of the KL divergence to the reference for each token, as in the original GRPO:
-    pi_ref/pi - log(pi_ref/pi) - 1, which is never negative.
+    pi_ref/pi - log(pi_ref/pi) - 1, which is never negative. (The third of the estimators in
+    Schulman's note "Approximating KL divergence".)
 
     The log-ratio is clipped to +-20, so that exp does not overflow float32 for a token that only
     one of the two policies finds possible.
@@ -77,13 +79,15 @@ def grpo_loss(
 
         J = mean_i 1/|o_i| sum_t { min[rho A, clip(rho, 1 - low, 1 + high) A] - beta KL }
 
+    with rho = exp(logprobs - old), the ratio of the policies.
+
     Args:
       logprobs: [B, C] of the policy being trained, at the rollout's temperature.
       old: [B, C] of the policy that sampled.
       reference: [B, C] of the frozen reference policy.
       advantages: [B], one a rollout.
       mask: [B, C] 1 for real completion tokens.
-      clip_low, clip_high: epsilon below and above 1.
+      clip_low, clip_high: how far the ratio may lie below and above 1 before it is clipped.
       kl_coef: beta.
       aggregation: "sequence" averages over tokens, then over rollouts (the paper); "token" averages
         over all tokens of the batch.

@@ -1,4 +1,4 @@
-"""Rule-based online RL (section 3.2): GRPO with a KL penalty.
+"""Rule-based online RL (section 3.2 of arXiv:2504.02495): GRPO with a KL penalty.
 
 One step:
     records -> G rollouts each (one order of responses a group) -> rule reward, Eq. (11)
@@ -6,8 +6,8 @@ One step:
 
 The old policy is given by the sampler's own log-probabilities, with which the tokens were drawn.
 Each rollout is used for one update, so the ratio of the policies differs from 1 only by the gap
-between sampler and trainer, which every step reports. The reference is the start model and stays
-frozen.
+between sampler and trainer, which every step reports: the clip hardly ever acts. The reference is
+the start model and stays frozen.
 
 Randomness is keyed by (run, stage, step, example, sample), so that a resumed run draws what a run
 without an interruption draws.
@@ -65,30 +65,34 @@ class RL:
 
     steps: int = 900
     prompts: int = 128
-    """Records a step; times `group` gives the rollouts (the paper's 512, if it counts rollouts)."""
+    """Records a step; times `group` gives the rollouts (512 are the paper's batch, if that counts
+    rollouts)."""
     group: int = 4
     """G: rollouts a prompt."""
     kl_coef: float = 0.08
-    """beta, the weight of the KL divergence to the frozen reference; 0: no reference is loaded."""
+    """beta, the weight of the KL divergence to the frozen reference (0.08: the paper's for 27B); 0:
+    no reference is loaded, and the metric `kl` is 0."""
     clip_low: float = 0.2
     """How far the ratio of the policies may fall below 1 before it is clipped (not given in the
     paper)."""
     clip_high: float = 0.2
     """How far the ratio of the policies may rise above 1 before it is clipped (not given in the
-    paper)."""
+    paper). Above `clip_low` this is DAPO's clip-higher. With one update a rollout it acts only
+    where sampler and trainer disagree."""
     tie: Literal["paper", "expected"] = "paper"
-    """The reward of a critique whose top score is shared. paper: that of a wrong one; expected: the
-    mean reward if one of the tied responses were picked at random."""
+    """The reward of a critique whose top score is shared. paper: -1, as for a wrong critique;
+    expected: the mean reward if one of the tied responses were picked at random."""
     aggregation: Literal["sequence", "token"] = "sequence"
     """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
     mean over all tokens of the batch."""
     train_groups: int | None = None
-    """Update on at most this many groups a step, and only on those with signal (dynamic sampling).
-    None: on all groups; those without signal still contribute to the KL term, as in the paper."""
+    """Update on at most this many groups a step, and only on those with signal: groups without it
+    are dropped, and no other ones are sampled in their place. None: on all groups; those without
+    signal still contribute to the KL term, as in the paper."""
     device_batch: int = how(1)
     """The most groups that a device computes at once; a step with more is split into micro-batches.
-    0: all groups. Micro-batches without any rollout are skipped, and those with short rollouts only
-    are cut to half of the length."""
+    0: all groups. Micro-batches whose groups were all dropped are skipped, and those that hold only
+    short rollouts are cut to half of the length."""
     offload_reference: bool = how(False)
     """Keep the reference policy in host memory while it is not needed."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)
@@ -126,39 +130,39 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     train_step = loop.train_step(
         policy_objective(run, config, trainable.assemble), micro_batches=parts, cut=by_length
     )
-    last = loop.first
+    previous = loop.first
     with contextlib.closing(rollout_log), loop:
         for step in loop:
-            if step <= last:  # back at a checkpoint: the rollouts since then are drawn again
+            if step <= previous:  # back at a checkpoint: the rollouts since then are drawn again
                 rollout_log.rewind(step - 1)
-            last = step
-            drawn: list[Preference] = next(data)
+            previous = step
+            asked: list[Preference] = next(data)
             with loop.timer.phase("update"):
                 # Rollouts need the parameters now; this wait belongs to the update.
                 jax.block_until_ready(loop.state.params)
             with loop.timer.phase("rollout"):
                 rollouts = critic.critiques(
                     trainable.assemble(loop.state.params, trainable.frozen),
-                    drawn,
+                    asked,
                     range(config.group),
                     config.sampling,
                     jax.random.fold_in(run.stage_key("rl"), step),
                     salt=f"step {step}",
                 )
             with loop.timer.phase("reward"):
-                groups = [rollouts[record.id] for record in drawn]
-                rewards = group_rewards(drawn, groups, config, critic.prompts.single.threshold)
+                groups = [rollouts[record.id] for record in asked]
+                rewards = group_rewards(asked, groups, config, critic.prompts.single.threshold)
                 batch = rollout_batch(groups, rewards, config, run.setup.prompt_buckets)
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
                 local["reference"] = reference.logprobs(local, parts)
-            host_metrics = describe(groups, rewards)
+            host_metrics = rollout_metrics(groups, rewards)
             tokens, seconds = host_metrics.pop("tokens"), loop.timer.seconds["rollout"]
             host_metrics["rollout_tokens_per_second"] = tokens / seconds
             loop.take(train_step, local, _work(run, batch), host_metrics)
             if config.save_rollouts:
                 rollout_log.write(
-                    _rows(step, drawn, groups, rewards, critic.prompts.single.threshold)
+                    _rows(step, asked, groups, rewards, critic.prompts.single.threshold)
                 )
     stage.finish(trainable.whole(loop.state.params))
 
@@ -216,7 +220,7 @@ class Reference:
 
     def logprobs(self, batch: HostBatch, parts: int) -> jax.Array | np.ndarray:
         """Log-probabilities of a batch's completions: [N, G, C], or [parts, N / parts, G, C] for
-        several micro-batches; zeros when there is no penalty.
+        several micro-batches; zeros where there is no penalty, which `policy_objective` replaces.
         """
         if self._params is None:
             return np.zeros_like(batch["mask"])
@@ -283,20 +287,22 @@ def rollout_batch(
 ) -> dict[str, np.ndarray]:
     """The groups of a step as one batch, in which C is the most tokens that a rollout may have.
 
-    With `train_groups`, this many groups remain, those with signal first. Groups without signal get
-    a mask of zeros, so that micro-batches with no others are skipped. Groups of similar length are
-    neighbours, so that short ones share micro-batches, which are cut to their length (`by_length`).
+    With `train_groups`, this many groups remain, those with signal first, and groups without signal
+    get a mask of zeros, so that micro-batches with no others are skipped. Groups of similar length
+    are neighbours, so that short ones share micro-batches, which are cut to their length
+    (`by_length`).
 
-    Returns the arrays of `collate_groups`, advantages [N, G] and old [N, G, C].
+    Returns the arrays of `collate_groups`, advantages [N, G] and old [N, G, C]; `_plan_rl` in
+    `planning/programs.py` makes the same ones.
     """
     advantages = np.asarray(group_advantages(jnp.asarray(rewards)))
     signal = np.any(advantages != 0, axis=1)
     chosen = np.arange(len(groups))
     if config.train_groups is not None:
         chosen = np.argsort(~signal, kind="stable")[: config.train_groups]
-    tokens = np.asarray([max(c.tokens for c in group) for group in groups])
-    last = ~signal[chosen] if config.train_groups is not None else np.zeros(len(chosen))
-    chosen = chosen[np.lexsort((tokens[chosen], last))]
+    longest_rollout = np.asarray([max(c.tokens for c in group) for group in groups])
+    goes_last = ~signal[chosen] if config.train_groups is not None else np.zeros(len(chosen))
+    chosen = chosen[np.lexsort((longest_rollout[chosen], goes_last))]
     prompts = [groups[p][0].prompt for p in chosen]
     for p, prompt in zip(chosen, prompts, strict=True):
         assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
@@ -333,7 +339,7 @@ def _work(run: Run, batch: dict[str, np.ndarray]) -> Work:
     return Work(sum(length for length, _ in rows), train_flops(run.model, rows))
 
 
-def describe(groups: list[list[Rollout]], rewards: np.ndarray) -> dict[str, float]:
+def rollout_metrics(groups: list[list[Rollout]], rewards: np.ndarray) -> dict[str, float]:
     """Metrics of the rollouts of a step."""
     critiques = [critique for group in groups for critique in group]
     lengths = np.asarray([c.tokens for c in critiques])

@@ -278,7 +278,8 @@ class Run:
         Args:
           source: "base", the name of a stage, or the path or repo id of a model.
           num_labels: the width of the scalar head; one that the source does not have starts at
-          zero. dtype: the dtype of the arrays.
+            zero.
+          dtype: the dtype of the arrays.
 
         Raises MissingStage for a stage without a model, ConfigError for a model of another shape.
         """

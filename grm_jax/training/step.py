@@ -71,8 +71,8 @@ class Guard:
         row to `spike` squared times it, and so on: a single spike hardly moves the mean, and a
         lasting change of scale, by whatever factor, is accepted after a few steps.
 
-        A gradient of exactly zero (no rollout, or no group with signal) contains no information:
-        the step is not applied, is not harmful, and leaves the guard as it is.
+        A gradient of exactly zero (no rollout, or with `train_groups` no group with signal) has no
+        information: the step is not applied, is not harmful, and leaves the guard as it is.
         """
         # The mean is zero in runs of an earlier version, where steps without signal entered it.
         warmed_up = (self.good >= GUARD_WARMUP) & (self.norm > 0.0)

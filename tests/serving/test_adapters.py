@@ -219,6 +219,16 @@ def test_verl_without_a_prompt_or_a_server(url, monkeypatch):
         asyncio.run(verl_score(url, "a", on_failure="ignore"))
 
 
+def test_verl_a_mistake_never_becomes_the_reward_of_a_run(url):
+    """A number for failures is no number for options that every request would be refused for."""
+    for options, message in (({"kk": 4}, "unknown setting kk"), ({"seed": -1}, "seed is -1"),
+                             ({"method": "best"}, "method is")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            asyncio.run(verl_score(url, "score=4", on_failure=0.0, **options))
+    with pytest.raises(JudgeRefused):  # the server writes fewer tokens, and no verdict came before
+        asyncio.run(verl_score(url, "score=4", group_size=1, on_failure=0.0, max_new_tokens=10**6))
+
+
 def test_verl_manager_reads_the_prompt_from_the_batch(session, url):
     torch = pytest.importorskip("torch")
 

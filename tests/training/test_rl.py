@@ -16,7 +16,14 @@ from grm_jax.judge.prompts import Prompts
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training import rl
 from grm_jax.training.lengths import Lengths
-from grm_jax.training.rl import RL, by_length, describe, record_batches, rollout_batch, run_rl
+from grm_jax.training.rl import (
+    RL,
+    by_length,
+    record_batches,
+    rollout_batch,
+    rollout_metrics,
+    run_rl,
+)
 from grm_jax.training.setup import ConfigError
 
 CONFIG = RL(prompts=3, group=2, sampling=SamplingConfig(max_new_tokens=32))
@@ -105,7 +112,7 @@ def test_describe(make_critique):
         ],
     ]
     rewards = np.asarray([[1.0, -1.0], [0.0, 0.0]], np.float32)
-    assert describe(groups, rewards) == {
+    assert rollout_metrics(groups, rewards) == {
         "reward": 0.0,
         "correct": 0.25,
         "signal": 0.5,

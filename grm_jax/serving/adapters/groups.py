@@ -104,7 +104,7 @@ class Judging:
     def score(self, rollouts: Sequence[Rollout]) -> list[Judged]:
         """What became of each rollout, in order.
 
-        Raises JudgeError and UserError for what every request would meet: a wrong address or token,
+        Raises JudgeError and UserError for what every request would meet: a wrong token or route,
         and until there is a first verdict, the refusal of all that was asked.
         """
         groups = self._groups(rollouts)

@@ -52,8 +52,9 @@ def trl_reward(
       token, timeout: of the client; seconds for a group, all tries together.
       options: others that /v1/judge takes: seed, method, principles, temperature, ..
 
-    The function raises for what every call would meet: a wrong address or token, and until it has
-    its first verdict, a refusal of all that it asks. Wrong options raise UserError here.
+    The function raises for what every call would meet: a wrong token or route, and until it has its
+    first verdict, a refusal of all that it asks. A server that does not answer within `timeout`
+    gives None. Wrong options raise UserError here.
     """
     return _TrlReward(
         judge, k=k, group=group, reward=reward, reference=reference, criteria=criteria,

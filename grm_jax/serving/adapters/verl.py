@@ -14,7 +14,9 @@ together (`group_size`, `window`). verl does not hand the prompt over: `compute_
     reward.reward_manager.name=GRMRewardManager
 
 A score may not be None there, so `on_failure` says what a failed judgement is: "raise" (the
-default), a number, or "group_mean". Every row has the same extra keys, as verl needs it.
+default), a number, or "group_mean". A wrong option is an error when the first rollout is scored,
+and so is a refusal before the first verdict: a number for it would be the reward of the whole run.
+Every row has the same extra keys, as verl needs it.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from grm_jax.errors import UserError
+from grm_jax.judge.request import OPTIONS, ScoreOptions
 from grm_jax.serving.adapters.groups import OnFailure, Rollout
-from grm_jax.serving.client import JudgeClient, JudgeError
+from grm_jax.serving.client import JudgeClient, JudgeError, JudgeRefused
 
 if TYPE_CHECKING:
     Base = object
@@ -36,6 +39,8 @@ else:
     except ImportError:
         Base = object
 
+# What /v1/rollout takes beside the options of a request.
+GROUPING = ("group_size", "window", "scope", "criteria", "principles")
 URL = "GRM_JAX_URL"  # environment variable that names the server where no option does
 _SCORERS: dict[Any, _Scorer] = {}
 
@@ -124,8 +129,16 @@ class _Scorer:
             raise UserError(f"no url: give it in reward_kwargs, or set {URL}")
         if reward not in ("score", "unit", "rank"):
             raise UserError(f"reward is {reward!r:.40}; give 'score', 'unit' or 'rank'")
+        unknown = sorted(set(options) - {*OPTIONS, *GROUPING})
+        if unknown:
+            raise UserError(
+                f"unknown setting {', '.join(unknown)}; give some of url, token, timeout, reward, "
+                f"reference, on_failure, {', '.join((*GROUPING, *OPTIONS))}"
+            )
+        ScoreOptions(k=k, **{name: options[name] for name in OPTIONS if name in options})
         self._client = JudgeClient(url, token=token, timeout=timeout)
         self._options = {"k": k, **options}
+        self._answered = False
         self._reward = reward
         self._reference = reference
         self._on_failure = OnFailure(on_failure)
@@ -138,9 +151,11 @@ class _Scorer:
                 rollout.query, rollout.response, **self._options, **dict(rollout.shared)
             )
         except JudgeError as error:
-            if error.about_setup:
+            refused = isinstance(error, JudgeRefused) and error.kind != "judgement_failed"
+            if error.about_setup or (refused and not self._answered):
                 raise
             return _row(self._on_failure.number(rollout.key, str(error)), None)
+        self._answered = True
         score = float(share[self._reward])
         self._on_failure.scored(rollout.key, score)
         return _row(score, share)
@@ -151,7 +166,7 @@ def _row(score: float, share: Mapping[str, Any] | None) -> dict[str, float]:
     known = share or {}
     return {
         "score": score,
-        "acc": score,
+        "acc": score,  # the name that verl's validation looks for
         "grm_rank": float(known.get("rank", "nan")),
         "grm_std": float(known.get("std", "nan")),
         "grm_group_size": float(known.get("group_size", 0)),
