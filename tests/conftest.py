@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -31,6 +32,16 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 settings.register_profile("repeatable", deadline=None, database=None, derandomize=True)
 settings.register_profile("search", deadline=None, database=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(autouse=True)
+def no_log_to_closed_streams() -> Iterator[None]:
+    """A command logs to the standard output of its test, which is closed when the test ends."""
+    yield
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if type(one) is logging.StreamHandler]:
+        root.removeHandler(handler)
+
 
 # A window shorter than the prompts, grouped queries, a scale that is not head_dim's, two blocks.
 SMALL = ModelConfig(
