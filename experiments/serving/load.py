@@ -275,7 +275,7 @@ def _failed(reply: httpx.Response) -> bool:
 async def send(
     place: Callable[[], Server], tasks: list[Task], clients: int, *, again: bool = False
 ) -> Run:
-    """Send the tasks from so many clients at once, each after its one before."""
+    """Send the tasks from `clients` clients at once; each sends its next when it has an answer."""
     run, todo = Run(), iter(tasks)
     started = time.monotonic()
 

@@ -156,8 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with surviving(), stopping.handled():
         try:
             args = tyro.cli(
-                Arguments, args=argv, prog="python -m grm_jax.judge", description=__doc__,
-                config=(tyro.conf.ConsolidateSubcommandArgs,),
+                Arguments, args=argv, prog="python -m grm_jax.judge", description=__doc__
             )  # fmt: skip
             status = run(args)
         except KeyboardInterrupt as signal:

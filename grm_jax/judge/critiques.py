@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from grm_jax.critique import Template, decided, read, unshuffle
+from grm_jax.critique import Parsed, Template, decided, read, unshuffle
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.voting import Scores
 from grm_jax.data.critiques import Critique
@@ -24,7 +24,8 @@ from grm_jax.judge.prompts import Prompts
 from grm_jax.model.params import Params
 from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.schedule import Request
+from grm_jax.sampler.schedule import Request, Sample
+from grm_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +139,9 @@ class Critic:
         for sample in drawn:
             name = (sample.example_id, sample.index)
             record, order = by_id[sample.example_id], order_of[name]
-            stopped = sample.finish_reason == "stop"
-            text = self.prompts.tokenizer.decode(sample.tokens[: -1 if stopped else None].tolist())
-            parsed = read(self.prompts.template(record), text, len(order), truncated=not stopped)
+            text, parsed = read_sample(
+                sample, self.prompts.tokenizer, self.prompts.template(record), len(order)
+            )
             found[sample.example_id][sample.index] = Rollout(
                 example_id=sample.example_id,
                 sample=sample.index,
@@ -172,6 +173,19 @@ class Critic:
         """Whether the rest of `count` samples would change the verdict."""
         scores = [critique.scores for critique in critiques]
         return rule.decided(self.prompts.template(record), scores, count - len(critiques))
+
+
+def written_ids(sample: Sample) -> list[int]:
+    """The tokens of a sample's text: without the one that ended it."""
+    return sample.tokens[: -1 if sample.finish_reason == "stop" else None].tolist()
+
+
+def read_sample(
+    sample: Sample, tokenizer: Tokenizer, template: Template, n: int
+) -> tuple[str, Parsed]:
+    """The text of a sample, and what the parser reads in it of n responses, in the order shown."""
+    text = tokenizer.decode(written_ids(sample))
+    return text, read(template, text, n, truncated=sample.finish_reason != "stop")
 
 
 def chunks(items: Sequence[Preference], size: int) -> Iterator[Sequence[Preference]]:

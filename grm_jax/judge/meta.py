@@ -89,6 +89,10 @@ class MetaRM:
         """
         by_id = {record.id: record for record in records}
         examples = [self.example(by_id[row.example_id], row, tokenizer) for row in rows]
+        return self.logits(examples, mesh, tokens)
+
+    def logits(self, examples: Sequence[Example], mesh: Mesh, tokens: int) -> list[float]:
+        """The logits of what `example` made; `tokens` as in `scores`."""
         return score_examples(
             self.params, self.model, examples, self.buckets, self.batch_size, mesh,
             self.tokens or tokens,

@@ -50,11 +50,10 @@ class Task:
 
 @dataclasses.dataclass
 class Summary:
-    """What became of the rows: how many were judged, had a failure (by name), stood there."""
+    """How many rows there are, and by name of a failure the places of those that have it."""
 
     rows: int = 0
     failures: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    kept: int = 0
 
     @property
     def failed(self) -> int:
@@ -197,7 +196,6 @@ def _resume(output: Path, tasks: Sequence[Task], judge: Judge, summary: Summary)
                 f"{task.where} now; {fix}"
             )
         _count(summary, task.where, entry)
-    summary.kept = len(lines)
     if len(whole) < len(blob):
         with output.open("rb+") as file:
             file.truncate(len(whole))

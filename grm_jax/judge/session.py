@@ -21,10 +21,10 @@ from collections.abc import Sequence
 
 import jax
 
-from grm_jax.critique import Template, Turn, read, unshuffle
+from grm_jax.critique import Template, Turn, unshuffle
 from grm_jax.errors import UserError
 from grm_jax.judge.base import JudgeModel
-from grm_jax.judge.critiques import AdaptiveK
+from grm_jax.judge.critiques import AdaptiveK, read_sample, written_ids
 from grm_jax.judge.expected import ScoreTokens
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.judge.verdict import Completion, Judgement, Usage, Verdict, decide, require_method
@@ -220,13 +220,12 @@ class JudgeSession:
 
     def _judgement(self, entry: Prepared, sample: Sample) -> Judgement:
         order = entry.orders[sample.index]
-        stopped = sample.finish_reason == "stop"
-        ids = sample.tokens[: -1 if stopped else None].tolist()
-        text = self.judge.tokenizer.decode(ids)
-        parsed = read(entry.template, text, len(order), truncated=not stopped)
+        text, parsed = read_sample(sample, self.judge.tokenizer, entry.template, len(order))
         expected = None
         if self.expected is not None and parsed.scores is not None and sample.watched is not None:
-            means = self.expected.means(ids, text, parsed.scores, sample.watched, entry.template)
+            means = self.expected.means(
+                written_ids(sample), text, parsed.scores, sample.watched, entry.template
+            )
             expected = unshuffle(means, order)
         return Judgement(
             example_id=entry.request.record.id,
@@ -242,10 +241,8 @@ class JudgeSession:
         )
 
     def _completion(self, entry: _Chat, sample: Sample) -> Completion:
-        stopped = sample.finish_reason == "stop"
-        ids = sample.tokens[: -1 if stopped else None].tolist()
         return Completion(
-            text=self.judge.tokenizer.decode(ids),
+            text=self.judge.tokenizer.decode(written_ids(sample)),
             tokens=tuple(sample.tokens.tolist()),
             logprobs=tuple(sample.logprobs.tolist()),
             finish_reason=sample.finish_reason,
@@ -299,23 +296,22 @@ class JudgeSession:
 
         One that the meta RM can not read whole, since its own prompt is longer, has failed.
         """
-        meta, places, readable = self.judge.meta, [], []
+        meta, places, examples = self.judge.meta, [], []
         for i, (entry, judged) in enumerate(zip(entries, rows, strict=True)):
             for j, row in enumerate(judged):
                 if row.scores is None:
                     continue
                 example = meta.example(entry.request.record, row, self.judge.tokenizer)
                 if example.length > meta.longest:
-                    judged[j] = dataclasses.replace(row, scores=None, failure="meta_length")
+                    judged[j] = dataclasses.replace(
+                        row, scores=None, expected=None, failure="meta_length"
+                    )
                     continue
                 places.append((i, j))
-                readable.append(row)
-        if readable:
-            records = list({e.request.record.id: e.request.record for e in entries}.values())
-            engine = self.judge.sampler.engine
-            logits = meta.scores(
-                records, readable, self.judge.tokenizer, self.judge.mesh, engine.prefill_tokens
-            )
+                examples.append(example)
+        if examples:
+            tokens = self.judge.sampler.engine.prefill_tokens
+            logits = meta.logits(examples, self.judge.mesh, tokens)
             for (i, j), logit in zip(places, logits, strict=True):
                 rows[i][j] = dataclasses.replace(rows[i][j], meta=logit)
         return rows

@@ -164,7 +164,7 @@ def decide(
     options, n = request.options, len(request.record.responses)
     method = options.method or ("guided" if guided else "vote")
     require_method(method, n, guided=guided, scalar=scalar is not None)
-    samples = [row.expected if options.expected and row.expected else row.scores
+    samples = [row.expected if options.expected and row.expected and row.scores else row.scores
                for row in critiques]  # fmt: skip
     outcome = _vote(method, samples, [row.meta for row in critiques], options)
     kept = set(outcome.kept)

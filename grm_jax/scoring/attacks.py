@@ -82,7 +82,7 @@ class AttackRow:
 
     Attributes:
       figures: by measure and group; groups are "all", "one", "two", "more" (responses) and
-        "place 1" and so on. Fractions of 1; what is not defined is left out.
+        "place 1" and so on. Fractions of 1. A measure that a group does not have is left out.
       trials, records: what stands behind "all". left_out: trials that did not fit.
     """
 

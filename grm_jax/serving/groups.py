@@ -41,8 +41,8 @@ class GroupOptions:
     """Seconds that a rollout waits for others of its prompt at most; 0: it is judged alone. Longer
     than it takes a trainer to send a group, and much shorter than its time-out."""
     size: int | None = None
-    """Rollouts of a prompt. A group that has so many is judged at once; None: each waits for its
-    window. The trainer's group size is what belongs here."""
+    """Rollouts of a prompt. A group is judged as soon as it has them all; None: when its window
+    ends. The trainer's group size is what belongs here."""
 
     def __post_init__(self) -> None:
         if not self.window >= 0:

@@ -21,12 +21,12 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from grm_jax.critique.prompt import Turn
 from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest
-from grm_jax.judge.verdict import Verdict
+from grm_jax.judge.verdict import Completion, Verdict
 from grm_jax.serving.engine import Engine, Session
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.problems import (
@@ -38,17 +38,6 @@ from grm_jax.serving.problems import (
 )
 
 _RATE_SECONDS = 60.0  # what the rate of samples remembers
-
-
-class Completion(Protocol):
-    """One sampled text of a chat, as `judge.session.Completion` has it."""
-
-    text: str
-    tokens: Sequence[int]
-    finish_reason: str
-    """`stop` or `length`."""
-    logprobs: Sequence[float]
-    prompt_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +277,7 @@ class Service:
     async def judge_events(
         self, request: JudgeRequest, *, deadline: float | None = None, every: float = 1.0
     ) -> AsyncGenerator[Progress | Verdict, None]:
-        """Progress now and every so many seconds, then the verdict. Raises as `judge` does."""
+        """Progress at once and at regular intervals, then the verdict. Raises as `judge` does."""
         started = time.monotonic()
         task = asyncio.ensure_future(self.judge(request, deadline=deadline))
         try:
@@ -430,7 +419,7 @@ class _Rate:
         self._samples = self._samples * kept + samples
 
     def seconds(self, samples: int) -> float:
-        """How long so many samples take; 1 before anything was measured."""
+        """Seconds that this number of samples takes; 1 before anything was measured."""
         if not self._samples:
             return 1.0
         return min(600.0, samples * self._seconds / self._samples)

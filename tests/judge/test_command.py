@@ -25,7 +25,7 @@ def readable(monkeypatch):
             return Parsed(None, "no_box", "", "")
         return Parsed(tuple(float(1 + (mark + i) % 10) for i in range(n)), None, "", "")
 
-    monkeypatch.setattr("grm_jax.judge.session.read", read)
+    monkeypatch.setattr("grm_jax.judge.critiques.read", read)
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_meta_rm_and_scalar_rm_take_part(judge, session, monkeypatch):
         first = sum(map(ord, text)) % 9 + 1
         return Parsed(tuple(float(first + i) for i in range(n)), None, "be right", "")
 
-    monkeypatch.setattr("grm_jax.judge.session.read", read)
+    monkeypatch.setattr("grm_jax.judge.critiques.read", read)
     request = ask(2, k=4, method=None, seed=11)
     guided = session.add(request)
     hybrid = session.add(ask(2, k=4, method="hybrid", seed=11))

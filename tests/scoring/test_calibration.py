@@ -8,7 +8,7 @@ from grm_jax.scoring.calibration import calibration
 
 
 def votes(row, id: str, right: int, wrong: int) -> list:
-    """Samples of a pair: so many prefer the first, so many the second."""
+    """Samples of a pair: how many prefer the first response, and how many the second."""
     scores = [(9, 1)] * right + [(1, 9)] * wrong
     return [row(id, i, one) for i, one in enumerate(scores)]
 

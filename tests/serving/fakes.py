@@ -20,21 +20,10 @@ from typing import Any
 from grm_jax.critique.prompt import Turn
 from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest
-from grm_jax.judge.verdict import Judgement, Usage, Verdict, decide, require_method
+from grm_jax.judge.verdict import Completion, Judgement, Usage, Verdict, decide, require_method
 from grm_jax.serving.service import Served, Service
 
 SCALE = (1.0, 10.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """One sampled text, as `judge.session.Completion` has it."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    logprobs: tuple[float, ...]
-    prompt_tokens: int
 
 
 @dataclasses.dataclass
@@ -152,7 +141,7 @@ class FakeSession:
             cut = len(words) < len(text.split())
             text = " ".join(text.split()[: len(words)]) if cut else text
             reason = "length" if cut else "stop"
-            completions.append(Completion(text, words, reason, (-0.5,) * len(words), prompt))
+            completions.append(Completion(text, words, (-0.5,) * len(words), reason, prompt))
         return tuple(completions)
 
     def verdict(self, request: JudgeRequest) -> Verdict:

@@ -32,12 +32,13 @@ from pydantic import ConfigDict, Field
 from grm_jax.data.conversation import check_turns, read_turns
 from grm_jax.data.rows import DataError
 from grm_jax.judge.request import JudgeRequest
+from grm_jax.judge.verdict import Completion
 from grm_jax.serving.groups import Groups
 from grm_jax.serving.problems import NotOffered
 from grm_jax.serving.protocols.common import Body, Whole, api_router, new_id, now, require_unset
 from grm_jax.serving.protocols.json_reply import ReplySchema, json_text
 from grm_jax.serving.schemas import ErrorReply
-from grm_jax.serving.service import Chat, Completion, Service
+from grm_jax.serving.service import Chat, Service
 
 # What clients send beside and that changes nothing here.
 _HARMLESS = (

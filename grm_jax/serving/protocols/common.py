@@ -91,7 +91,10 @@ class RolloutOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     group_size: int | None = Field(
-        None, ge=1, le=1024, description="Rollouts of a prompt: so many are judged at once."
+        None,
+        ge=1,
+        le=1024,
+        description="Rollouts of a prompt: the group is judged when all are there.",
     )
     window: float | None = Field(
         None, ge=0, le=100, description="Seconds that a rollout waits for others of its prompt."

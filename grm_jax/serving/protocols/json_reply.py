@@ -26,7 +26,8 @@ _WHERE = "response_format.json_schema.schema"
 class ReplySchema:
     """A JSON schema that replies must follow.
 
-    Raises DataError for what is no schema, refers to one elsewhere, or asks for what is not run.
+    Raises DataError for what is not a schema, for a reference to a schema elsewhere, and for a
+    keyword that is not supported.
     """
 
     def __init__(self, schema: dict[str, Any]):
