@@ -24,7 +24,7 @@ from grm_jax.data.examples import reply_example
 from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.files import written_whole
-from grm_jax.judge.scalar import score_examples
+from grm_jax.judge.scalar import ScalarRM as ScalarModel
 from grm_jax.model.batch import row_scores
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
@@ -147,23 +147,9 @@ def reply_scores(
     run: Run, params: Params, records: Sequence[Preference], batch_size: int
 ) -> list[tuple[float, ...]]:
     """The score of each response of each record; a higher one is better."""
-    examples = [
-        reply_example(record.turns, text, run.tokenizer)
-        for record in records
-        for text in record.responses
-    ]
-    flat = iter(
-        score_examples(
-            params,
-            run.model,
-            examples,
-            run.setup.length_buckets,
-            batch_size,
-            run.mesh,
-            run.setup.engine.prefill_tokens,
-        ).tolist()
-    )
-    return [tuple(itertools.islice(flat, len(record.responses))) for record in records]
+    model = ScalarModel(run.model, params, run.setup.length_buckets, run.tokenizer, batch_size)
+    asked = [(record.turns, record.responses) for record in records]
+    return model.scores(asked, run.mesh, run.setup.engine.prefill_tokens)
 
 
 def pair_accuracy(run: Run, records: Sequence[Preference], batch_size: int) -> Measure | None:
