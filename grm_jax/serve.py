@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from grm_jax.serving.engine import Session
     from grm_jax.serving.service import Served
 
+log = logging.getLogger("grm_jax")
 TOKEN = "GRM_SERVE_TOKEN"
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "starlette", "pydantic")
 MAX_PROMPT_TOKENS = 8192
@@ -99,6 +102,9 @@ class Arguments:
     score_tokens: int | None = None
     """Most tokens of critiques that the meta RM scores at once on a device. Default: as many as
     the judge computes of its prompts (8192, or as trained)."""
+    warm_up: bool = True
+    """Compile the programs that requests need before the server is ready, instead of while its
+    first requests wait."""
     openapi: Path | None = None
     """Write the OpenAPI document there, and serve nothing."""
 
@@ -235,6 +241,10 @@ def opener(args: Arguments) -> Callable[[], tuple[Session, Served]]:
             judge, longest_prompt=longest, max_new_tokens=new, samples=args.samples,
             expected=args.expected,
         )  # fmt: skip
+        if args.warm_up:
+            started = time.perf_counter()
+            session.warm_up()
+            log.info("warm-up          %.1f s", time.perf_counter() - started)
         prompts = judge.prompts(ScoreOptions())
         served = Served(
             model=args.name or Path(model).name,

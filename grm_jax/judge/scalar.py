@@ -117,12 +117,14 @@ class ScalarRM:
             for turns, responses in asked
             for response in responses
         ]
-        flat = iter(
-            score_examples(
-                self.params, self.model, examples, self.buckets, self.batch_size, mesh, tokens
-            ).tolist()
-        )
+        flat = iter(self.logits(examples, mesh, tokens))
         return [tuple(itertools.islice(flat, len(responses))) for _, responses in asked]
+
+    def logits(self, examples: Sequence[Example], mesh: Mesh, tokens: int) -> list[float]:
+        """The scores of rows of tokens; `tokens` as in `scores`."""
+        return score_examples(
+            self.params, self.model, examples, self.buckets, self.batch_size, mesh, tokens
+        ).tolist()
 
 
 def load_scalar_rm(path: str | Path, mesh: Mesh) -> ScalarRM:

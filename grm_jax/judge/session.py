@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import jax
 
 from grm_jax.critique import Template, Turn, unshuffle
+from grm_jax.data.collate import Example
 from grm_jax.errors import UserError
 from grm_jax.judge.base import JudgeModel
 from grm_jax.judge.critiques import AdaptiveK, read_sample, written_ids
@@ -32,6 +33,7 @@ from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
 Result = Verdict | tuple[Completion, ...] | tuple[float, ...]
+_SHORT = Example((0,), ())  # a row of one token
 _ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once
 
 
@@ -125,6 +127,19 @@ class JudgeSession:
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._open and not self._replies
+
+    def warm_up(self) -> None:
+        """Compile the programs that requests need, instead of while the first ones wait.
+
+        Nothing is sampled, and no verdict changes. Of the meta RM and the scalar RM it compiles the
+        program for their shortest rows; those for longer rows come with the first such row.
+        """
+        self._session.warm_up()
+        mesh, tokens = self.judge.mesh, self.judge.sampler.engine.prefill_tokens
+        if self.judge.guided:
+            self.judge.meta.logits([_SHORT], mesh, tokens)
+        if self.judge.has_scalar:
+            self.judge.scalar.logits([_SHORT], mesh, tokens)
 
     def add(self, request: JudgeRequest | Prepared) -> int:
         """Begin a request; its verdict comes out of `step` under the ticket returned.

@@ -24,7 +24,14 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel
 from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import CacheBudget, EngineConfig, Plan, make_plan, open_plan
+from grm_jax.sampler.plan import (
+    CacheBudget,
+    EngineConfig,
+    Plan,
+    make_plan,
+    open_plan,
+    power_of_two,
+)
 from grm_jax.sampler.programs import Programs, SamplerStats
 from grm_jax.sampler.runner import Runner
 from grm_jax.sampler.schedule import Request, Running, Sample, Scheduler
@@ -285,6 +292,25 @@ class Session:
             self.reset()
         if request.samples:
             self.scheduler.add(request, sampling)
+
+    def warm_up(self) -> None:
+        """Compile all that later steps can need, and run it once with nothing to do.
+
+        Nothing is sampled, and no later sample changes. Raises ValueError unless the session is
+        repeatable: in others it depends on the requests which programs are needed.
+        """
+        if not self.plan.repeatable:
+            raise ValueError("only the programs of a repeatable session are known beforehand")
+        runner = self.runner
+        pages = -(-self.longest // self.plan.shape.page)
+        # One page for each size to which the number of pages before it is rounded.
+        places = {power_of_two(place) if place else 0: place for place in range(pages)}
+        for place in places.values():
+            runner.prefill_batch([[] for _ in range(runner.shards)], place, 1)
+        runner.steps(runner.batch.work(), 0, None)
+        if runner.stash.count:
+            runner.fill_stash(np.zeros_like(runner.batch.alive))
+        jax.block_until_ready((runner.pages, runner.lanes, runner.stash))
 
     def cancel(self, example_id: str) -> None:
         """Drop the samples of an example that wait, and free the lanes of those that run.

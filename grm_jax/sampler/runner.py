@@ -319,9 +319,9 @@ class Runner:
         if self.plan.repeatable:
             most = 1
         for place, rows, prompts in prefill_batches(pages, self.shards, most):
-            self._prefill_batch(prompts, place, rows)
+            self.prefill_batch(prompts, place, rows)
 
-    def _prefill_batch(self, batch: list[list[Prompt]], place: int, rows: int) -> None:
+    def prefill_batch(self, batch: list[list[Prompt]], place: int, rows: int) -> None:
         """Prefill page `place` of up to `rows` prompts of each shard."""
         shape = self.plan.shape
         tokens = np.zeros((self.shards, rows, shape.page), np.int32)
@@ -372,7 +372,8 @@ class Runner:
         fixed = self.plan.repeatable
         if last and not waiting and not fixed:
             self._compact()
-        self._fill_stash()
+        if (full := self.batch.full_rings()).any():
+            self.fill_stash(full)
         lanes = self.lanes.hidden.shape[1]
         total, running = self.shards * lanes, len(self.batch.running)
         shrinks = lanes // 4 >= self.engine.min_lanes and running > total // 4
@@ -439,11 +440,9 @@ class Runner:
             "compact", shape, decode.take_lanes, *caches, out_shardings=shardings
         )
 
-    def _fill_stash(self) -> None:
-        """Move the oldest tokens of rings that have no room for another chunk into the stash."""
-        full = self.batch.full_rings()
-        if not full.any():
-            return
+    def fill_stash(self, full: np.ndarray) -> None:
+        """Move the oldest tokens of rings that have no room for another chunk, those of the lanes
+        in `full` [D, N], into the stash."""
         lanes, ring, chunk = full.shape[1], self.plan.ring, self.plan.chunk
         before, needed = self.stash.count, self.batch.blocks_needed(full)
         if needed > before:

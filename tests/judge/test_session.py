@@ -11,6 +11,7 @@ from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, n
 from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.errors import UserError
+from grm_jax.judge import scalar as scoring
 from grm_jax.judge.expected import ScoreTokens
 from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import MetaRM
@@ -71,6 +72,27 @@ def test_what_is_added_while_others_run_gets_what_it_would_get_alone(session):
     assert set(results) == {*others, late}
     assert isinstance(alone, Verdict) and texts(results[late]) == texts(alone)
     assert results[late].scalar == alone.scalar and alone.judge == "abc"
+
+
+def test_a_warm_session_compiles_nothing_for_the_first_request(judge, session):
+    """Neither for its critiques nor for the scores of the meta RM and the scalar RM."""
+    request = ask(2, k=3, method=None, seed=5)
+    ticket = session.add(request)
+    cold = drain(session)[ticket]
+    warm = judge.session(longest_prompt=64, max_new_tokens=9, samples=8)
+    scoring._program.cache_clear()
+    warm.warm_up()
+    assert warm.idle
+    compiled, rows = len(judge.sampler.programs.compilations), scoring._program(
+        judge.model, judge.mesh
+    )  # fmt: skip
+    assert rows._cache_size() == 1
+    ticket = warm.add(ask(2, k=3, method=None, seed=5, max_new_tokens=9))
+    verdict = drain(warm)[ticket]
+    assert len(judge.sampler.programs.compilations) == compiled and rows._cache_size() == 1
+    assert verdict.scalar == cold.scalar
+    for row, before in zip(verdict.critiques, cold.critiques, strict=True):
+        assert before.text.startswith(row.text)
 
 
 def test_settings_are_those_of_each_request(session):

@@ -244,6 +244,24 @@ def test_a_repeatable_session_gives_the_same_bits_alone_and_in_a_crowd(
     assert_same_bits(alone, with_crowd(again, mine(prompts), 3))
 
 
+def test_a_warm_session_compiles_nothing_later_and_draws_the_same(
+    prompts, open_session, make_sampler
+):
+    options, requests = {"repeatable": True, "watch": WATCH}, mine(prompts)
+    cold, warm = (open_session(make_sampler(engine=ENGINE), **options) for _ in range(2))
+    warm.warm_up()
+    assert warm.idle and warm.stats.samples == warm.stats.prefill_tokens == 0
+    compiled = len(warm.runner.programs.compilations)
+    for session in (cold, warm):
+        for request in requests:
+            session.add(*request)
+    assert_same_bits(finish(cold), finish(warm))
+    assert len(warm.runner.programs.compilations) == compiled
+    assert len(cold.runner.programs.compilations) == compiled, "nothing is compiled in vain"
+    with pytest.raises(ValueError, match="repeatable"):
+        open_session().warm_up()
+
+
 def test_watched_tokens_have_the_log_probabilities_of_the_whole_distribution(
     prompts, open_session, reference, model, params, sampler
 ):

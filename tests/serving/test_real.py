@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -18,9 +20,11 @@ from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, n
 from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.judge.session import JudgeSession
 from grm_jax.model.params import init_params, param_table
 from grm_jax.model.storage import save_model
 from grm_jax.sampler.plan import EngineConfig
+from grm_jax.serving.app import create_app
 from grm_jax.serving.service import Service
 
 OPTIONS = {"samples": 32, "max_prompt_tokens": 80, "port": 0}
@@ -64,6 +68,48 @@ def test_a_verdict_of_a_real_model(client):
     assert said["judge"] == client.get("/ready").json()["judge"] != ""
     # Random weights write no scores; that is a named failure and no number.
     assert (said["failure"] is None) == bool(said["scores"])
+
+
+def test_a_server_is_ready_once_it_is_warm(model, monkeypatch, capsys):
+    """/ready says no until then; the first request compiles nothing, and no metric counts it."""
+    sessions, reached, go_on = [], threading.Event(), threading.Event()
+    warm_up = JudgeSession.warm_up
+
+    def slow(session):
+        sessions.append(session)
+        reached.set()
+        assert go_on.wait(60)
+        warm_up(session)
+
+    monkeypatch.setattr(JudgeSession, "warm_up", slow)
+    service = Service(serve.opener(serve.Arguments(model=str(model), **OPTIONS)))
+
+    async def scenario():
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            service.start()
+            await asyncio.to_thread(reached.wait, 60)
+            assert (await client.get("/ready")).status_code == 503
+            assert (await client.post("/v1/judge", json=ASKED)).status_code == 503
+            go_on.set()
+            await service.opened()
+            assert (await client.get("/ready")).status_code == 200
+            metrics = (await client.get("/metrics")).text
+            for line in ("grm_samples_total 0.0", "grm_engine_busy_seconds_total 0.0"):
+                assert line in metrics
+            compiled = len(sessions[0].judge.sampler.programs.compilations)
+            assert (await client.post("/v1/judge", json=ASKED)).status_code == 200
+            assert len(sessions[0].judge.sampler.programs.compilations) == compiled
+            await service.drain(0)
+
+    asyncio.run(scenario())
+    assert re.search(r"^warm-up +\d+\.\d s$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_without_a_warm_up_programs_are_compiled_with_the_first_requests(model, monkeypatch):
+    monkeypatch.setattr(JudgeSession, "warm_up", None)
+    session, _ = serve.opener(serve.Arguments(model=str(model), warm_up=False, **OPTIONS))()
+    assert session.idle
 
 
 def test_what_can_not_be_judged_is_a_400(client):
