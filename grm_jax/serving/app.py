@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 
 import grm_jax
 from grm_jax.serving import native, protocols
-from grm_jax.serving.groups import GroupOptions
+from grm_jax.serving.groups import GroupOptions, Groups
 from grm_jax.serving.guard import Guard
 from grm_jax.serving.metrics import RequestMetrics
 from grm_jax.serving.replies import handle_errors
@@ -62,9 +62,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    metrics = RequestMetrics(service)
+    coalesced = Groups(service.judge, groups, most=service.limits.responses)
+    metrics = RequestMetrics(service, coalesced)
     app.include_router(native.router(service, metrics), tags=["native"])
-    for router in protocols.routers(service, groups):
+    for router in protocols.routers(service, coalesced):
         app.include_router(router)
     app.include_router(_page())
     handle_errors(app)

@@ -126,7 +126,7 @@ class Groups:
 
     @property
     def waiting(self) -> int:
-        """Rollouts whose group is not judged yet."""
+        """Rollouts that wait for others of their group."""
         return sum(len(group.places) for group in self._open.values())
 
     async def score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import re
 import time
@@ -188,6 +189,26 @@ def test_metrics_count_requests_samples_and_failures(client):
         "grm_pending_samples 0.0",
     ):
         assert line in text.splitlines(), (line, text)
+
+
+def test_metrics_show_the_rollouts_that_wait_for_their_group(client):
+    def waiting() -> float:
+        (line,) = re.findall(r"^grm_waiting_rollouts .*", client.get("/metrics").text, re.MULTILINE)
+        return float(line.split()[1])
+
+    rollout = {"query": "q", "group_size": 3, "window": 20}
+    assert waiting() == 0
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        sent = []
+        for i in range(3):
+            body = rollout | {"response": f"score={i + 3}"}
+            sent.append(pool.submit(client.post, "/v1/rollout", json=body))
+            until = time.monotonic() + 5
+            while i < 2 and waiting() != i + 1:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        assert [one.result().json()["group_size"] for one in sent] == [3, 3, 3]
+    assert waiting() == 0
 
 
 def test_replies_carry_headers_that_keep_browsers_safe(client):

@@ -18,15 +18,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from grm_jax.serving.groups import GroupOptions, Groups
-
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
+    from grm_jax.serving.groups import Groups
     from grm_jax.serving.service import Service
 
 
-def routers(service: Service, options: GroupOptions = GroupOptions()) -> list[APIRouter]:
+def routers(service: Service, groups: Groups) -> list[APIRouter]:
     """The routers of all protocols, which share the groups of rollouts."""
     from grm_jax.serving.protocols import (
         chat,
@@ -38,7 +37,6 @@ def routers(service: Service, options: GroupOptions = GroupOptions()) -> list[AP
         slime,
     )
 
-    groups = Groups(service.judge, options, most=service.limits.responses)
     return [
         module.router(service, groups)
         for module in (rollout, openrlhf, slime, nemo_gym, rerank, scalar, chat)
