@@ -32,26 +32,21 @@ import tyro
 
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.files import expanded
-from grm_jax.judge.about import JudgeDefaults
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig
-from grm_jax.training.final_evaluation import Evaluation
-from grm_jax.training.meta_rm import MetaRM
-from grm_jax.training.optimizer import OptimizerConfig
-from grm_jax.training.rft import RFT
-from grm_jax.training.rl import RL
-from grm_jax.training.scalar_rm import ScalarRM
-from grm_jax.training.setup import (
-    ConfigError,
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
+from grm_jax.training.options import (
+    RFT,
+    RL,
+    SFT,
+    Evaluation,
     Fitting,
-    GuardConfig,
-    HeldOutConfig,
-    KeepConfig,
-    Setup,
+    MetaRM,
+    OptimizerConfig,
+    Pipeline,
+    ScalarRM,
 )
-from grm_jax.training.sft import SFT
-from grm_jax.training.spct import Pipeline
+from grm_jax.training.setup import ConfigError, GuardConfig, HeldOutConfig, KeepConfig, Setup
 
 __all__ = [
     "RFT",

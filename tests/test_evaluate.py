@@ -20,7 +20,8 @@ from grm_jax import evaluate
 from grm_jax.critique.template_set import Scales
 from grm_jax.data.critiques import read_critiques, write_critiques
 from grm_jax.data.preferences import Preference, write_preferences
-from grm_jax.data.synthetic_files import WorldConfig, write_world
+from grm_jax.data.synthetic import WorldConfig
+from grm_jax.data.synthetic_files import write_world
 from grm_jax.scoring import assess, card
 from grm_jax.scoring.bias import identical
 from grm_jax.scoring.judges import judge_rows

@@ -26,7 +26,7 @@ FLOORS = (
     ("planning",),
     ("serving",),
     ("evaluate_options",),
-    ("train",),
+    ("conversion", "train"),
     ("convert", "evaluate", "judge_command", "plan", "serve"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

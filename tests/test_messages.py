@@ -70,7 +70,7 @@ COMMANDS = {
 OWNERS = {
     "train": ("training/", "recipes.py", "options.py", "train.py"),
     "evaluate": ("evaluate", "benchmarks/", "scoring/"),
-    "convert": ("convert.py",),
+    "convert": ("convert.py", "conversion.py"),
     "plan": ("plan.py", "parallel/topology.py"),
     "judge": ("judge/__main__.py", "judge/score_file.py"),
     "serve": ("serve.py", "serving/"),
@@ -122,7 +122,7 @@ BARE = re.compile(
     rf"|{'|'.join(name for name in FIELDS - GROUPS if '_' in name)})(?![\w/])"
 )
 # What these check are not options alone: grm.json's fields, a request's, arguments of a function.
-NOT_OPTIONS = ("judge/about.py", "judge/session.py", "sampler/draw.py")
+NOT_OPTIONS = ("judge/about.py", "judge/session.py", "sampler/options.py")
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.as_posix() not in NOT_OPTIONS], ids=str)

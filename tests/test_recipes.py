@@ -14,7 +14,7 @@ from grm_jax import recipes
 from grm_jax.identity import differences, hows
 from grm_jax.model.config import SIZES, model_config
 from grm_jax.recipes import load
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.train import main, split_config
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.setup import SYNTHETIC, ConfigError, to_json

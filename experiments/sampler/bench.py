@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.storage import read_model_config
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
 from grm_jax.scoring.results import versions
 
 HERE = Path(__file__).resolve().parent

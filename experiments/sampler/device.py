@@ -19,9 +19,9 @@ import numpy as np
 from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.params import init_params, param_table
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig, token_bytes
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
+from grm_jax.sampler.plan import token_bytes
 from grm_jax.sampler.schedule import Request
 
 PROMPTS, KS, COUNTS = (512, 2048, 4096), (8, 32), (1, 8)

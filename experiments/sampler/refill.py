@@ -38,9 +38,8 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import init_params, param_table
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler import plan
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request
 from grm_jax.scoring.results import versions
 

@@ -66,7 +66,8 @@ def step(args: Arguments) -> dict[str, float]:
     from grm_jax.model.params import param_table
     from grm_jax.parallel.mesh import make_mesh, put_batch
     from grm_jax.training.losses import sft_loss
-    from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from grm_jax.training.optimizer import make_optimizer
+    from grm_jax.training.options import OptimizerConfig
     from grm_jax.training.step import init_state, make_train_step
 
     model = ModelConfig(

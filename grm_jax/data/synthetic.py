@@ -80,6 +80,21 @@ class Split(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """The number of examples in the files of the embedded world."""
+
+    cold_start: int = 24_000
+    """Teacher trajectories for supervised training."""
+    train: int = 8_000
+    """Preferences for RFT, RL, the meta RM and the scalar baseline."""
+    fresh: int = 1_000
+    """Held-out preferences of the training distribution; none occurs in the training files."""
+    shifted: int = 200
+    """Held-out preferences each with operand pairs, and task-and-wish combinations, never seen."""
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Check:
     """Whether a response meets a criterion, and the word that shows it (`none` if missing)."""
 

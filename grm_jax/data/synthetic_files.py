@@ -18,28 +18,13 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from grm_jax.data.preferences import Preference, write_preferences
-from grm_jax.data.synthetic import Item, Split, Teacher, make_item, vocabulary
+from grm_jax.data.synthetic import Item, Split, Teacher, WorldConfig, make_item, vocabulary
 from grm_jax.data.trajectories import Trajectory, write_trajectories
 from grm_jax.files import written_whole
 from grm_jax.tokenizer import ChatTokenizer, from_tokenizers
 
 SIZES_OF_N = ((1, 2, 3, 4), (0.12, 0.48, 0.24, 0.16))
 CONTROL = ["<pad>", "<bos>", "<eos>", "<judge>", "<unk>"]
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldConfig:
-    """The number of examples in the files of the embedded world."""
-
-    cold_start: int = 24_000
-    """Teacher trajectories for supervised training."""
-    train: int = 8_000
-    """Preferences for RFT, RL, the meta RM and the scalar baseline."""
-    fresh: int = 1_000
-    """Held-out preferences of the training distribution; none occurs in the training files."""
-    shifted: int = 200
-    """Held-out preferences each with operand pairs, and task-and-wish combinations, never seen."""
-    seed: int = 0
 
 
 def build_tokenizer() -> ChatTokenizer:

@@ -25,21 +25,12 @@ from grm_jax.critique import Template
 from grm_jax.critique.template import BUILTIN, TemplateError
 from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.errors import UserError
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.model.storage import ABOUT_FILE, model_folder
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
 
 # Of rows that the meta RM reads, where the file does not say.
 LENGTH_BUCKETS = (1024, 2048, 4096, 8192)
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeDefaults:
-    """How the trained judge is sampled where nobody says otherwise; stored beside its weights."""
-
-    temperature: float = 0.5
-    """Of the samples of a vote (the paper's)."""
-    max_new_tokens: int = 1024
-    """Length limit of a critique."""
 
 
 @dataclasses.dataclass(frozen=True)

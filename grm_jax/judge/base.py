@@ -16,16 +16,14 @@ import grm_jax
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import Scales, TemplateConfig, Templates
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.about import JudgeDefaults
 from grm_jax.judge.meta import MetaRM
 from grm_jax.judge.prompts import Prompts
-from grm_jax.judge.request import JudgeOptions, ScoreOptions
+from grm_jax.judge.request import JudgeDefaults, JudgeOptions, ScoreOptions
 from grm_jax.judge.scalar import ScalarRM
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.tokenizer import ChatTokenizer
 
 

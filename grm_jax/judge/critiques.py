@@ -22,8 +22,8 @@ from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.prompts import Prompts
 from grm_jax.model.params import Params
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 from grm_jax.tokenizer import Tokenizer
 

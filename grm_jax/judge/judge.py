@@ -22,12 +22,12 @@ from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
-from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.judge.about import About
 from grm_jax.judge.base import JudgeModel
 from grm_jax.judge.cache import fingerprint
 from grm_jax.judge.meta import load_meta_rm, require_meta
 from grm_jax.judge.records import sample_records
-from grm_jax.judge.request import JudgeOptions, JudgeRequest, ScoreOptions
+from grm_jax.judge.request import JudgeDefaults, JudgeOptions, JudgeRequest, ScoreOptions
 from grm_jax.judge.scalar import load_scalar_rm
 from grm_jax.judge.session import JudgeSession, Prepared, prepare
 from grm_jax.judge.verdict import Verdict
@@ -42,7 +42,8 @@ from grm_jax.model.storage import (
     require_kind,
 )
 from grm_jax.parallel.mesh import data_parallel, make_mesh
-from grm_jax.sampler.plan import EngineConfig, power_of_two
+from grm_jax.sampler.options import EngineConfig
+from grm_jax.sampler.plan import power_of_two
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 

@@ -43,6 +43,16 @@ def _number(name: str, value: Any, low: float = -math.inf, high: float = math.in
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeDefaults:
+    """How the trained judge is sampled where nobody says otherwise; stored beside its weights."""
+
+    temperature: float = 0.5
+    """Of the samples of a vote (the paper's)."""
+    max_new_tokens: int = 1024
+    """Length limit of a critique."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ScoreOptions:
     """How critiques of one request are drawn, and what is made of them."""
 

@@ -29,7 +29,7 @@ from grm_jax.judge.critiques import AdaptiveK, read_sample, written_ids
 from grm_jax.judge.expected import ScoreTokens
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.judge.verdict import Completion, Judgement, Usage, Verdict, decide, require_method
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
 Result = Verdict | tuple[Completion, ...] | tuple[float, ...]

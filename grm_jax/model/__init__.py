@@ -1,6 +1,7 @@
 """Gemma-2 in pure JAX: sizes, one forward pass, two heads, and Hugging Face files in and out.
 
     config.py              the shape of a model, and the published sizes
+    options.py             the options of how a model is computed and trained
     params.py              the table of parameters, from which all else about them is derived
     gemma2.py              the forward pass
     attention.py           masks by position, and softcapped attention in plain arrays

@@ -28,12 +28,12 @@ from jax.ad_checkpoint import checkpoint_name
 from grm_jax.errors import UserError
 from grm_jax.model.attention import SAVED, Places, attention, soft_weights
 from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention
+from grm_jax.model.options import Backend
 
 log = logging.getLogger("grm_jax")
 
 BLOCK = 512  # how many queries, and how many keys, a block of the chunked backend has
 
-Backend = Literal["reference", "chunked", "splash", "tokamax"]
 # Both take queries [B, T, K, G, h], keys [B, S, K, h] and values [B, S, K, h]. `Attention` returns
 # the output [B, T, K, G, h], `Sums` the pair (numerator [B, T, K, G, h], total [B, T, K, G]).
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

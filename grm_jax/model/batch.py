@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Remat, encode, encode_packed
+from grm_jax.model.gemma2 import encode, encode_packed
 from grm_jax.model.heads import scalar, take_rows, token_logprobs
+from grm_jax.model.options import Remat
 from grm_jax.model.params import Params
 from grm_jax.model.shared_prefix import encode_completions
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 
 from grm_jax.errors import UserError
-from grm_jax.model.attention_backends import Backend
+from grm_jax.model.options import Backend
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,11 +36,11 @@ from grm_jax.model.attention import SAVED, Places
 from grm_jax.model.attention_backends import self_attention
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.linear import linear
+from grm_jax.model.options import Remat
 from grm_jax.model.params import LAYER_KINDS, Params
 from grm_jax.parallel.mesh import constrain
 
 Kind = Literal["local", "global"]
-Remat = Literal["none", "block", "block_save_attention", "offload"]
 PRODUCT = "product"  # the checkpoint name of the results of a layer's matrix products
 
 

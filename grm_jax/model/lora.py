@@ -18,36 +18,9 @@ from typing import Any
 
 import jax
 
-from grm_jax.errors import UserError
 from grm_jax.model.linear import LowRank, dense
+from grm_jax.model.options import LoRAConfig
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf
-
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoRAConfig:
-    """Training of low-rank adapters instead of all parameters."""
-
-    rank: int = 0
-    """The rank r of the adapters; 0 trains all parameters."""
-    alpha: float = 16.0
-    """The change a b is scaled by alpha / rank."""
-    targets: tuple[str, ...] = TARGETS
-    """The matrices of a layer that get adapters, among q, k, v, o, gate, up and down."""
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.targets) - set(TARGETS))
-        if unknown or not self.targets or self.rank < 0:
-            raise UserError(
-                f"lora: rank={self.rank}, targets={self.targets}; give rank >= 0 and targets among "
-                f"{', '.join(TARGETS)}"
-            )
-
-    @property
-    def scale(self) -> float:
-        """The factor of the change a b: alpha / rank."""
-        return self.alpha / max(self.rank, 1)
 
 
 def adapter_table(table: tuple[ParamSpec, ...], config: LoRAConfig) -> tuple[ParamSpec, ...]:

@@ -25,7 +25,8 @@ from grm_jax.model.attention import Places
 from grm_jax.model.attention_backends import cross_sums, self_attention
 from grm_jax.model.chunked_attention import normalise
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Attend, Remat, forward
+from grm_jax.model.gemma2 import Attend, forward
+from grm_jax.model.options import Remat
 from grm_jax.model.params import LAYER_KINDS, Params
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Remat
+from grm_jax.model.options import Remat
 from grm_jax.model.params import param_table
 
 

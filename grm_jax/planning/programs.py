@@ -34,7 +34,7 @@ from grm_jax.parallel.devices import find_device
 from grm_jax.parallel.mesh import data_parallel, decode_mesh, sharding
 from grm_jax.planning import estimate
 from grm_jax.planning.hlo import collective_bytes
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.plan import cache_room, decode_weight_bytes, make_plan, prefill_bytes
 from grm_jax.sampler.programs import Programs, SamplerStats
 from grm_jax.sampler.runner import Runner

@@ -2,7 +2,8 @@
 
     engine.py    Sampler: all requests at once; Session: requests as they come. The loop
     schedule.py  requests and samples; which sample runs in which lane and reads which pages
-    plan.py      settings, and how many samples run at once within the memory that there is
+    options.py   settings: how tokens are drawn, how the machine is used
+    plan.py      how many samples run at once within the memory that there is
     runner.py    weights and caches on the device, and the host's arrays that say who reads what
     decode.py    the jitted part: the prefill of pages, and chunks of decode steps
     cache.py     keys and values: shared pages of prompts, and a ring and a stash of own tokens

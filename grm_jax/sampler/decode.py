@@ -29,7 +29,8 @@ from grm_jax.model.heads import logits
 from grm_jax.model.params import Params
 from grm_jax.sampler import cache
 from grm_jax.sampler.attend import Layout, lane_attend, layer_inputs, page_attend
-from grm_jax.sampler.draw import Filters, Settings, draw, draw_each, watched_logprobs
+from grm_jax.sampler.draw import Settings, draw, draw_each, watched_logprobs
+from grm_jax.sampler.options import Filters
 
 
 class Lanes(flax.struct.PyTreeNode):

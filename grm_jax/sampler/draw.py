@@ -1,4 +1,4 @@
-"""Drawing the next token: settings, filters, and the draw by two random numbers a token.
+"""Drawing the next token: filters, and the draw by two random numbers a token.
 
 The vocabulary is cut into blocks of about sqrt(V) tokens. One random number selects a block by the
 cumulative sums of the blocks' weights, another a token in it, so that the vocabulary is read once.
@@ -16,62 +16,14 @@ Dimensions: V vocabulary, n entries or blocks of it, after any leading dimension
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from grm_jax.errors import UserError
-
-
-class Filters(NamedTuple):
-    """The static part of `SamplingConfig`: programs are compiled for it."""
-
-    greedy: bool
-    top_k: int
-    top_p: float
-    min_p: float
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How tokens are drawn."""
-
-    temperature: float = 1.0
-    """0 is greedy. Log-probabilities are those of softmax(logits / temperature)."""
-    top_k: int = 0
-    """Draw from the k most likely tokens only; 0 for all. Filters are for inference and not for RL
-    rollouts: the reported log-probability stays that of the unfiltered distribution."""
-    top_p: float = 1.0
-    """Draw from the smallest set of tokens with at least this probability; 1 for all."""
-    min_p: float = 0.0
-    """Draw from tokens with at least this share of the most likely one's probability; 0 for all."""
-    max_new_tokens: int = 1024
-    """The most tokens of a sample; one that has not stopped by then is marked `length`."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature={self.temperature} is negative; 0 is greedy")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is not in (0, 1]")
-        if not 0 <= self.min_p < 1:
-            raise UserError(f"min_p={self.min_p} is not in [0, 1)")
-        if self.top_k < 0 or self.max_new_tokens < 1:
-            raise UserError("top_k must be >= 0 and max_new_tokens >= 1")
-
-    @property
-    def filters(self) -> Filters:
-        """The static part of these settings."""
-        return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
-
-    @property
-    def unfiltered(self) -> bool:
-        """Whether reported log-probabilities are those of the distribution drawn from."""
-        return self.filters == Filters(False, 0, 1.0, 0.0)
+from grm_jax.sampler.options import Filters
 
 
 @flax.struct.dataclass

@@ -23,15 +23,8 @@ from grm_jax.errors import UserError
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel
-from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import (
-    CacheBudget,
-    EngineConfig,
-    Plan,
-    make_plan,
-    open_plan,
-    power_of_two,
-)
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
+from grm_jax.sampler.plan import CacheBudget, Plan, make_plan, open_plan, power_of_two
 from grm_jax.sampler.programs import Programs, SamplerStats
 from grm_jax.sampler.runner import Runner
 from grm_jax.sampler.schedule import Request, Running, Sample, Scheduler

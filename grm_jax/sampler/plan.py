@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grm_jax.errors import UserError
-from grm_jax.identity import how
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import param_table
 from grm_jax.parallel.mesh import data_parallel
 from grm_jax.parallel.multihost import least_of
+from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.schedule import Request, Shape
 
 MARGIN = 0.9  # the rest is for fragments and what compilers add
@@ -31,43 +31,6 @@ MARGIN = 0.9  # the rest is for fragments and what compilers add
 # queries; an accelerator is limited by the bytes that it reads instead. Measured by
 # `experiments/sampler/refill.py`.
 CPU_READERS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """How the sampler uses the machine."""
-
-    max_rows: int = how(256)
-    """The most samples decoded at once, over all data-parallel shards."""
-    page: int = how(512)
-    """The tokens of a page; prompts are stored, and shared, in pages."""
-    prefill_tokens: int = how(8192)
-    """The most prompt tokens computed at once, over all shards (at least one page a shard)."""
-    chunk: int = how(64)
-    """The most decode steps before the host begins waiting samples in lanes that became free; also
-    the tokens of a block of the stash."""
-    min_lanes: int = how(16)
-    """When no sample waits any more, the running ones are packed into a quarter of the lanes, and
-    again later, but never into fewer lanes than this: each size is a program to compile."""
-    spare: float = how(0.5)
-    """Where samples wait for lanes: room for more prompts than fill the lanes, as a share of these.
-    The last samples of a prompt keep its pages in use while samples of other prompts begin."""
-    share: bool = how(True)
-    """Prompts share the pages with which they begin alike."""
-    refill: bool = how(True)
-    """Begin waiting samples as soon as lanes become free; False: one batch after the other."""
-    int8_weights: bool = False
-    """Decode with 8-bit integer matrices: half the bytes to read at each step, but less exact."""
-    int8_cache: bool = False
-    """Store keys and values as 8-bit integers: twice as many fit, but less exact."""
-    cache_bytes: int | None = how(None)
-    """The most bytes of caches on a device; fewer samples run at once where they do not fit. None:
-    what an accelerator has free at the first rollout (`CacheBudget`); no limit on a CPU."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_rows", "page", "prefill_tokens", "chunk", "min_lanes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"engine.{name}={getattr(self, name)}; give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,9 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel, replicated, sharding
 from grm_jax.sampler import attend, cache, decode
-from grm_jax.sampler.draw import SamplingConfig, Settings
-from grm_jax.sampler.plan import EngineConfig, Plan, power_of_two
+from grm_jax.sampler.draw import Settings
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
+from grm_jax.sampler.plan import Plan, power_of_two
 from grm_jax.sampler.programs import Programs, SamplerStats
 from grm_jax.sampler.schedule import Admission, Page, Prompt, Running, hash_id, prefill_batches
 from grm_jax.sampler.weights import decode_weights

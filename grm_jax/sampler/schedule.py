@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 
 FinishReason = Literal["stop", "length"]
 

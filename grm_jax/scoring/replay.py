@@ -8,7 +8,6 @@ Dimensions: R records with n responses, K samples.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import erfc
 
 from grm_jax.critique.adaptive import AT_LEAST, variance_floor
 
@@ -24,6 +23,8 @@ def decided_after(
         low, high: the range of a score.
         threshold: what single responses are compared with; default: the middle of the range.
     """
+    from scipy.special import erfc  # takes a while to load, and few commands need it
+
     records, samples, n = scores.shape
     span = high - low
     floor = variance_floor(high - low)

@@ -17,7 +17,6 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
-from scipy import stats
 
 from grm_jax.errors import UserError
 from grm_jax.scoring.figures import Resampled
@@ -121,7 +120,9 @@ def proportion_interval(value: float, n: int, level: float = LEVEL) -> Interval:
     """
     if n < 1:
         raise ValueError(f"n is {n}; an interval needs one trial or more")
-    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+    from scipy.special import ndtri  # takes a while to load, and few commands need it
+
+    z2 = float(ndtri((1 + level) / 2)) ** 2
     middle = (value + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     # At 0 and 1 one end is exact; rounding must not push it past the value.
@@ -288,8 +289,10 @@ def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
     zeros = len(positive) - ones
     if not ones or not zeros:
         return math.nan
+    from scipy.stats import rankdata  # takes a while to load, and few commands need it
+
     # Mann-Whitney U: mean ranks give a tied pair one half.
-    ranks = stats.rankdata(scores)
+    ranks = rankdata(scores)
     return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 

@@ -20,7 +20,7 @@ from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest
 
 if TYPE_CHECKING:
-    from grm_jax.sampler.draw import SamplingConfig
+    from grm_jax.sampler.options import SamplingConfig
 
 log = logging.getLogger(__name__)
 

@@ -255,7 +255,7 @@ class Service:
         tokens = chat.max_new_tokens or self.served.max_new_tokens
 
         def add(session: Session) -> int:
-            from grm_jax.sampler.draw import SamplingConfig
+            from grm_jax.sampler.options import SamplingConfig
 
             turns = [Turn(role=role, content=content) for role, content in chat.messages]
             sampling = SamplingConfig(

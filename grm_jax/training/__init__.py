@@ -1,9 +1,10 @@
 """The stages of SPCT and what they share.
 
     sft.py  rft.py  rl.py  meta_rm.py  scalar_rm.py   one stage each, from top to bottom: its
-                                                      options, its records, its loop, its objective
+                                                      records, its loop, its objective
     spct.py          all stages in order
     final_evaluation.py   the models of all stages, compared on held-out records
+    options.py       the options of each stage and of its optimizer
     setup.py         the options that all stages share
     run.py           the run directory, and models by name
     origin.py        what a stage was made from, compared when it is resumed

@@ -24,7 +24,6 @@ from grm_jax.data.synthetic_audit import Audit, audit_all
 from grm_jax.judge.cache import SampleCache, fingerprint
 from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import MetaRM
-from grm_jax.judge.prompts import OrderMode
 from grm_jax.judge.request import JudgeOptions
 from grm_jax.lock import hold
 from grm_jax.metrics import Progress
@@ -35,6 +34,7 @@ from grm_jax.scoring.assess import assess, compare
 from grm_jax.scoring.results import Results
 from grm_jax.scoring.rules import Rules
 from grm_jax.scoring.statistics import mean_interval
+from grm_jax.training.options import Evaluation
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import reply_scores
 
@@ -44,18 +44,6 @@ COLUMNS = (
     "greedy", "sample@1", "vote@4", "vote@8", "vote@16", "vote@32", "meta@8", "meta@16", "meta@32",
 )  # fmt: skip
 ROWS = {"sft": "SFT", "rft": "RFT", "rl": "RL"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The evaluation at the end of the pipeline on the embedded world."""
-
-    k: int = 32
-    """How many critiques are sampled for each record."""
-    records: int | None = None
-    """Held-out records of the training distribution; None: all."""
-    order: OrderMode = "balanced"
-    """How the k samples see the responses."""
 
 
 def evaluate_pipeline(run: Run, config: Evaluation, batch_size: int) -> dict[str, Any]:

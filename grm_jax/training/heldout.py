@@ -22,7 +22,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory
 from grm_jax.judge.critiques import Critic
 from grm_jax.model.params import Params
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.training.inputs import readable
 from grm_jax.training.lengths import Reading
 from grm_jax.training.run import STAGES, Run

@@ -20,8 +20,8 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
 from grm_jax.errors import UserError
 from grm_jax.training.lengths import Reading, Tokens
+from grm_jax.training.options import Fitting
 from grm_jax.training.run import Run
-from grm_jax.training.setup import Fitting
 
 log = logging.getLogger("grm_jax")
 

@@ -32,7 +32,8 @@ from grm_jax.parallel.multihost import any_of
 from grm_jax.room import require_room, state_bytes
 from grm_jax.stopping import Stopped, requested
 from grm_jax.training.heldout import Measure
-from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from grm_jax.training.optimizer import make_optimizer, schedule
+from grm_jax.training.options import OptimizerConfig
 from grm_jax.training.run import Stage
 from grm_jax.training.step import (
     Cut,

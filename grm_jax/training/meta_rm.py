@@ -10,13 +10,11 @@ tells correct from wrong critiques of the same responses.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -34,40 +32,19 @@ from grm_jax.model.batch import critique_scores
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import local_rows
 from grm_jax.parallel.multihost import first
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.scoring.statistics import mean_auc_within, roc_auc
 from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
 from grm_jax.training.loop import Loop, Work, require_checkpoint_room
 from grm_jax.training.losses import Loss, bce_loss
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.options import MetaRM
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
-from grm_jax.training.setup import ConfigError, Fitting
+from grm_jax.training.setup import ConfigError
 from grm_jax.training.step import LossFn, micro_batches
 from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class MetaRM:
-    """The scalar head that judges critiques (BCE; section 4)."""
-
-    start: Literal["base", "sft", "rft", "rl"] = "base"
-    """Weights it starts from; the paper: the base model."""
-    rft_trajectories: bool = True
-    """Learn from all non-hinted RFT trajectories, right and wrong."""
-    records: int | None = None
-    """For how many records the trained GRM is sampled; None: for all."""
-    samples: int = 3
-    """How many trajectories the trained GRM writes for each record."""
-    rollouts: bool = False
-    """Also learn from the rollouts of the RL stage, whose labels are known."""
-    holdout: float = 0.05
-    """The share of records whose critiques are held out, for accuracy and ROC-AUC."""
-    sampling: SamplingConfig = SamplingConfig()
-    fitting: Fitting = Fitting(batch_size=512, optimizer=OptimizerConfig(learning_rate=1e-5))
 
 
 CHUNK = 256  # records sampled between two writes to disk

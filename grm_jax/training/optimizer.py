@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
-
 import jax.numpy as jnp
 import optax
 
 from grm_jax.errors import UserError
 from grm_jax.model.params import ParamSpec, build_tree
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """How gradients update the parameters."""
-
-    name: Literal["adamw", "muon", "adafactor"] = "adamw"
-    """muon orthogonalises updates of matrices; embeddings, norms and the scalar head get Adam."""
-    learning_rate: float = 1e-4
-    """Peak learning rate (of the matrices, for muon)."""
-    adam_scale: float = 0.3
-    """muon: the learning rate of Adam's part as a fraction of `learning_rate`."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape after the warm-up; cosine and linear decay to `final_fraction` at the last step."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises from zero."""
-    final_fraction: float = 0.05
-    """Learning rate at the end over the peak, for decaying schedules."""
-    b1: float = 0.9
-    b2: float = 0.98
-    weight_decay: float = 0.0
-    """Decoupled: a step takes learning rate times this off the decayed parameters (adafactor: this
-    alone)."""
-    decayed: Literal["all", "matrices"] = "all"
-    """What decays: all parameters, or neither norms nor the embedding. muon decays its matrices
-    alone, whatever this says."""
-    clip_norm: float = 1.0
-    """Global gradient norm is clipped to this; 0 turns clipping off."""
+from grm_jax.training.options import OptimizerConfig
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -10,7 +10,6 @@ with its label; the meta RM learns from the non-hinted ones, right and wrong.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,36 +20,17 @@ from grm_jax.data.examples import trajectory_example
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
-from grm_jax.identity import how
 from grm_jax.judge.critiques import Rollout
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.heldout import critique_records
 from grm_jax.training.inputs import learnt, sampled, usable
 from grm_jax.training.loop import require_checkpoint_room
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.options import RFT
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
-from grm_jax.training.setup import Fitting
 from grm_jax.training.sft import train_on
 from grm_jax.training.trainable import Trainable
 
 log = logging.getLogger("grm_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class RFT:
-    """Rejective fine-tuning (section 3.2): sample, reject, train on what is kept."""
-
-    records: int | None = None
-    """How many records are sampled; None: all."""
-    samples: int = 3
-    """N_RFT: how many trajectories without a hint are sampled for each record."""
-    hinted: bool = True
-    """Sample one more trajectory for each record, with a prompt that reveals the best response."""
-    sampling: SamplingConfig = SamplingConfig()
-    chunk: int = how(512)
-    """How many records are sampled between two writes to disk."""
-    fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
 
 def run_rft(run: Run, config: RFT, init: str | None = None) -> None:

@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,6 @@ from grm_jax.data.collate import collate_groups, round_up
 from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
-from grm_jax.identity import how
 from grm_jax.judge.critiques import Rollout
 from grm_jax.metrics import StepLog
 from grm_jax.model.batch import Batch, group_logprobs
@@ -42,13 +41,12 @@ from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params
 from grm_jax.model.storage import param_shardings
 from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.training.heldout import critique_accuracy, critique_records
 from grm_jax.training.inputs import sampled, usable
 from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, group_advantages, grpo_loss
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.options import RL
 from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError
@@ -57,48 +55,6 @@ from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class RL:
-    """Rule-based online RL: GRPO with a KL penalty (section 3.2, Eq. 11 and 15)."""
-
-    steps: int = 900
-    prompts: int = 128
-    """Records a step; times `group` gives the rollouts (512 are the paper's batch, if that counts
-    rollouts)."""
-    group: int = 4
-    """G: rollouts a prompt."""
-    kl_coef: float = 0.08
-    """beta, the weight of the KL divergence to the frozen reference (0.08: the paper's for 27B); 0:
-    no reference is loaded, and the metric `kl` is 0."""
-    clip_low: float = 0.2
-    """How far the ratio of the policies may fall below 1 before it is clipped (not given in the
-    paper)."""
-    clip_high: float = 0.2
-    """How far the ratio of the policies may rise above 1 before it is clipped (not given in the
-    paper). Above `clip_low` this is DAPO's clip-higher. With one update a rollout it acts only
-    where sampler and trainer disagree."""
-    tie: Literal["paper", "expected"] = "paper"
-    """The reward of a critique whose top score is shared. paper: -1, as for a wrong critique;
-    expected: the mean reward if one of the tied responses were picked at random."""
-    aggregation: Literal["sequence", "token"] = "sequence"
-    """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
-    mean over all tokens of the batch."""
-    train_groups: int | None = None
-    """Update on at most this many groups a step, and only on those with signal: groups without it
-    are dropped, and no other ones are sampled in their place. None: on all groups; those without
-    signal still contribute to the KL term, as in the paper."""
-    device_batch: int = how(1)
-    """The most groups that a device computes at once; a step with more is split into micro-batches.
-    0: all groups. Micro-batches whose groups were all dropped are skipped, and those that hold only
-    short rollouts are cut to half of the length."""
-    offload_reference: bool = how(False)
-    """Keep the reference policy in host memory while it is not needed."""
-    sampling: SamplingConfig = SamplingConfig(max_new_tokens=1024)
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=4e-7)
-    save_rollouts: bool = how(True)
-    """Write every rollout's text and reward to rollouts.jsonl (the meta RM can learn from them)."""
 
 
 def run_rl(run: Run, config: RL, init: str | None = None) -> None:

@@ -9,12 +9,10 @@ correct (`calibration.json`).
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import logging
 from collections.abc import Sequence
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,22 +32,13 @@ from grm_jax.training.inputs import learnt, usable
 from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, bradley_terry_loss
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.options import ScalarRM
 from grm_jax.training.run import Run, Stage
-from grm_jax.training.setup import ConfigError, Fitting
+from grm_jax.training.setup import ConfigError
 from grm_jax.training.step import LossFn, micro_batches
 from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScalarRM:
-    """The Bradley-Terry baseline on the same backbone and preferences."""
-
-    start: Literal["base", "sft", "rft"] = "base"
-    """Weights it starts from."""
-    fitting: Fitting = Fitting(batch_size=256, optimizer=OptimizerConfig(learning_rate=1e-5))
 
 
 Pair = tuple[Example, Example]

@@ -9,15 +9,13 @@ from typing import Any, Literal
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.rows import MAX_BAD_SHARE
-from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.data.synthetic import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.identity import how
-from grm_jax.judge.about import JudgeDefaults
-from grm_jax.model.gemma2 import Remat
-from grm_jax.model.lora import LoRAConfig
+from grm_jax.judge.request import JudgeDefaults
+from grm_jax.model.options import LoRAConfig, Remat
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.sampler.plan import EngineConfig
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.sampler.options import EngineConfig
 
 SYNTHETIC = "synthetic"
 
@@ -132,22 +130,6 @@ class Setup:
     """FIRST:LAST writes a trace of these steps into the stage's directory."""
     distributed: Literal["auto", "on", "off"] = how("auto")
     """Join the other processes of a cluster: when one is found, always, or never."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Fitting:
-    """Supervised training on fixed examples, whatever the loss."""
-
-    steps: int = 900
-    batch_size: int = 1024
-    """The rows of a step (pairs, for the Bradley-Terry baseline)."""
-    pack: int = 0
-    """The tokens of a row into which several examples are packed; 0: one example a row. Pairs can
-    not be packed."""
-    device_batch: int = how(0)
-    """The most rows (or pairs) that a device computes at once; a step with more is split into
-    micro-batches. 0: all rows."""
-    optimizer: OptimizerConfig = OptimizerConfig()
 
 
 def to_json(value: Any) -> str:

@@ -5,7 +5,6 @@ cold_start.jsonl (trajectories, instructions) -> examples -> batches -> steps ->
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -23,20 +22,13 @@ from grm_jax.training.heldout import critique_accuracy, critique_records
 from grm_jax.training.inputs import fitting_rows
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, sft_loss
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.options import SFT, Fitting
 from grm_jax.training.run import Run, Stage
-from grm_jax.training.setup import ConfigError, Fitting
+from grm_jax.training.setup import ConfigError
 from grm_jax.training.step import LossFn, micro_batches
 from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class SFT:
-    """Supervised training; loss on the completion only."""
-
-    fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
 
 def run_sft(run: Run, config: SFT) -> None:

@@ -7,7 +7,6 @@ an interrupted run.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import time
@@ -18,28 +17,12 @@ from grm_jax import files, stopping
 from grm_jax.metrics import clock
 from grm_jax.model import storage
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft
-from grm_jax.training.final_evaluation import Evaluation, evaluate_pipeline
+from grm_jax.training.final_evaluation import evaluate_pipeline
 from grm_jax.training.heldout import critique_records
-from grm_jax.training.meta_rm import MetaRM
-from grm_jax.training.rft import RFT
-from grm_jax.training.rl import RL
+from grm_jax.training.options import Pipeline
 from grm_jax.training.run import Run
-from grm_jax.training.scalar_rm import ScalarRM
-from grm_jax.training.sft import SFT
 
 log = logging.getLogger("grm_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """The options of all stages and of the evaluation at the end."""
-
-    sft: SFT = SFT()
-    rft: RFT = RFT()
-    rl: RL = RL()
-    meta_rm: MetaRM = MetaRM()
-    scalar_rm: ScalarRM = ScalarRM()
-    evaluation: Evaluation = Evaluation()
 
 
 def run_spct(run: Run, recipe: Pipeline) -> None:

@@ -126,7 +126,8 @@ def test_synthetic_faults(tmp_path, record):
 
 def test_the_world_that_is_written_can_be_read(tmp_path, figures_of):
     pytest.importorskip("tokenizers")
-    from grm_jax.data.synthetic_files import WorldConfig, write_world
+    from grm_jax.data.synthetic import WorldConfig
+    from grm_jax.data.synthetic_files import write_world
 
     write_world(tmp_path, WorldConfig(cold_start=2, train=2, fresh=30, shifted=5))
     records = synthetic.BENCHMARK.load(tmp_path)

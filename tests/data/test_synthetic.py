@@ -12,8 +12,8 @@ import pytest
 from grm_jax.critique import parse
 from grm_jax.data import synthetic
 from grm_jax.data.preferences import read_preferences, require_unique_best
-from grm_jax.data.synthetic import Item, Split, Teacher, make_item, vocabulary
-from grm_jax.data.synthetic_files import WorldConfig, build_tokenizer, write_world
+from grm_jax.data.synthetic import Item, Split, Teacher, WorldConfig, make_item, vocabulary
+from grm_jax.data.synthetic_files import build_tokenizer, write_world
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.tokenizer import load_tokenizer
 

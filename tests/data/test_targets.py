@@ -147,7 +147,8 @@ def test_the_template_says_what_is_read(tmp_path):
 
 
 def test_the_embedded_world_is_good(tmp_path):
-    from grm_jax.data.synthetic_files import WorldConfig, write_world
+    from grm_jax.data.synthetic import WorldConfig
+    from grm_jax.data.synthetic_files import write_world
 
     write_world(tmp_path, WorldConfig(cold_start=300, train=5, fresh=5, shifted=5))
     many, single = Template.load("compact"), Template.load("compact_single")

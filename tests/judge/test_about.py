@@ -12,9 +12,10 @@ import pytest
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.errors import UserError
-from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.judge.about import About
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.model.storage import ABOUT_FILE
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
 
 INPUTS = Path(__file__).parents[1] / "reports" / "inputs"
 MINE = "{# grm_jax: name=mine low=0 high=100 reads=scores #}\n{{ query }}\r\n{{ responses }} é\n"

@@ -15,7 +15,7 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.judge.critiques import AdaptiveK, Critic, chunks
 from grm_jax.judge.prompts import Prompts
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")

@@ -19,7 +19,7 @@ from grm_jax.judge.request import JudgeRequest, ScoreOptions
 from grm_jax.judge.scalar import ScalarRM
 from grm_jax.judge.verdict import Verdict
 from grm_jax.model.params import init_params, param_table
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 
 
 @pytest.fixture(scope="module")

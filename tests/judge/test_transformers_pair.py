@@ -20,11 +20,12 @@ import pytest
 from grm_jax import convert, evaluate, hub
 from grm_jax.critique import Template, render
 from grm_jax.errors import UserError
-from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.judge.about import About
 from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import load_meta_rm
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.model import gemma2, heads, huggingface
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
 from grm_jax.tokenizer.chat_template import GEMMA_TEMPLATE
 
 pytestmark = pytest.mark.slow

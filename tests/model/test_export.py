@@ -18,18 +18,19 @@ from grm_jax import convert
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.examples import meta_example, reply_example
 from grm_jax.data.preferences import Preference, read_preferences
-from grm_jax.data.synthetic_files import WorldConfig
-from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.data.synthetic import WorldConfig
+from grm_jax.judge.about import About
 from grm_jax.judge.critiques import Critic
 from grm_jax.judge.judge import Judge, JudgeOptions
 from grm_jax.judge.meta import load_meta_rm
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.judge.scalar import score_examples
 from grm_jax.model.config import SIZES
 from grm_jax.model.storage import load_model
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
+from grm_jax.training.options import SFT
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import Setup
-from grm_jax.training.sft import SFT
 
 NEW = 24
 

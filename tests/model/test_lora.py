@@ -13,7 +13,8 @@ import pytest
 from grm_jax.model.gemma2 import encode, forward, self_attend
 from grm_jax.model.heads import logits
 from grm_jax.model.linear import linear
-from grm_jax.model.lora import LoRAConfig, adapter_table, attach, merge
+from grm_jax.model.lora import adapter_table, attach, merge
+from grm_jax.model.options import LoRAConfig
 from grm_jax.model.params import (
     LAYER_KINDS,
     build_tree,

@@ -12,7 +12,8 @@ import pytest
 from grm_jax import evaluate, train
 from grm_jax.data.preferences import read_preferences
 from grm_jax.data.rows import DataError
-from grm_jax.data.synthetic_files import WorldConfig, write_world
+from grm_jax.data.synthetic import WorldConfig
+from grm_jax.data.synthetic_files import write_world
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.scoring.results import read_results
 from grm_jax.training.run import Run

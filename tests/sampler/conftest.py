@@ -10,9 +10,8 @@ import pytest
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
 STOP = 3

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from grm_jax.sampler.draw import (
-    Filters,
-    SamplingConfig,
-    Settings,
-    draw,
-    draw_each,
-    keep_top,
-    pick,
-)
+from grm_jax.sampler.draw import Settings, draw, draw_each, keep_top, pick
+from grm_jax.sampler.options import Filters, SamplingConfig
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

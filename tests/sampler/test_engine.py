@@ -12,8 +12,7 @@ import pytest
 from grm_jax.data.collate import Example, collate
 from grm_jax.model.batch import completion_logprobs
 from grm_jax.sampler import engine
-from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request, at_once
 
 

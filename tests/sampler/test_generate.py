@@ -7,7 +7,7 @@ import pytest
 
 from grm_jax.model import hf_export
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.schedule import Request
 
 NEW = 14

@@ -6,8 +6,8 @@ import pytest
 
 from grm_jax.model.params import count_params, param_table
 from grm_jax.sampler import plan as sampler_plan
+from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.plan import (
-    EngineConfig,
     cache_room,
     decode_weight_bytes,
     make_plan,

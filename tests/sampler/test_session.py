@@ -10,8 +10,7 @@ import pytest
 
 from grm_jax.errors import UserError
 from grm_jax.model import gemma2, heads
-from grm_jax.sampler.draw import SamplingConfig
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request
 
 ENGINE = EngineConfig(max_rows=64, page=8, prefill_tokens=32, chunk=4, min_lanes=1)

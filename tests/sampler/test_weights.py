@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from grm_jax.model.linear import FEW, OutMajor
-from grm_jax.model.lora import LoRAConfig, adapter_table, attach
+from grm_jax.model.lora import adapter_table, attach
+from grm_jax.model.options import LoRAConfig
 from grm_jax.model.params import LAYER_KINDS, init_params, param_table
 from grm_jax.model.storage import param_shardings
-from grm_jax.sampler.plan import EngineConfig, cache_room, decode_weight_bytes
+from grm_jax.sampler.options import EngineConfig
+from grm_jax.sampler.plan import cache_room, decode_weight_bytes
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.schedule import Request
 from grm_jax.sampler.weights import INPUTS, decode_weights, laid_out, take

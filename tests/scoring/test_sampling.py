@@ -18,7 +18,8 @@ from grm_jax.data.attacks import ATTACKS
 from grm_jax.data.collate import Example
 from grm_jax.data.critiques import Critique
 from grm_jax.data.rows import DataError
-from grm_jax.data.synthetic_files import WorldConfig, write_world
+from grm_jax.data.synthetic import WorldConfig
+from grm_jax.data.synthetic_files import write_world
 from grm_jax.errors import UserError
 from grm_jax.judge import judge as judging
 from grm_jax.judge import meta as judging_meta

@@ -19,11 +19,12 @@ from grm_jax import serve
 from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, not in a test)
 from grm_jax.critique.template_set import TemplateConfig, Templates
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.judge.about import About
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.judge.session import JudgeSession
 from grm_jax.model.params import init_params, param_table
 from grm_jax.model.storage import save_model
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
 from grm_jax.serving.app import create_app
 from grm_jax.serving.service import Service
 

@@ -21,16 +21,16 @@ import numpy as np
 import pytest
 
 from grm_jax.critique.template_set import TemplateConfig
-from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.data.synthetic import WorldConfig
 from grm_jax.metrics import MetricsWriter
 from grm_jax.model.config import SIZES, ModelConfig
 from grm_jax.model.storage import load_model
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.options import SFT, Fitting, OptimizerConfig, ScalarRM
 from grm_jax.training.run import Run
-from grm_jax.training.scalar_rm import ScalarRM, run_scalar_rm
-from grm_jax.training.setup import ConfigError, Fitting, Setup
-from grm_jax.training.sft import SFT, run_sft
+from grm_jax.training.scalar_rm import run_scalar_rm
+from grm_jax.training.setup import ConfigError, Setup
+from grm_jax.training.sft import run_sft
 
 ARCHIVE = Path(__file__).with_name("run_of_6df3ca5.tar.gz")
 MODEL = ModelConfig(

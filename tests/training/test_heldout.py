@@ -12,9 +12,9 @@ import pytest
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.holdout import in_share, overlap, split
 from grm_jax.data.preferences import write_preferences
-from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.data.synthetic import WorldConfig
 from grm_jax.data.trajectories import Trajectory
-from grm_jax.judge.about import JudgeDefaults
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.model.config import SIZES
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.training import heldout, scalar_rm

@@ -21,19 +21,15 @@ from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.judge.prompts import Prompts
 from grm_jax.model.config import SIZES
 from grm_jax.parallel.options import MeshConfig
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.tokenizer import from_tokenizers
 from grm_jax.training import lengths as lengths_module
 from grm_jax.training import meta_rm, rft, rl, scalar_rm, sft, spct
 from grm_jax.training.inputs import fitting_rows
 from grm_jax.training.lengths import Lengths
-from grm_jax.training.meta_rm import MetaRM
-from grm_jax.training.rft import RFT
-from grm_jax.training.rl import RL
+from grm_jax.training.options import RFT, RL, SFT, Fitting, MetaRM, ScalarRM
 from grm_jax.training.run import Run
-from grm_jax.training.scalar_rm import ScalarRM
-from grm_jax.training.setup import ConfigError, Fitting, Setup
-from grm_jax.training.sft import SFT
+from grm_jax.training.setup import ConfigError, Setup
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
 SAMPLING = SamplingConfig(max_new_tokens=32)

@@ -13,14 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.data.synthetic import WorldConfig
 from grm_jax.model.config import SIZES
 from grm_jax.model.linear import round_randomly
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.training.heldout import Measure
 from grm_jax.training.loop import Diverged, Loop, Work
 from grm_jax.training.losses import Loss
-from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.options import OptimizerConfig
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import GuardConfig, HeldOutConfig, Setup
 from grm_jax.training.step import Guard, init_state, make_train_step

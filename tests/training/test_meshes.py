@@ -69,16 +69,17 @@ def results(shape) -> dict:
     from grm_jax.judge.scalar import score_examples
     from grm_jax.model.batch import completion_logprobs, row_scores
     from grm_jax.model.config import ModelConfig
-    from grm_jax.model.lora import LoRAConfig, adapter_table, attach
+    from grm_jax.model.lora import adapter_table, attach
+    from grm_jax.model.options import LoRAConfig
     from grm_jax.model.params import init_params, param_table
     from grm_jax.model.storage import param_shardings
     from grm_jax.parallel.mesh import decode_mesh, make_mesh
-    from grm_jax.sampler.draw import SamplingConfig
     from grm_jax.sampler.engine import Sampler
-    from grm_jax.sampler.plan import EngineConfig
+    from grm_jax.sampler.options import EngineConfig, SamplingConfig
     from grm_jax.sampler.schedule import Request
     from grm_jax.training.losses import bce_loss, sft_loss
-    from grm_jax.training.rl import RL, by_length, policy_objective
+    from grm_jax.training.options import RL
+    from grm_jax.training.rl import by_length, policy_objective
     from grm_jax.training.setup import Setup
     from grm_jax.training.step import init_state, make_train_step
 

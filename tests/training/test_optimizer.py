@@ -10,7 +10,8 @@ import pytest
 
 from grm_jax.model.params import get_leaf, param_table
 from grm_jax.model.storage import param_shardings
-from grm_jax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from grm_jax.training.optimizer import make_optimizer, schedule
+from grm_jax.training.options import OptimizerConfig
 from grm_jax.training.step import init_state, state_shardings
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from grm_jax import recipes, stopping
-from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.data.synthetic import WorldConfig
 from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.judge.critiques import Critic
 from grm_jax.metrics import MetricsWriter, Progress

@@ -14,8 +14,8 @@ from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.rows import DataError
 from grm_jax.judge.prompts import Prompts
 from grm_jax.training import meta_rm, rft, sampling
-from grm_jax.training.meta_rm import MetaRM
-from grm_jax.training.rft import RFT, to_trajectory
+from grm_jax.training.options import RFT, MetaRM
+from grm_jax.training.rft import to_trajectory
 
 
 def judged(record, plain, hinted=(), threshold=None):

@@ -13,17 +13,11 @@ from grm_jax.critique import Template
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.judge.prompts import Prompts
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.training import rl
 from grm_jax.training.lengths import Lengths
-from grm_jax.training.rl import (
-    RL,
-    by_length,
-    record_batches,
-    rollout_batch,
-    rollout_metrics,
-    run_rl,
-)
+from grm_jax.training.options import RL
+from grm_jax.training.rl import by_length, record_batches, rollout_batch, rollout_metrics, run_rl
 from grm_jax.training.setup import ConfigError
 
 CONFIG = RL(prompts=3, group=2, sampling=SamplingConfig(max_new_tokens=32))

@@ -18,24 +18,23 @@ import pytest
 from grm_jax.checkpoint import drop_leftovers
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import TemplateConfig
-from grm_jax.data.synthetic_files import WorldConfig
+from grm_jax.data.synthetic import WorldConfig
 from grm_jax.errors import UserError
-from grm_jax.judge.about import About, JudgeDefaults
+from grm_jax.judge.about import About
+from grm_jax.judge.request import JudgeDefaults
 from grm_jax.model.config import SIZES
 from grm_jax.model.hf_config import CheckpointError
 from grm_jax.model.storage import save_model
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.recipes import SPCTRecipe
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.scoring.statistics import roc_auc
 from grm_jax.stopping import Stopped
 from grm_jax.train import shared_options
 from grm_jax.training import meta_rm, rft, scalar_rm
-from grm_jax.training.meta_rm import MetaRM
-from grm_jax.training.rft import RFT
+from grm_jax.training.options import RFT, SFT, Fitting, MetaRM
 from grm_jax.training.run import MissingStage, Run, Stage
-from grm_jax.training.setup import ConfigError, Fitting, GuardConfig, KeepConfig, Setup
-from grm_jax.training.sft import SFT
+from grm_jax.training.setup import ConfigError, GuardConfig, KeepConfig, Setup
 from grm_jax.training.spct import StageTimes, run_spct
 
 WORLD = WorldConfig(cold_start=5, train=5, fresh=2, shifted=1)

@@ -15,10 +15,11 @@ import pytest
 from grm_jax.data.collate import Example, collate, collate_groups
 from grm_jax.model.batch import completion_logprobs, group_logprobs, row_scores
 from grm_jax.model.params import param_table
-from grm_jax.sampler.draw import SamplingConfig
+from grm_jax.sampler.options import SamplingConfig
 from grm_jax.training.losses import bce_loss, sft_loss
-from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
-from grm_jax.training.rl import RL, by_length, policy_objective
+from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.options import RL, OptimizerConfig
+from grm_jax.training.rl import by_length, policy_objective
 from grm_jax.training.setup import Setup
 from grm_jax.training.step import init_state, make_train_step
 

@@ -8,9 +8,8 @@ from common import arguments, serve
 from grm_jax.model.params import param_table
 from grm_jax.model.storage import load_params, param_shardings, read_model_config
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request
 
 args = arguments()

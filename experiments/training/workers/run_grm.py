@@ -7,13 +7,14 @@ import numpy as np
 from common import LENGTH, ROWS, advantages, arguments, serve, tokens
 
 from grm_jax.model.batch import completion_logprobs
-from grm_jax.model.gemma2 import Remat
+from grm_jax.model.options import Remat
 from grm_jax.model.params import param_table
 from grm_jax.model.storage import load_params, param_shardings, read_model_config
 from grm_jax.parallel.host import use_huge_pages
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.training.losses import grpo_loss, sft_loss
-from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.options import OptimizerConfig
 from grm_jax.training.step import init_state, make_train_step
 
 use_huge_pages()
