@@ -185,6 +185,13 @@ class JudgeSession:
         if self._open.pop(ticket, None) is not None:
             self._session.cancel(str(ticket))
 
+    def finished(self, ticket: int) -> int:
+        """How many samples of a request that runs have ended."""
+        entry = self._open.get(ticket)
+        if entry is None:
+            return 0
+        return len(entry.said if isinstance(entry, _Chat) else entry.rows)
+
     def step(self) -> list[tuple[int, Result]]:
         """A bounded piece of work: admit what fits, decode one chunk; what has ended with it."""
         results: list[tuple[int, Result]] = list(self._score_replies())

@@ -34,6 +34,7 @@ class Session(Protocol):
     ) -> int: ...
     def add_scalar(self, turns: Sequence[Turn], responses: Sequence[str]) -> int: ...
     def cancel(self, ticket: int) -> None: ...
+    def finished(self, ticket: int) -> int: ...
     def step(self) -> Sequence[tuple[int, Any]]: ...
     @property
     def idle(self) -> bool: ...
@@ -63,8 +64,14 @@ class Listener(Protocol):
     def on_refused(self, work: Any, error: UserError) -> None:
         """The session can not do a piece of work."""
 
-    def on_step(self, seconds: float, ended: Sequence[tuple[Any, Any]]) -> None:
-        """A step has ended, and with it these pieces of work."""
+    def on_step(
+        self,
+        seconds: float,
+        ended: Sequence[tuple[Any, Any]],
+        running: Sequence[tuple[Any, int]],
+    ) -> None:
+        """A step has ended, and with it these pieces of work, each with its result; how many
+        samples of those that still run have ended."""
 
     def on_failure(self, error: Exception) -> None:
         """The thread has ended with an error."""
@@ -154,7 +161,8 @@ class Engine(Generic[W]):
             started = time.perf_counter()
             results = session.step()
             ended = [(tickets.pop(ticket), r) for ticket, r in results if ticket in tickets]
-            self._tell(self._listener.on_step, time.perf_counter() - started, ended)
+            running = [(work, session.finished(ticket)) for ticket, work in tickets.items()]
+            self._tell(self._listener.on_step, time.perf_counter() - started, ended, running)
 
     def _next(self, *, block: bool) -> list[tuple[str, W | None]]:
         """Commands that are there; waits for one if the session has nothing to do."""

@@ -110,22 +110,32 @@ class Stats:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """A request that has no answer yet. state: `waiting` or `running`; samples: in the queue."""
+    """A request that has no answer yet.
+
+    Attributes:
+      state: `waiting` or `running`.
+      seconds: since it was asked.
+      finished: how many of its k samples have ended. k: the most that are drawn of it.
+      samples: that wait or run, of all requests.
+    """
 
     state: str
     seconds: float
+    finished: int
+    k: int
     samples: int
 
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """The work for equal requests; lives on the event loop."""
+    """The work for equal requests; lives on the event loop. finished: samples that have ended."""
 
     key: Hashable
     add: Callable[[Session], int]
     cost: int
     waiters: set[asyncio.Future[Any]] = dataclasses.field(default_factory=set)
     running: bool = False
+    finished: int = 0
 
 
 class Service:
@@ -284,8 +294,13 @@ class Service:
             await asyncio.sleep(0)  # what is refused at once is refused before the first event
             while not task.done():
                 job = self._jobs.get(("judge", request.digest))
-                state = "running" if job is not None and job.running else "waiting"
-                yield Progress(state, round(time.monotonic() - started, 3), self._pending)
+                yield Progress(
+                    state="running" if job is not None and job.running else "waiting",
+                    seconds=round(time.monotonic() - started, 3),
+                    finished=0 if job is None else job.finished,
+                    k=request.options.k,
+                    samples=self._pending,
+                )
                 await asyncio.wait([task], timeout=every)
             yield await task
         finally:
@@ -392,11 +407,18 @@ class Service:
     def on_refused(self, work: _Job, error: UserError) -> None:
         self._end(work, None, error)
 
-    def on_step(self, seconds: float, ended: Sequence[tuple[_Job, Any]]) -> None:
+    def on_step(
+        self,
+        seconds: float,
+        ended: Sequence[tuple[_Job, Any]],
+        running: Sequence[tuple[_Job, int]],
+    ) -> None:
         self.stats.busy_seconds += seconds
         self._rate.add(seconds, sum(job.cost for job, _ in ended))
         for job, result in ended:
             self._end(job, result)
+        for job, finished in running:
+            job.finished = finished
 
     def on_failure(self, error: Exception) -> None:
         self._error = error

@@ -104,6 +104,17 @@ def test_settings_are_those_of_each_request(session):
     assert {row.failure for row in results[short].critiques} <= {"truncated", "no_box"}
 
 
+def test_a_session_says_how_many_samples_of_a_request_have_ended(session):
+    ticket = session.add(ask(2, k=20, seed=4))
+    chat = session.add_chat([{"role": "user", "content": " sum"}], SamplingConfig(max_new_tokens=2))
+    seen = [session.finished(ticket)]
+    while not session.idle:
+        session.step()
+        seen.append(session.finished(ticket))
+    assert seen[0] == seen[-1] == 0 == session.finished(chat)
+    assert len(set(seen)) > 2 and sorted(seen[:-1]) == seen[:-1] and max(seen) < 20
+
+
 def test_cancelled_requests_give_nothing_and_leave_room(session):
     tickets = [session.add(ask(2, k=8, seed=s)) for s in range(4)]
     session.step()

@@ -32,6 +32,7 @@ class _Work:
     args: Any
     left: int
     texts: tuple[str, ...]
+    finished: int = 0
 
 
 class FakeSession:
@@ -85,6 +86,10 @@ class FakeSession:
         self.cancelled.append(ticket)
         self._work.pop(ticket, None)
 
+    def finished(self, ticket: int) -> int:
+        self._one_thread()
+        return self._work[ticket].finished
+
     def step(self) -> list[tuple[int, Any]]:
         self._one_thread()
         self.steps += 1
@@ -99,6 +104,7 @@ class FakeSession:
                 continue
             drawn = min(room, work.left)
             work.left -= drawn
+            work.finished += drawn
             room -= drawn
             if not work.left:
                 del self._work[ticket]

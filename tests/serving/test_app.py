@@ -97,7 +97,7 @@ def test_events_are_progress_and_the_verdict(client, session, how):
     assert reply.headers["content-type"].startswith("text/event-stream")
     *progress, (name, verdict) = events(reply.text)
     assert progress and all(one == "progress" for one, _ in progress)
-    assert set(progress[0][1]) == {"state", "seconds", "samples"}
+    assert set(progress[0][1]) == {"state", "seconds", "finished", "k", "samples"}
     assert name == "verdict"
     assert verdict == json.loads(
         json.dumps(session.verdict(JudgeRequest.from_json(QUESTION)).to_json())

@@ -156,7 +156,9 @@ def test_an_error_of_the_server_is_read_on_the_page(page, client):
 def test_work_can_be_stopped(page, client, session):
     page.goto(str(client.base_url))
     judge(page, "never", ["a", "b"])
-    api.expect(page.locator("#progress")).to_contain_text(re.compile("waiting|running"))
+    api.expect(page.locator("#progress")).to_contain_text(
+        re.compile("(waiting|running) … 0 of 8 critiques")
+    )
     page.get_by_role("button", name="Stop").click()
     api.expect(page.get_by_role("alert")).to_have_text("stopped")
     for _ in range(300):

@@ -286,6 +286,29 @@ def test_progress_comes_before_the_verdict(session, with_service):
     assert verdict == session.verdict(ask(k=4))
 
 
+def test_progress_says_how_many_samples_of_the_request_have_ended(with_service):
+    """Those of its own alone, whatever else runs, and whoever else asks for the same."""
+    session = FakeSession(slots=3, seconds=0.05)
+
+    async def scenario(service):
+        other = asyncio.ensure_future(service.judge(ask("other", k=3)))
+        await until(lambda: session.requests)
+        found = [
+            asyncio.ensure_future(collect(service.judge_events(ask(k=7), every=0.01)))
+            for _ in range(2)
+        ]
+        await other
+        return [await one for one in found]
+
+    async def collect(events):
+        return [event async for event in events]
+
+    for *progress, verdict in with_service(session, scenario):
+        assert [event.k for event in progress] == [7] * len(progress)
+        assert list(dict.fromkeys(event.finished for event in progress)) == [0, 3, 6]
+        assert verdict.usage.samples == 7
+
+
 def test_who_stops_listening_to_progress_cancels_the_work(session, with_service):
     async def scenario(service):
         events = service.judge_events(ask("never"), every=0.01)

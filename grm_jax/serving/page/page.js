@@ -97,7 +97,8 @@ async function judge() {
     }
     for await (const { event, data } of events(reply.body)) {
       if (event === "progress") {
-        progress.textContent = `${data.state} … ${Math.round(data.seconds)} s`;
+        const critiques = `${data.finished} of ${data.k} critiques`;
+        progress.textContent = `${data.state} … ${critiques}, ${Math.round(data.seconds)} s`;
       } else if (event === "error") {
         problem(data.error.message);
       } else {
