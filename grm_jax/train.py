@@ -206,16 +206,21 @@ def first_device() -> Any:
 
 
 def setup_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that the next run starts sooner.
+    """Keep every compiled program on disk, so that the next start compiles nothing.
 
     They are kept in the directory that JAX_COMPILATION_CACHE_DIR names (nowhere if it is empty), or
-    else in the user's cache directory.
+    else in the user's cache directory. Machines may share it: JAX finds a program by its
+    operations, XLA's version and flags, and the kind of device, which for a CPU includes its
+    instruction sets.
     """
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "grm_jax", "jax"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # JAX leaves out what compiles in less than a second, and a start has hundreds of these.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 if __name__ == "__main__":
