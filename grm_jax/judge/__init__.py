@@ -16,6 +16,8 @@ critiques.py   critiques drawn with a sampler, and how many are enough
 prompts.py     a record as token ids: template, order of the responses
 meta.py        the meta RM, which says how far a critique can be trusted
 scalar.py      the scalar RM, and scores of a scalar head
+labels.py      probabilities of chosen tokens behind a prompt: a judge that answers with one token
+rows.py        rows of tokens computed in padded batches
 cache.py       critiques on disk, which are not drawn again
 about.py       grm.json: what is known of a model besides its weights
 score_file.py  a file of rows in, the same rows with verdicts out: `python -m grm_jax.judge`

@@ -16,9 +16,11 @@ import grm_jax
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import Scales, TemplateConfig, Templates
 from grm_jax.data.preferences import Preference
+from grm_jax.judge.labels import LabelReader
 from grm_jax.judge.meta import MetaRM
 from grm_jax.judge.prompts import Prompts
 from grm_jax.judge.request import JudgeDefaults, JudgeOptions, ScoreOptions
+from grm_jax.judge.rows import row_lengths
 from grm_jax.judge.scalar import ScalarRM
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
@@ -92,6 +94,15 @@ class JudgeModel:
     def has_scalar(self) -> bool:
         """Whether a scalar RM scores responses beside it."""
         return self._scalar is not None
+
+    @functools.cached_property
+    def labels(self) -> LabelReader:
+        """Reads the probabilities of chosen tokens behind prompts."""
+        engine = self.sampler.engine
+        return LabelReader(
+            self.model, self.params, self.tokenizer, self.mesh,
+            row_lengths((engine.page,), self.model), tokens=engine.prefill_tokens,
+        )  # fmt: skip
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -18,8 +18,9 @@ from grm_jax.data.collate import Example
 from grm_jax.data.critiques import Critique
 from grm_jax.data.examples import meta_example
 from grm_jax.data.preferences import Preference
-from grm_jax.judge.about import About
-from grm_jax.judge.scalar import row_lengths, score_examples
+from grm_jax.judge.about import LENGTH_BUCKETS, About
+from grm_jax.judge.rows import row_lengths
+from grm_jax.judge.scalar import score_examples
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, token_ids
 from grm_jax.model.params import Params, param_table
@@ -114,7 +115,7 @@ def load_meta_rm(path: str | Path, mesh: Mesh, tokens: int | None = None) -> Met
         model,
         params,
         meta_template(path),
-        row_lengths(about, model),
+        row_lengths(about.length_buckets or LENGTH_BUCKETS, model),
         tokens=tokens,
         tokenizer=load_tokenizer(folder) if own else None,
         # A row of ours ends with the token that ended it in training, whatever pads.

@@ -26,6 +26,7 @@ Method = Literal["vote", "guided", "weighted", "hybrid"]
 METHODS: tuple[str, ...] = get_args(Method)
 MOST_RESPONSES = 256
 MOST_SAMPLES = 1024
+MOST_LABELS = 1024
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:
@@ -223,6 +224,35 @@ class JudgeRequest:
         """Names the request with its options: equal ones have equal verdicts of one judge."""
         text = f"{self.record.id} {dataclasses.astuple(self.options)}"
         return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelRequest:
+    """A query with its items, each of which is one prompt: how likely is each label as the token
+    behind it? See `labels.py`.
+
+    Attributes:
+      query, items: texts, or token ids.
+      labels: token ids.
+      item_first: an item comes before the query.
+      special: a query that is a text gets the token that begins texts.
+
+    Raises DataError for no item, no label, or more than `MOST_LABELS` labels.
+    """
+
+    query: str | tuple[int, ...]
+    items: tuple[str | tuple[int, ...], ...]
+    labels: tuple[int, ...]
+    item_first: bool = False
+    special: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise DataError("items", "an empty list", "give at least one")
+        if not 1 <= len(self.labels) <= MOST_LABELS:
+            raise DataError(
+                "label_token_ids", f"{len(self.labels):,} of them", f"give 1 to {MOST_LABELS:,}"
+            )
 
 
 def _turns(query: Any) -> tuple[Turn, ...]:

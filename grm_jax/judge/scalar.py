@@ -18,11 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grm_jax.critique import Turn
-from grm_jax.data.collate import Batch, Example, collate_rows
+from grm_jax.data.collate import Example, collate_rows
 from grm_jax.data.examples import reply_example
-from grm_jax.data.loader import group_by_length
 from grm_jax.errors import UserError
 from grm_jax.judge.about import LENGTH_BUCKETS, About
+from grm_jax.judge.rows import MOST_TOKENS, compute_rows, row_lengths
 from grm_jax.model.batch import row_scores
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params, param_table
@@ -34,10 +34,8 @@ from grm_jax.model.storage import (
     read_model_config,
     require_kind,
 )
-from grm_jax.parallel.mesh import data_parallel, own_rows, put_batch, replicated, use_mesh
+from grm_jax.parallel.mesh import replicated
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
-
-SCORE_TOKENS = 8192
 
 
 @functools.cache
@@ -53,35 +51,20 @@ def score_examples(
     buckets: Sequence[int],
     batch_size: int,
     mesh: Mesh,
-    tokens: int = SCORE_TOKENS,
+    tokens: int = MOST_TOKENS,
 ) -> np.ndarray:
     """Scores [len(examples)] in their order; rows of similar length share a batch.
 
     Args:
-      buckets: rows are padded to the next of these lengths; a longer one raises ValueError.
-      batch_size: most rows computed at once.
-      tokens: most tokens, padding included, that a data-parallel shard computes at once; one row
-        always. Scores do not depend on either.
+      buckets, batch_size, tokens: see `compute_rows`.
     """
-    shards = data_parallel(mesh)
-    scores = np.zeros(len(examples), np.float32)
     score = _program(config, mesh)
-    groups = group_by_length(
-        range(len(examples)), lambda i: examples[i].length, buckets, "rows to score"
-    )
-    for bucket, members in groups.items():
-        fitting = min(-(-batch_size // shards), max(1, tokens // bucket))
-        size = shards * fitting
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            # The last batch repeats its last row, so that every batch has the same shape.
-            rows = [examples[i] for i in part] + [examples[part[-1]]] * (size - len(part))
-            batch: Batch = collate_rows(rows, length=bucket)
-            with use_mesh(mesh):
-                put = put_batch(own_rows(batch, mesh), mesh)
-                values = score(params, tokens=put["tokens"], lengths=put["lengths"])
-            scores[part] = np.asarray(jax.device_get(values))[: len(part)]
-    return scores
+    return compute_rows(
+        examples,
+        lambda rows, length: collate_rows(rows, length=length),
+        lambda batch: score(params, tokens=batch["tokens"], lengths=batch["lengths"]),
+        buckets=buckets, batch_size=batch_size, mesh=mesh, tokens=tokens,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +120,9 @@ def load_scalar_rm(path: str | Path, mesh: Mesh) -> ScalarRM:
     about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
     shardings = param_shardings(param_table(model, num_labels=1), mesh)
     _, params = load_params(folder, shardings=shardings, dtype=model.compute_dtype)
-    return ScalarRM(model, params, row_lengths(about, model), load_tokenizer(folder))
-
-
-def row_lengths(about: About, model: ModelConfig) -> tuple[int, ...]:
-    """The lengths to which rows are padded: as trained, and up to what the model can read."""
-    buckets = list(about.length_buckets or LENGTH_BUCKETS)
-    while buckets[-1] < model.max_position:
-        buckets.append(min(2 * buckets[-1], model.max_position))
-    return tuple(buckets)
+    return ScalarRM(
+        model,
+        params,
+        row_lengths(about.length_buckets or LENGTH_BUCKETS, model),
+        load_tokenizer(folder),
+    )

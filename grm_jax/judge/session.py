@@ -4,9 +4,10 @@
                  -> (meta RM, scalar RM, for what has ended) -> decide -> Verdict
 
 One session batches all that it is given: requests of many clients, of any size and with settings of
-their own, chats, and scalar scores. Between two chunks of decoding, new ones begin in free lanes.
-The randomness of a sample is keyed by its request's texts, seed and number, and programs keep their
-shapes whatever runs beside it: the same request gets the same critiques.
+their own, chats, scalar scores, and probabilities of labels. Between two chunks of decoding, new
+ones begin in free lanes. The randomness of a sample is keyed by its request's texts, seed and
+number, and programs keep their shapes whatever runs beside it: the same request gets the same
+critiques.
 
 A session is used from one thread.
 """
@@ -27,12 +28,21 @@ from grm_jax.errors import UserError
 from grm_jax.judge.base import JudgeModel
 from grm_jax.judge.critiques import AdaptiveK, read_sample, written_ids
 from grm_jax.judge.expected import ScoreTokens
-from grm_jax.judge.request import JudgeRequest
-from grm_jax.judge.verdict import Completion, Judgement, Usage, Verdict, decide, require_method
+from grm_jax.judge.labels import LabelRow
+from grm_jax.judge.request import JudgeRequest, LabelRequest
+from grm_jax.judge.verdict import (
+    Completion,
+    Judgement,
+    LabelLogprobs,
+    Usage,
+    Verdict,
+    decide,
+    require_method,
+)
 from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
-Result = Verdict | tuple[Completion, ...] | tuple[float, ...]
+Result = Verdict | tuple[Completion, ...] | tuple[float, ...] | LabelLogprobs
 _SHORT = Example((0,), ())  # a row of one token
 _ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once
 
@@ -109,6 +119,7 @@ class JudgeSession:
         self._tickets = itertools.count()
         self._open: dict[int, Prepared | _Chat] = {}
         self._replies: dict[int, _Replies] = {}
+        self._labels: dict[int, list[LabelRow]] = {}
         if judge.guided:
             _ = judge.meta  # before caches are planned, which get what is free
         if judge.has_scalar:
@@ -126,7 +137,7 @@ class JudgeSession:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._open and not self._replies
+        return not (self._open or self._replies or self._labels)
 
     def warm_up(self) -> None:
         """Compile the programs that requests need, instead of while the first ones wait.
@@ -179,9 +190,18 @@ class JudgeSession:
         self._replies[ticket] = _Replies(turns, responses)
         return ticket
 
+    def add_labels(self, asked: LabelRequest) -> int:
+        """Begin reading the probabilities of labels; a `LabelLogprobs` comes out of `step`."""
+        rows = self.judge.labels.rows(asked)
+        self._require_room(max(row.length for row in rows), 0)
+        ticket = next(self._tickets)
+        self._labels[ticket] = rows
+        return ticket
+
     def cancel(self, ticket: int) -> None:
         """Forget a request; what it has begun stops before the next chunk."""
         self._replies.pop(ticket, None)
+        self._labels.pop(ticket, None)
         if self._open.pop(ticket, None) is not None:
             self._session.cancel(str(ticket))
 
@@ -194,7 +214,7 @@ class JudgeSession:
 
     def step(self) -> list[tuple[int, Result]]:
         """A bounded piece of work: admit what fits, decode one chunk; what has ended with it."""
-        results: list[tuple[int, Result]] = list(self._score_replies())
+        results: list[tuple[int, Result]] = [*self._score_replies(), *self._read_labels()]
         if self._session.idle:
             return results
         ended: list[int] = []
@@ -277,6 +297,18 @@ class JudgeSession:
             return []
         scores = self._scalar_scores([(e.turns, e.responses) for e in entries.values()])
         return list(zip(entries, scores, strict=True))
+
+    def _read_labels(self) -> list[tuple[int, LabelLogprobs]]:
+        entries, self._labels = self._labels, {}
+        if not entries:
+            return []
+        found = iter(self.judge.labels.logprobs([row for rows in entries.values() for row in rows]))
+        return [
+            (ticket, LabelLogprobs(
+                tuple(itertools.islice(found, len(rows))), sum(row.length for row in rows)
+            ))
+            for ticket, rows in entries.items()
+        ]  # fmt: skip
 
     def _scalar_scores(
         self, asked: Sequence[tuple[Sequence[Turn], Sequence[str]]]

@@ -67,6 +67,29 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelLogprobs:
+    """What a `LabelRequest` is answered with.
+
+    Attributes:
+      logprobs: by item, of each label, over the whole vocabulary.
+      prompt_tokens: of all prompts.
+    """
+
+    logprobs: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+
+    def probabilities(self, *, among_labels: bool) -> list[tuple[float, ...]]:
+        """By item, of each label; `among_labels`: given that the token is one of the labels."""
+        found = []
+        for row in self.logprobs:
+            least = max(row) if among_labels else 0.0  # so that not all of them round to zero
+            masses = [math.exp(value - least) for value in row]
+            total = sum(masses) if among_labels else 1.0
+            found.append(tuple(mass / total for mass in masses))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
 class Usage:
     """What a verdict cost. prompt_tokens: of its distinct prompts, each read once."""
 

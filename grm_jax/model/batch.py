@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import encode, encode_packed
-from grm_jax.model.heads import scalar, take_rows, token_logprobs
+from grm_jax.model.heads import logits, scalar, take_rows, token_logprobs
 from grm_jax.model.options import Remat
 from grm_jax.model.params import Params
 from grm_jax.model.shared_prefix import encode_completions
@@ -53,6 +53,25 @@ def row_scores(
     """The scalar head's score [B] of right-padded rows: tokens [B, T], lengths [B]."""
     hidden = encode(params, config, tokens, lengths, remat=remat)
     return scalar(params, hidden, lengths[:, None] - 1)[:, 0, 0]
+
+
+def next_logprobs(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    targets: jax.Array,
+) -> jax.Array:
+    """The log-probability [B, L] of each target as the token behind its row, at temperature 1.
+
+    Args:
+      params: as trained, or as the sampler has them laid out.
+      tokens: [B, T] right-padded rows of `lengths` [B] tokens. targets: [B, L] token ids.
+    """
+    hidden = encode(params, config, tokens, lengths)  # [B, T, D]
+    z = logits(params, config, take_rows(hidden, lengths - 1, 1)[:, 0])  # [B, V]
+    norm = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    return jnp.take_along_axis(z, targets, axis=-1) - norm
 
 
 def completion_logprobs(

@@ -274,12 +274,17 @@ def encode(
     *,
     remat: Remat = "none",
 ) -> jax.Array:
-    """Hidden states of right-padded rows: tokens [B, T], lengths [B] -> [B, T, D]."""
+    """Hidden states of right-padded rows: tokens [B, T], lengths [B] -> [B, T, D].
+
+    "blocks" of params may be a sequence that holds one tree a block, as the sampler has them.
+    """
     index = jnp.arange(tokens.shape[1])  # [T]
     positions = jnp.broadcast_to(index, tokens.shape)  # [B, T]
     valid = index[None, :] < lengths[:, None]  # [B, T]
     attend = self_attend(config, positions, valid=valid)
-    return forward(params, config, tokens, positions, attend, remat=remat)[0]
+    apart = isinstance(params["blocks"], Sequence)
+    inputs = [dict.fromkeys(LAYER_KINDS)] * config.num_blocks if apart else None
+    return forward(params, config, tokens, positions, attend, inputs, remat=remat)[0]
 
 
 def encode_packed(

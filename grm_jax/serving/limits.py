@@ -45,6 +45,9 @@ class Limits:
     def check_responses(self, count: int) -> None:
         _most("responses", f"{count} of them", count, self.responses)
 
+    def check_items(self, count: int) -> None:
+        _most("items", f"{count} of them", count, self.responses)
+
     def check_samples(self, name: str, count: int) -> None:
         _most(name, str(count), count, self.k)
 

@@ -25,8 +25,8 @@ from typing import Any
 
 from grm_jax.critique.prompt import Turn
 from grm_jax.errors import UserError
-from grm_jax.judge.request import JudgeRequest
-from grm_jax.judge.verdict import Completion, Verdict
+from grm_jax.judge.request import JudgeRequest, LabelRequest
+from grm_jax.judge.verdict import Completion, LabelLogprobs, Verdict
 from grm_jax.serving.engine import Engine, Session
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.problems import (
@@ -284,6 +284,12 @@ class Service:
         key = _key("scalar", [[turn["role"], turn["content"]] for turn in turns], list(responses))
         return await self._answer(key, lambda s: s.add_scalar(turns, responses), 1, deadline)
 
+    async def labels(self, asked: LabelRequest, *, deadline: float | None = None) -> LabelLogprobs:
+        """The log-probabilities of labels. Raises as `judge` does."""
+        self.limits.check_items(len(asked.items))
+        key = _key("labels", dataclasses.astuple(asked))
+        return await self._answer(key, lambda s: s.add_labels(asked), 1, deadline)
+
     async def judge_events(
         self, request: JudgeRequest, *, deadline: float | None = None, every: float = 1.0
     ) -> AsyncGenerator[Progress | Verdict, None]:
@@ -384,7 +390,7 @@ class Service:
             self.stats.samples += result.usage.samples
             self.stats.tokens += result.usage.sampled_tokens
             self.stats.failures.update(result.failures)
-        elif result and not isinstance(result[0], float):
+        elif isinstance(result, tuple) and isinstance(result[0], Completion):
             self.stats.samples += len(result)
             self.stats.tokens += sum(len(completion.tokens) for completion in result)
 

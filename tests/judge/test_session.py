@@ -15,7 +15,7 @@ from grm_jax.judge import scalar as scoring
 from grm_jax.judge.expected import ScoreTokens
 from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import MetaRM
-from grm_jax.judge.request import JudgeRequest, ScoreOptions
+from grm_jax.judge.request import JudgeRequest, LabelRequest, ScoreOptions
 from grm_jax.judge.scalar import ScalarRM
 from grm_jax.judge.verdict import Verdict
 from grm_jax.model.params import init_params, param_table
@@ -144,6 +144,19 @@ def test_chats_and_scalar_scores_run_beside_verdicts(judge, session):
     )  # fmt: skip
 
 
+def test_labels_are_read_beside_verdicts(judge, session):
+    asked = LabelRequest(" sum 1 2", (" anna", " ben anna"), (7, 9, 11))
+    others = [session.add_labels(LabelRequest(" sum", (" carl",), (5,))), session.add(ask(2, k=2))]
+    ticket = session.add_labels(asked)
+    gone = session.add_labels(asked)
+    session.cancel(gone)
+    results = drain(session)
+    assert set(results) == {ticket, *others}
+    rows = judge.labels.rows(asked)
+    assert results[ticket].logprobs == tuple(judge.labels.logprobs(rows))
+    assert results[ticket].prompt_tokens == sum(row.length for row in rows)
+
+
 def test_what_has_no_room_is_refused_at_once(session):
     with pytest.raises(UserError, match=r"the prompt has .* tokens, and at most 64 are read"):
         session.add(ask(2, query=" sum" * 60))
@@ -153,6 +166,8 @@ def test_what_has_no_room_is_refused_at_once(session):
         session.add_chat([{"role": "user", "content": " sum"}], SamplingConfig(max_new_tokens=13))
     with pytest.raises(UserError, match=r"responses\[1\]: .* the scalar RM reads 96"):
         session.add_scalar([{"role": "user", "content": " sum"}], ["", " anna" * 100])
+    with pytest.raises(UserError, match="at most 64 are read"):
+        session.add_labels(LabelRequest(" sum", (" anna", " anna" * 70), (5,)))
     assert session.idle
 
 

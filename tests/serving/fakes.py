@@ -19,8 +19,16 @@ from typing import Any
 
 from grm_jax.critique.prompt import Turn
 from grm_jax.errors import UserError
-from grm_jax.judge.request import JudgeRequest
-from grm_jax.judge.verdict import Completion, Judgement, Usage, Verdict, decide, require_method
+from grm_jax.judge.request import JudgeRequest, LabelRequest
+from grm_jax.judge.verdict import (
+    Completion,
+    Judgement,
+    LabelLogprobs,
+    Usage,
+    Verdict,
+    decide,
+    require_method,
+)
 from grm_jax.serving.service import Served, Service
 
 SCALE = (1.0, 10.0)
@@ -51,6 +59,7 @@ class FakeSession:
         self.requests: list[JudgeRequest] = []
         self.chats: list[tuple[Any, ...]] = []
         self.scalars: list[tuple[Any, ...]] = []
+        self.labels: list[LabelRequest] = []
         self.cancelled: list[int] = []
         self.steps = 0
         self.gate = threading.Event()
@@ -81,6 +90,10 @@ class FakeSession:
             raise UserError("this judge has no scalar RM; load it with one (--scalar)")
         self.scalars.append((tuple(turns), tuple(responses)))
         return self._add("scalar", tuple(responses), 1, _texts(turns))
+
+    def add_labels(self, asked: LabelRequest) -> int:
+        self.labels.append(asked)
+        return self._add("labels", asked, 1, (str(asked.query),))
 
     def cancel(self, ticket: int) -> None:
         self.cancelled.append(ticket)
@@ -136,6 +149,12 @@ class FakeSession:
             return self.verdict(work.args)
         if work.kind == "scalar":
             return tuple(score(text) / 2 - 1 for text in work.args)
+        if work.kind == "labels":
+            rows = tuple(
+                tuple(-score(str(item)) * (1 + label % 3) / 4 for label in work.args.labels)
+                for item in work.args.items
+            )
+            return LabelLogprobs(rows, 5 * len(rows))
         messages, sampling, n, seed = work.args
         prompt = sum(len(turn["content"].split()) for turn in messages)
         completions = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from fakes import FakeSession
 
+from grm_jax.judge.request import LabelRequest
 from grm_jax.serving.groups import GroupOptions
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.protocols import openrlhf
@@ -23,6 +25,7 @@ def session(shared) -> FakeSession:
     session = shared[0]
     session.requests.clear()
     session.chats.clear()
+    session.labels.clear()
     session.replies.clear()
     return session
 
@@ -195,6 +198,15 @@ def test_openrlhf_hears_before_its_own_time_out(client, monkeypatch):
             "image_url",
         ),
         ("/rerank", {"query": "q", "documents": []}, "empty list"),
+        ("/generative_scoring", {"query": "q", "items": [], "label_token_ids": [1]}, "items"),
+        ("/generative_scoring", {"query": "q", "items": ["a"], "label_token_ids": []}, "0 of them"),
+        ("/generative_scoring", {"query": "q", "items": ["a", [1]]}, "items[1]: token ids"),
+        ("/generative_scoring", {"query": "q", "items": ["a"], "item_first": True}, "item_first"),
+        (
+            "/generative_scoring",
+            {"query": "q", "items": ["a"] * 65, "label_token_ids": [1]},
+            "items: 65 of them",
+        ),
         ("/classify", {"input": [[1, 2, 3]]}, "token ids"),
         ("/classify", {"input": "just a text"}, "no conversation"),
         ("/classify", {"input": "a", "messages": HISTORY}, "one of the two"),
@@ -228,6 +240,26 @@ def test_responses_to_one_query_see_each_other(session, client):
     client.post("/score", json={"text_1": ["q", "r", "q"], "text_2": ["a", "b", "c"]})
     asked = sorted(request.record.responses for request in session.requests)
     assert asked == [("a", "c"), ("b",)]
+
+
+def test_the_probability_of_the_first_label_is_the_score(session, client):
+    """Over the whole vocabulary or among the labels; a label that is given twice counts once."""
+    asked = {"query": "q", "items": ["score=4", [1, 2]], "label_token_ids": [5, 6, 5]}
+
+    def scores(**changed) -> list[float]:
+        reply = client.post("/generative_scoring", json=asked | changed).json()
+        assert reply["usage"] == {"prompt_tokens": 10, "total_tokens": 10, "completion_tokens": 0}
+        return [row["score"] for row in reply["data"]]
+
+    assert scores()[0] == scores(apply_softmax=None)[0]
+    assert scores()[0] == pytest.approx(math.exp(-3) / (math.exp(-3) + math.exp(-1)))
+    assert scores(apply_softmax=False)[0] == pytest.approx(math.exp(-3))
+    scores(query=[7, 8], item_first=True, add_special_tokens=False)
+    assert session.labels[0] == LabelRequest("q", ("score=4", (1, 2)), (5, 6))
+    assert session.labels[-1] == LabelRequest(
+        (7, 8), ("score=4", (1, 2)), (5, 6), item_first=True, special=False
+    )
+    assert not session.requests, "no critique is written"
 
 
 # OpenAI's chat

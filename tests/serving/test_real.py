@@ -192,6 +192,24 @@ def test_options_beyond_the_models_positions_are_one_line(model):
         serve.opener(arguments)()
 
 
+def test_labels_of_a_real_model(client):
+    asked = {"query": " sum 1 2", "items": [" anna", " ben 1", [9, 9]], "label_token_ids": [7, 9]}
+
+    def scores(**changed) -> list[float]:
+        reply = client.post("/generative_scoring", json=asked | changed)
+        assert reply.status_code == 200, reply.text
+        return [row["score"] for row in reply.json()["data"]]
+
+    first, second = scores(), scores(label_token_ids=[9, 7])
+    assert [a + b for a, b in zip(first, second, strict=True)] == pytest.approx([1.0] * 3)
+    whole = scores(apply_softmax=False)
+    other = scores(apply_softmax=False, label_token_ids=[9])
+    assert first == pytest.approx([a / (a + b) for a, b in zip(whole, other, strict=True)])
+    assert scores(items=[" ben 1"]) == [first[1]] and scores(item_first=True) != first
+    reply = client.post("/generative_scoring", json=asked | {"label_token_ids": [7, 10**6]})
+    assert reply.status_code == 400 and reply.json()["error"]["field"] == "label_token_ids"
+
+
 def test_events_of_a_real_model(client):
     text = client.post("/v1/judge", json=ASKED | {"stream": True, "seed": 9}).text
     *_, last = [block.split("\n") for block in text.split("\n\n") if block]

@@ -2,10 +2,16 @@
 
     {"text_1": query, "text_2": [responses]}   -> {"data": [{"index": 0, "score": 0.72}, ..]}
     {"query": .., "documents": [..], "top_n"}  -> {"results": [{"index": 1, "relevance_score": ..}]}
+    {"query": .., "items", "label_token_ids"}  -> {"data": [{"index": 0, "score": 0.9}, ..]}
 
 A query with n texts is one judgement of n responses, which see each other. Scores are the judge's
 mean scores within 0..1; with `use_activation: false` as the template has them. Texts may be
 `{"content": [text parts]}`; anything else than text is refused. A failed judgement is a 422.
+
+/generative_scoring with labels asks the model as it is, without a judge's template: the score is
+the probability that the token behind query and item is the first label. Of its prompts nothing is
+cut: one that is too long is refused. Control tokens that stand in a text are text; send ids for
+them.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from grm_jax.data.rows import DataError
-from grm_jax.judge.request import JudgeRequest
+from grm_jax.judge.request import MOST_LABELS, JudgeRequest, LabelRequest
 from grm_jax.judge.verdict import Verdict
 from grm_jax.serving.groups import Groups
 from grm_jax.serving.protocols.common import (
@@ -147,11 +153,16 @@ class RerankReply(BaseModel):
 
 
 class GenerativeScoringRequest(PoolingRequest):
-    query: str
-    items: list[str]
-    label_token_ids: list[Whole] | None = None
+    query: str | list[Whole]
+    items: list[str | list[Whole]]
+    """Texts or token ids."""
+    label_token_ids: list[Whole] | None = Field(None, max_length=MOST_LABELS)
+    """Tokens, of which the probability of the first is the score. Without them the judge's score
+    is."""
     apply_softmax: bool | None = None
+    """Null or true: the probability given that it is one of the labels."""
     item_first: bool | None = None
+    """The item comes before the query."""
 
 
 def router(service: Service, groups: Groups) -> APIRouter:
@@ -166,12 +177,11 @@ def router(service: Service, groups: Groups) -> APIRouter:
         raw = use_activation is False
         return verdict, [score if raw else unit(score, rated) for score in verdict.scores]
 
-    def reply(prefix: str, scores: Sequence[float], verdicts: Sequence[Verdict]) -> ScoreReply:
+    def reply(prefix: str, scores: Sequence[float], usage: Usage) -> ScoreReply:
         data = [ScoreData(index=i, score=score) for i, score in enumerate(scores)]
         return ScoreReply(
-            id=new_id(prefix), created=now(), model=service.served.model, data=data,
-            usage=_usage(verdicts),
-        )  # fmt: skip
+            id=new_id(prefix), created=now(), model=service.served.model, data=data, usage=usage
+        )
 
     @routes.post("/score", operation_id="score")
     @routes.post("/v1/score", operation_id="score_v1")
@@ -193,7 +203,7 @@ def router(service: Service, groups: Groups) -> APIRouter:
         for where, (_, some) in zip(places.values(), found, strict=True):
             for i, value in zip(where, some, strict=True):
                 scores[i] = value
-        return reply("embd", scores, [verdict for verdict, _ in found])
+        return reply("embd", scores, _usage([verdict for verdict, _ in found]))
 
     @routes.post("/rerank", operation_id="rerank")
     @routes.post("/v1/rerank", operation_id="rerank_v1")
@@ -217,18 +227,28 @@ def router(service: Service, groups: Groups) -> APIRouter:
 
     @routes.post("/generative_scoring")
     async def generative_scoring(body: GenerativeScoringRequest) -> ScoreReply:
-        """The score of each item as a response to the query, within 0..1.
+        """The probability of the first label behind each prompt of query and item.
 
-        vLLM's own route reads the probability of a label's token. A judge writes a critique first,
-        so labels are refused.
+        Without labels: the judge's score of each item as a response to the query, within 0..1.
         """
         body.require_supported()
-        if body.label_token_ids is not None:
-            raise DataError("label_token_ids", "no probabilities of labels are read here",
-                            "leave it out: the judge's score is the answer")  # fmt: skip
-        require_unset(item_first=bool(body.item_first))
-        verdict, scores = await judged(body.query, body.items, body.apply_softmax is not False)
-        return reply("generative-scoring", scores, [verdict])
+        softmax = body.apply_softmax is not False
+        if body.label_token_ids is None:
+            require_unset(item_first=bool(body.item_first))
+            query, *items = _only_texts(body)
+            verdict, scores = await judged(query, items, softmax)
+            return reply("generative-scoring", scores, _usage([verdict]))
+        asked = LabelRequest(
+            _ids_or_text(body.query),
+            tuple(map(_ids_or_text, body.items)),
+            tuple(dict.fromkeys(body.label_token_ids)),
+            item_first=bool(body.item_first),
+            special=body.add_special_tokens is not False,
+        )
+        found = await service.labels(asked)
+        scores = [first for first, *_ in found.probabilities(among_labels=softmax)]
+        read = found.prompt_tokens
+        return reply("generative-scoring", scores, Usage(prompt_tokens=read, total_tokens=read))
 
     return routes
 
@@ -254,6 +274,24 @@ def _text(name: str, value: Text) -> str:
         if not isinstance(part.get("text"), str):
             raise DataError(name, "a text part without text", 'give {"type": "text", "text": ..}')
     return "\n".join(part["text"] for part in parts)
+
+
+def _ids_or_text(given: str | list[int]) -> str | tuple[int, ...]:
+    return given if isinstance(given, str) else tuple(given)
+
+
+def _only_texts(body: GenerativeScoringRequest) -> list[str]:
+    """Query and items. Raises DataError for token ids."""
+    texts = []
+    for name, given in (
+        ("query", body.query),
+        *((f"items[{i}]", x) for i, x in enumerate(body.items)),
+    ):
+        if not isinstance(given, str):
+            raise DataError(name, "token ids, and no label_token_ids",
+                            "give texts to judge, or label_token_ids")  # fmt: skip
+        texts.append(given)
+    return texts
 
 
 def _usage(verdicts: Sequence[Verdict]) -> Usage:
