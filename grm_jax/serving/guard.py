@@ -5,7 +5,8 @@
                          client hangs up ───────────────────── cancels ────────┘
 
 Plain ASGI, so that it holds for all routes, those of the wire protocols included. What it refuses
-is a 4xx with a reason and is not read to its end.
+is a 4xx with a reason. A body that is too large or too slow is answered before it is there; what
+its client still writes is thrown away for a while, then the connection is closed.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ HEADERS = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
+# So much of a refused body is thrown away, so that its client comes to read the reply: a connection
+# that is closed with bytes unread is reset, and the reply is lost with it.
+DISCARDED_BYTES = 64 * 2**20
+DISCARDING_SECONDS = 5.0
 _HUNG_UP = 499  # in logs and metrics, as nginx has it; nobody is there to read it
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -49,9 +54,18 @@ _ALIKE = bytes.maketrans(b"{}", b"[]")
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, kind: str, message: str, *headers: tuple[bytes, bytes]):
+    """unread: the client may still be writing the body; its connection is closed."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *headers: tuple[bytes, bytes],
+        unread: bool = False,
+    ):
         super().__init__(message)
-        self.status, self.kind, self.headers = status, kind, headers
+        self.status, self.kind, self.headers, self.unread = status, kind, headers, unread
 
 
 class _HungUp(Exception):
@@ -117,7 +131,7 @@ class Guard:
             await self._run(scope, body, receive, reply)
         except _Refused as refused:
             status = refused.status
-            await _send_error(reply, refused)
+            await _send_error(reply, refused, receive)
         except _HungUp:
             status = _HUNG_UP
         finally:
@@ -150,10 +164,12 @@ class Guard:
     async def _read(self, scope: Message, receive: Receive) -> bytes:
         """The whole body."""
         most = self.limits.body_bytes
-        close = (b"connection", b"close")
         said = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = _Refused(
-            413, "too_large", f"the body has more than {most:,} bytes, the most that is read", close
+            413,
+            "too_large",
+            f"the body has more than {most:,} bytes, the most that is read",
+            unread=True,
         )
         if int(said) > most:
             raise too_large
@@ -175,7 +191,7 @@ class Guard:
                 408,
                 "timeout",
                 f"the body was not there within {self.body_seconds:g} seconds",
-                close,
+                unread=True,
             ) from None
 
     def _check_json(self, scope: Message, body: bytes) -> None:
@@ -277,12 +293,29 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-async def _send_error(send: Send, refused: _Refused) -> None:
+async def _send_error(send: Send, refused: _Refused, receive: Receive) -> None:
     body = json.dumps(error_body(refused.kind, str(refused))).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         *refused.headers,
     ]
+    if refused.unread:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": refused.unread})
+    if refused.unread:
+        await _discard(receive)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(receive: Receive) -> None:
+    """Throw away the rest of a body, until it ends, or it is too much or takes too long."""
+    left = DISCARDED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARDING_SECONDS):
+            while left > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))

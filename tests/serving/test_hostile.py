@@ -13,7 +13,7 @@ import pytest
 from conftest import served
 from fakes import FakeSession
 
-from grm_jax.serving import running
+from grm_jax.serving import guard, running
 from grm_jax.serving.guard import shallow
 from grm_jax.serving.limits import Limits
 
@@ -298,7 +298,56 @@ def test_heads_that_are_no_http(server, name):
     assert len(reply.partition(b"\r\n\r\n")[2]) > 10, reply
 
 
-def test_a_body_that_comes_byte_by_byte_is_not_waited_for(server):
+def post(length: str) -> bytes:
+    """The head of a request whose body is still to come."""
+    return (
+        f"POST /v1/judge HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{length}\r\n\r\n"
+    ).encode()
+
+
+@pytest.mark.parametrize("how", ["a length", "chunks"])
+def test_a_client_that_writes_its_whole_body_first_reads_that_it_is_too_large(server, how):
+    """Most do. The connection is not reset while they write, and is closed when they have."""
+    size = 16 * 2**20
+    if how == "a length":
+        data = post(f"Content-Length: {size}") + b" " * size
+    else:
+        data = post("Transfer-Encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (size, b" " * size)
+    with socket.create_connection((server.base_url.host, server.base_url.port), 10) as connection:
+        connection.sendall(data)
+        time.sleep(0.2)  # by now a server that does not read on would have reset the connection
+        reply = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert reply.startswith(b"HTTP/1.1 413") and reply.count(b"HTTP/1.1") == 1
+    assert b"the most that is read" in reply
+
+
+@pytest.mark.parametrize("bound", ["bytes", "seconds"])
+def test_a_body_that_is_too_large_is_not_read_for_ever(server, monkeypatch, bound):
+    if bound == "bytes":
+        monkeypatch.setattr(guard, "DISCARDED_BYTES", 2**20)
+    else:
+        monkeypatch.setattr(guard, "DISCARDING_SECONDS", 0.3)
+    started = time.monotonic()
+    with socket.create_connection((server.base_url.host, server.base_url.port), 10) as connection:
+        connection.sendall(post(f"Content-Length: {2**40}"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413"), "the answer waits for no body"
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < started + 4:
+                connection.sendall(b" " * (2**16 if bound == "bytes" else 1))
+                time.sleep(0.001)
+    assert time.monotonic() - started < 4
+
+
+def test_who_asks_first_whether_to_send_is_told_not_to(server):
+    """Expect: 100-continue, as curl sends with large bodies."""
+    with socket.create_connection((server.base_url.host, server.base_url.port), 10) as connection:
+        connection.sendall(post(f"Content-Length: {2**30}\r\nExpect: 100-continue"))
+        time.sleep(0.1)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(guard, "DISCARDING_SECONDS", 0.3)
     head = (
         b"POST /v1/judge HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         b"Content-Length: 1000\r\n\r\n"
