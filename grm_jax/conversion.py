@@ -46,6 +46,8 @@ def import_model(given: Path, output: Path, *, dtype: Dtype | None = None) -> No
     require_rows(max(ids.values(), default=-1) + 1, rows, source, source)
     special = special_ids(source)
     config, params = huggingface.load(source, dtype=dtype, num_labels=None)
+    if dtype is not None:
+        config = config.replace(dtype="bfloat16" if dtype == "bfloat16" else "float32")
     storage.save_model(output, config, params, tokenizer_dir=source)
     _keep_ids(output / "generation_config.json", special)
     if about is not None:

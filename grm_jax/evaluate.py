@@ -338,6 +338,7 @@ def _sampler(args: Arguments) -> BenchmarkSampler:
         max_prompt_tokens=args.max_prompt_tokens,
         mesh=mesh,
         score_tokens=args.score_tokens,
+        compute_dtype=args.compute_dtype,
     )
 
 

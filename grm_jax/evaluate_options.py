@@ -18,6 +18,7 @@ from grm_jax.data.long_prompts import LongPrompts
 from grm_jax.data.rows import MAX_BAD_SHARE
 from grm_jax.errors import UserError
 from grm_jax.files import expanded
+from grm_jax.model.options import ComputeDtype
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.scoring.judges import JudgeName
 from grm_jax.scoring.rules import Form, OrderRule, Protocol, TieRule, UnparsedRule
@@ -37,7 +38,7 @@ PATHS = ("data", "samples", "compare", "cache", "output")  # models are resolved
 # Options that have no effect without --model.
 OF_MODELS = (
     "temperature", "max_new_tokens", "long_prompts", "max_prompt_tokens", "adaptive", "probes",
-    "cache", "score_tokens",
+    "cache", "score_tokens", "compute_dtype",
 )  # fmt: skip
 _BENCH = (
     "A benchmark, several separated by commas, or `all` that --data holds: "
@@ -121,6 +122,9 @@ class Arguments:
     """The directory in which a model's samples are kept. Default: runs/cache."""
     mesh: MeshConfig = MeshConfig()
     """How a model uses the devices, as in training: `--mesh.tensor 2` splits it over two."""
+    compute_dtype: ComputeDtype = "auto"
+    """The dtype that models are computed in. auto: the checkpoint's own, unless it is bfloat16 and
+    this is a CPU that is not at least 1.5 times as fast in it."""
     score_tokens: int | None = None
     """The maximum number of tokens that the meta RM scores at once on a device. Default: as many as
     the judge's sampler prefills at once (8192, or as trained)."""

@@ -29,6 +29,7 @@ import tyro
 
 from grm_jax import stopping
 from grm_jax.errors import UserError, describe
+from grm_jax.model.options import ComputeDtype
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.serving.groups import GroupOptions
@@ -99,6 +100,9 @@ class Arguments:
     """Log what clients send. Without it no text is logged."""
     mesh: MeshConfig = MeshConfig()
     """How a model uses the devices, as in training: `--mesh.tensor 2` splits it over two."""
+    compute_dtype: ComputeDtype = "auto"
+    """The dtype that models are computed in. auto: the checkpoint's own, unless it is bfloat16 and
+    this is a CPU that is not at least 1.5 times as fast in it."""
     score_tokens: int | None = None
     """Most tokens of critiques that the meta RM scores at once on a device. Default: as many as
     the judge computes of its prompts (8192, or as trained)."""
@@ -228,7 +232,10 @@ def opener(args: Arguments) -> Callable[[], tuple[Session, Served]]:
     setup_logging()
 
     def open_session() -> tuple[Session, Served]:
-        judge = Judge.load(model, args.meta, args.scalar, mesh=mesh, score_tokens=args.score_tokens)
+        judge = Judge.load(
+            model, args.meta, args.scalar, mesh=mesh, score_tokens=args.score_tokens,
+            compute_dtype=args.compute_dtype,
+        )  # fmt: skip
         new = args.max_new_tokens or judge.defaults.max_new_tokens
         most = judge.model.max_position - new
         longest = args.max_prompt_tokens or min(MAX_PROMPT_TOKENS, most)

@@ -50,10 +50,16 @@ def main(directory: tyro.conf.Positional[Path], *, seed: int = 0) -> None:
     (directory / "prompt.json").write_text(json.dumps(ids), encoding="utf-8")
     if importlib.util.find_spec("gguf") is not None:
         write_gguf(directory / "model.gguf", params)
+        for kind in ("BF16", "Q8_0"):
+            write_gguf(directory / f"model-{kind}.gguf", params, kind)
 
 
-def write_gguf(path: Path, params: Params) -> None:
-    """The same weights for llama.cpp, whose norms hold 1 + w and whose matrices are [out, in]."""
+def write_gguf(path: Path, params: Params, kind: str = "F32") -> None:
+    """The same weights for llama.cpp, whose norms hold 1 + w and whose matrices are [out, in].
+
+    Args:
+      kind: the type of matrices, as gguf calls it.
+    """
     import gguf  # pyright: ignore[reportMissingImports]
 
     c = CONFIG
@@ -81,7 +87,13 @@ def write_gguf(path: Path, params: Params) -> None:
     out.add_unk_token_id(3)
 
     def put(name: str, value: np.ndarray) -> None:
-        out.add_tensor(f"{name}.weight", np.ascontiguousarray(value))
+        value = np.ascontiguousarray(value)
+        if kind == "F32" or value.ndim == 1:
+            out.add_tensor(f"{name}.weight", value)
+        else:
+            stored = gguf.GGMLQuantizationType[kind]
+            quantised = gguf.quants.quantize(value, stored)
+            out.add_tensor(f"{name}.weight", quantised, raw_dtype=stored)
 
     put("token_embd", np.asarray(params["embed"]))
     put("output_norm", np.asarray(params["final_norm"]) + 1.0)

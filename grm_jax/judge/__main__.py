@@ -25,6 +25,7 @@ import tyro
 from grm_jax import stopping
 from grm_jax.errors import UserError, describe, listed
 from grm_jax.judge.request import ScoreOptions
+from grm_jax.model.options import ComputeDtype
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
 
@@ -66,6 +67,9 @@ class Arguments:
     options: Annotated[Options, tyro.conf.arg(name="")] = Options()
     mesh: MeshConfig = MeshConfig()
     """How devices are used."""
+    compute_dtype: ComputeDtype = "auto"
+    """The dtype that models are computed in. auto: the checkpoint's own, unless it is bfloat16 and
+    this is a CPU that is not at least 1.5 times as fast in it."""
 
 
 def run(args: Arguments) -> int:
@@ -78,7 +82,9 @@ def run(args: Arguments) -> int:
 
     mesh = setup_mesh(args.mesh)
     setup_logging()
-    judge = Judge.load(args.model, args.meta, args.scalar, mesh=mesh)
+    judge = Judge.load(
+        args.model, args.meta, args.scalar, mesh=mesh, compute_dtype=args.compute_dtype
+    )
     return _one(args, judge) if args.input is None else _file(args, judge)
 
 

@@ -159,6 +159,7 @@ class JudgeModel:
             "version": grm_jax.__version__,
             "templates": templates,
             "sampling": dataclasses.asdict(self.sampling(options)),
+            "compute_dtype": self.model.compute_dtype,
             "int8": [self.sampler.engine.int8_weights, self.sampler.engine.int8_cache],
             "order": options.order,
             "rating": options.rating,

@@ -32,6 +32,7 @@ from grm_jax.judge.scalar import load_scalar_rm
 from grm_jax.judge.session import JudgeSession, Prepared, prepare
 from grm_jax.judge.verdict import Verdict
 from grm_jax.metrics import Progress
+from grm_jax.model.options import ComputeDtype
 from grm_jax.model.params import param_table
 from grm_jax.model.storage import (
     load_params,
@@ -62,6 +63,7 @@ class Judge(JudgeModel):
         *,
         mesh: Mesh | None = None,
         score_tokens: int | None = None,
+        compute_dtype: ComputeDtype = "auto",
     ) -> Judge:
         """A judge from a run directory, a stage directory, a Hugging Face folder, or a repo id.
 
@@ -70,6 +72,7 @@ class Judge(JudgeModel):
           mesh: how devices are used; None: all of them, each with the whole weights.
           score_tokens: most tokens a device scores at once with the meta RM; None: as many as the
             sampler computes.
+          compute_dtype: what all of its models are computed in (`model.compute_dtype`).
 
         Raises UserError when model and tokenizer, or judge and meta RM, do not belong together.
         Weights are read when the first sample is drawn.
@@ -77,7 +80,8 @@ class Judge(JudgeModel):
         mesh = mesh or make_mesh()
         folder = model_folder(path)
         require_kind(folder, scalar=False)
-        about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
+        about = About.read(folder)
+        model = on_devices(read_model_config(folder), mesh, compute_dtype)
         tokenizer = load_tokenizer(folder)
         require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
         folders = [folder]
@@ -96,8 +100,10 @@ class Judge(JudgeModel):
             templates=about.templates or TemplateConfig(),
             engine=about.engine or EngineConfig(),
             defaults=about.judge or JudgeDefaults(),
-            meta=None if meta is None else lambda: load_meta_rm(meta, mesh, score_tokens),
-            scalar=None if scalar is None else lambda: load_scalar_rm(scalar, mesh),
+            meta=None
+            if meta is None
+            else lambda: load_meta_rm(meta, mesh, score_tokens, compute_dtype),
+            scalar=None if scalar is None else lambda: load_scalar_rm(scalar, mesh, compute_dtype),
             fingerprint=lambda: fingerprint_of(folders),
         )
 

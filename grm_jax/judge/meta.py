@@ -23,6 +23,7 @@ from grm_jax.judge.rows import row_lengths
 from grm_jax.judge.scalar import score_examples
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, token_ids
+from grm_jax.model.options import ComputeDtype
 from grm_jax.model.params import Params, param_table
 from grm_jax.model.storage import (
     load_params,
@@ -100,14 +101,18 @@ class MetaRM:
         ).tolist()  # fmt: skip
 
 
-def load_meta_rm(path: str | Path, mesh: Mesh, tokens: int | None = None) -> MetaRM:
+def load_meta_rm(
+    path: str | Path, mesh: Mesh, tokens: int | None = None, compute_dtype: ComputeDtype = "auto"
+) -> MetaRM:
     """A meta RM from a run directory, its meta_rm stage, a Hugging Face folder, or a repo id.
 
     Args:
       tokens: most tokens a device scores at once; None: as many as the judge's sampler computes.
+      compute_dtype: what it is computed in (`model.compute_dtype`).
     """
     folder = model_folder(path, "meta_rm")
-    about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
+    about = About.read(folder)
+    model = on_devices(read_model_config(folder), mesh, compute_dtype)
     shardings = param_shardings(param_table(model, num_labels=1), mesh)
     _, params = load_params(folder, shardings=shardings, dtype=model.compute_dtype)
     own = read_folder(folder)[0].get("chat_template") is not None

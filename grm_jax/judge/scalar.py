@@ -25,6 +25,7 @@ from grm_jax.judge.about import LENGTH_BUCKETS, About
 from grm_jax.judge.rows import MOST_TOKENS, compute_rows, row_lengths
 from grm_jax.model.batch import row_scores
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.options import ComputeDtype
 from grm_jax.model.params import Params, param_table
 from grm_jax.model.storage import (
     load_params,
@@ -110,14 +111,18 @@ class ScalarRM:
         ).tolist()
 
 
-def load_scalar_rm(path: str | Path, mesh: Mesh) -> ScalarRM:
+def load_scalar_rm(path: str | Path, mesh: Mesh, compute_dtype: ComputeDtype = "auto") -> ScalarRM:
     """A scalar RM from a run directory, its scalar_rm stage, a Hugging Face folder, or a repo id.
 
     It reads texts, so that its tokenizer need not be the judge's.
+
+    Args:
+      compute_dtype: what it is computed in (`model.compute_dtype`).
     """
     folder = model_folder(path, "scalar_rm")
     require_kind(folder, scalar=True)
-    about, model = About.read(folder), on_devices(read_model_config(folder), mesh)
+    about = About.read(folder)
+    model = on_devices(read_model_config(folder), mesh, compute_dtype)
     shardings = param_shardings(param_table(model, num_labels=1), mesh)
     _, params = load_params(folder, shardings=shardings, dtype=model.compute_dtype)
     return ScalarRM(

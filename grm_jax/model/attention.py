@@ -120,7 +120,8 @@ def attention(
     """
     raw = scores(q, k, mask, softcap=softcap)  # [B, K, G, T, S]
     weights = jax.nn.softmax(raw, axis=-1).astype(q.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)
 
 
 def soft_weights(

@@ -36,7 +36,8 @@ class ModelConfig:
     final_softcap: float = 30.0
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
-    compute_dtype: str = "float32"
+    dtype: str = "float32"  # the checkpoint's own: what its weights were released in
+    compute_dtype: str = "float32"  # what it is computed in; see model.compute_dtype
     attention: Backend = "chunked"  # how attention is computed; see model.attention_backends
     scan_unroll: int = 1  # blocks per scan iteration; tiny models run faster fully unrolled
 
@@ -75,7 +76,7 @@ class ModelConfig:
     @property
     def shape(self) -> ModelConfig:
         """The config with fixed values for how it is computed, to compare models by their shape."""
-        return self.replace(compute_dtype="", attention="reference", scan_unroll=1)
+        return self.replace(dtype="", compute_dtype="", attention="reference", scan_unroll=1)
 
     def replace(self, **changes) -> ModelConfig:
         return dataclasses.replace(self, **changes)
@@ -105,7 +106,7 @@ SIZES: dict[str, ModelConfig] = {
         head_dim=256,
         hidden_dim=9216,
         query_pre_attn_scalar=256,
-        compute_dtype="bfloat16",
+        dtype="bfloat16",
     ),
     "9b": ModelConfig(
         num_layers=42,
@@ -115,7 +116,7 @@ SIZES: dict[str, ModelConfig] = {
         head_dim=256,
         hidden_dim=14336,
         query_pre_attn_scalar=256,
-        compute_dtype="bfloat16",
+        dtype="bfloat16",
     ),
     "27b": ModelConfig(
         num_layers=46,
@@ -125,7 +126,7 @@ SIZES: dict[str, ModelConfig] = {
         head_dim=128,
         hidden_dim=36864,
         query_pre_attn_scalar=144,  # embed_dim / num_heads, not head_dim
-        compute_dtype="bfloat16",
+        dtype="bfloat16",
     ),
 }
 

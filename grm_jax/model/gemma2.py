@@ -35,7 +35,7 @@ from grm_jax.errors import UserError
 from grm_jax.model.attention import SAVED, Places
 from grm_jax.model.attention_backends import self_attention
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.linear import linear
+from grm_jax.model.linear import computed_once, linear
 from grm_jax.model.options import Remat
 from grm_jax.model.params import LAYER_KINDS, Params
 from grm_jax.parallel.mesh import constrain
@@ -71,7 +71,7 @@ def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array
     """Sines and cosines [B, T, 1, h/2] of the rotary embedding for `positions` [B, T]."""
     frequency = theta ** (-jnp.arange(0, head_dim // 2, dtype=jnp.float32) * 2 / head_dim)  # [h/2]
     angle = positions.astype(jnp.float32)[:, :, None, None] * frequency  # [B, T, 1, h/2]
-    return jnp.sin(angle), jnp.cos(angle)
+    return computed_once(jnp.sin(angle)), computed_once(jnp.cos(angle))
 
 
 def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
@@ -125,14 +125,9 @@ def _layer(
     """One Gemma-2 layer on x [B, T, D]: its output [B, T, D], and what `attend` emitted."""
     c, dtype = config, x.dtype
     batch, length, _ = x.shape
-    w = {
-        name: value.astype(dtype) if isinstance(value, jax.Array) else value
-        for name, value in p.items()
-        if not name.endswith("norm")
-    }
 
     def product(x: jax.Array, name: str, axes: int = 1) -> jax.Array:
-        return checkpoint_name(linear(x, w[name], axes), PRODUCT)
+        return checkpoint_name(linear(x, p[name], axes), PRODUCT)
 
     with jax.named_scope("attention"):
         h = rms_norm(x, p["pre_attn_norm"], c.norm_eps)  # [B, T, D]
@@ -149,8 +144,10 @@ def _layer(
         x = x + rms_norm(out, p["post_attn_norm"], c.norm_eps)
     with jax.named_scope("mlp"):
         h = rms_norm(x, p["pre_ffw_norm"], c.norm_eps)  # [B, T, D]
-        gate = jax.nn.gelu(product(h, "gate"), approximate=True)  # [B, T, F]
-        out = product(gate * product(h, "up"), "down")  # [B, T, D]
+        # In float32, and rounded once: a chain of operations in bfloat16 rounds after each.
+        gate, up = (product(h, name).astype(jnp.float32) for name in ("gate", "up"))  # [B, T, F]
+        h = (jax.nn.gelu(gate, approximate=True) * up).astype(dtype)
+        out = product(h, "down")  # [B, T, D]
         x = x + rms_norm(out, p["post_ffw_norm"], c.norm_eps)
     return x, emitted
 

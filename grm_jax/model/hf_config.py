@@ -93,9 +93,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(directory: str | Path) -> ModelConfig:
     """The ModelConfig of a Hugging Face Gemma-2 directory.
 
-    `compute_dtype` follows the file's `dtype`: bfloat16 stays bfloat16; float32, float16 and a
-    missing dtype become float32, because float16 overflows in Gemma-2. Change it with
-    `config.replace(compute_dtype=)`.
+    `dtype` follows the file's: bfloat16 stays bfloat16; float32, float16 and a missing dtype become
+    float32, because float16 overflows in Gemma-2.
 
     Raises CheckpointError for another model type, a missing or ill-typed field, and any value that
     the forward pass does not implement.
@@ -111,7 +110,7 @@ def read_config(directory: str | Path) -> ModelConfig:
     fields = {name: _number(path, raw, key, kind, default) for name, key, kind, default in _FIELDS}
     fields["rope_theta"] = _rope_theta(path, raw)
     stored = raw.get("dtype", raw.get("torch_dtype"))
-    fields["compute_dtype"] = "bfloat16" if stored == "bfloat16" else "float32"
+    fields["dtype"] = "bfloat16" if stored == "bfloat16" else "float32"
     try:
         config = ModelConfig(**fields)
     except ValueError as error:

@@ -31,6 +31,21 @@ def apart(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
+def computed_once(x: jax.Array) -> jax.Array:
+    """float32 x, which a CPU computes once and reads in each of its uses.
+
+    XLA's CPU compiler computes an elementwise operation again in each of its uses, through
+    optimization barriers, too, since it drops them before it fuses. It does not do that to a
+    product: here that with the identity, which is exact for finite numbers.
+    """
+
+    def product(x: jax.Array) -> jax.Array:
+        identity = jnp.eye(x.shape[-1], dtype=x.dtype)
+        return jnp.matmul(x, identity, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.platform_dependent(x, cpu=product, default=lambda x: x)
+
+
 @flax.struct.dataclass
 class OutMajor:
     """A matrix stored [out, in] that is multiplied from the left, [out, in] x [in, rows].
@@ -104,13 +119,23 @@ class LowRank:
         it is rounded to the dtype of x.
         """
         if isinstance(self.w, OutMajor | Int8):
-            low = jnp.tensordot(x, self.a.astype(x.dtype), axes)
-            change = jnp.tensordot(
-                low, self.b.astype(x.dtype), 1, preferred_element_type=jnp.float32
-            )
-            return self.w.apply(x, axes) + self.scale * change
-        w = jax.lax.stop_gradient(self.w).astype(x.dtype)
+            return self.w.apply(x, axes) + self.scale * _change(x, self.a, self.b, axes)
+        w = jax.lax.stop_gradient(self.w)
         return cast(jax.Array, _adapted(axes, self.scale, x, w, self.a, self.b))
+
+
+def _contract(x: jax.Array, y: jax.Array, axes: Any) -> jax.Array:
+    """The float32 product of x and y in the dtype of x; `axes` as of `jnp.tensordot`.
+
+    Asking for a float32 result is also what is fast in bfloat16: a CPU's units for bfloat16 add up
+    in float32, and XLA uses them only where the result may stay so.
+    """
+    return jnp.tensordot(x, y.astype(x.dtype), axes, preferred_element_type=jnp.float32)
+
+
+def _change(x: jax.Array, a: jax.Array, b: jax.Array, axes: int) -> jax.Array:
+    """The float32 product x a b."""
+    return _contract(_contract(x, a, axes).astype(x.dtype), b, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -118,26 +143,27 @@ def _adapted(
     axes: int, scale: float, x: jax.Array, w: jax.Array, a: jax.Array, b: jax.Array
 ) -> jax.Array:
     """x (w + scale a b), in the dtype of x; both parts are added before they are rounded."""
-    low = jnp.tensordot(x, a.astype(x.dtype), axes)  # [..., r]
-    out = jnp.tensordot(x, w, axes, preferred_element_type=jnp.float32)
-    change = jnp.tensordot(low, b.astype(x.dtype), 1, preferred_element_type=jnp.float32)
-    return (out + scale * change).astype(x.dtype)
+    return (_contract(x, w, axes) + scale * _change(x, a, b, axes)).astype(x.dtype)
 
 
 def _adapted_forward(axes: int, scale: float, x, w, a, b):
     return _adapted(axes, scale, x, w, a, b), (x, w, a, b)
 
 
-def _adapted_backward(axes: int, scale: float, kept, dy: jax.Array):
-    """The gradients of x, a and b, computed by products in the dtype of x."""
+def _adapted_backward(axes: int, scale: float, kept: tuple[jax.Array, ...], dy: jax.Array):
+    """The gradients of x, a and b; with dlow = scale dy b', they are dy w' + dlow a', x' dlow and
+    scale (x a)' dy."""
     x, w, a, b = kept
-
-    def product(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        low = jnp.tensordot(x, a.astype(x.dtype), axes)
-        return jnp.tensordot(x, w, axes) + scale * jnp.tensordot(low, b.astype(x.dtype), 1)
-
-    dx, da, db = jax.vjp(product, x, a, b)[1](dy)
-    return dx, None, da, db
+    rows = list(range(x.ndim - axes))
+    outputs = list(range(len(rows), dy.ndim))
+    low = _contract(x, a, axes).astype(x.dtype)  # [..., r]
+    dlow = scale * _contract(dy, b, (outputs, list(range(1, b.ndim))))
+    dlow = dlow.astype(x.dtype)  # [..., r]
+    dx = _contract(dy, w, (outputs, list(range(axes, w.ndim))))
+    dx += _contract(dlow, a, ([len(rows)], [axes]))
+    da = _contract(x, dlow, (rows, rows))
+    db = scale * _contract(low, dy, (rows, rows))
+    return dx.astype(x.dtype), None, da.astype(a.dtype), db.astype(b.dtype)
 
 
 _adapted.defvjp(_adapted_forward, _adapted_backward)
@@ -170,6 +196,9 @@ def round_randomly(x: jax.Array, key: jax.Array) -> jax.Array:
 def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:
     """Contract the last `axes` dimensions of x with the first `axes` of w; in the dtype of x.
 
+    The product is computed in the dtype of x, added up in float32, and rounded once; so are its
+    gradients, of which that of w has the dtype of w (float32, for a master).
+
     Args:
       x: [..., inputs of w...].
       w: an array [inputs..., outputs...], or a weight in one of the forms above.
@@ -181,7 +210,7 @@ def linear(x: jax.Array, w: Any, axes: int = 1) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, w: jax.Array, axes: int) -> jax.Array:
-    return jnp.tensordot(x, w, axes)
+    return _contract(x, w, axes).astype(x.dtype)
 
 
 def _product_forward(x: jax.Array, w: jax.Array, axes: int):
@@ -189,7 +218,7 @@ def _product_forward(x: jax.Array, w: jax.Array, axes: int):
 
 
 def _product_backward(axes: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array):
-    """The gradients of x and of w.
+    """The gradients of x and of w, each rounded once, to the dtype of x and of w.
 
     For the gradient of w a CPU transposes one of x and dy; the order of the product is chosen so
     that it is the narrower of the two.
@@ -197,11 +226,11 @@ def _product_backward(axes: int, kept: tuple[jax.Array, jax.Array], dy: jax.Arra
     x, w = kept
     rows = list(range(x.ndim - axes))
     inputs, outputs = list(range(len(rows), x.ndim)), list(range(len(rows), dy.ndim))
-    dx = jnp.tensordot(dy, w, (outputs, list(range(axes, w.ndim))))
+    dx = _contract(dy, w, (outputs, list(range(axes, w.ndim))))
     if math.prod(w.shape[:axes]) <= math.prod(w.shape[axes:]):
-        dw = jnp.tensordot(x, dy, (rows, rows))
+        dw = _contract(x, dy, (rows, rows))
     else:
-        dw = apart(jnp.tensordot(dy, x, (rows, rows)))
+        dw = apart(_contract(dy, x, (rows, rows)))
         dw = jnp.moveaxis(dw, range(-len(inputs), 0), range(len(inputs)))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 

@@ -8,6 +8,8 @@ from typing import Literal
 from grm_jax.errors import UserError
 
 Backend = Literal["reference", "chunked", "splash", "tokamax"]
+# What a model is computed in; auto: the checkpoint's own dtype where the device is fast in it.
+ComputeDtype = Literal["auto", "float32", "bfloat16"]
 Remat = Literal["none", "block", "block_save_attention", "offload"]
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ from grm_jax import checkpoint, hub, typed
 from grm_jax.errors import UserError, listed
 from grm_jax.files import written_whole
 from grm_jax.model import huggingface
-from grm_jax.model.attention_backends import choose
+from grm_jax.model.attention_backends import Backend, choose
+from grm_jax.model.compute_dtype import choose_dtype
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, read_json, read_num_labels
+from grm_jax.model.options import ComputeDtype
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
 from grm_jax.parallel.mesh import sharding
 from grm_jax.parallel.multihost import barrier, first
@@ -188,16 +190,14 @@ def param_shardings(table: tuple[ParamSpec, ...], mesh: Mesh) -> Params:
 def read_model_config(path: str | Path) -> ModelConfig:
     """The config of a model directory, Hugging Face's or this package's.
 
-    The compute dtype is float32 on a CPU and bfloat16 on an accelerator, whichever machine wrote
-    the directory.
+    How the model is computed is left at its defaults; `on_devices` chooses it.
     """
     path = hub.resolve(path, CheckpointError)
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if is_model_dir(path):
         config = read_model_file(path)[0]
         unroll = config.num_blocks if config.num_blocks <= 2 and config.embed_dim <= 128 else 1
-        return config.replace(compute_dtype=dtype, scan_unroll=unroll)
-    return huggingface.read_config(path).replace(compute_dtype=dtype)
+        return config.replace(scan_unroll=unroll)
+    return huggingface.read_config(path)
 
 
 def require_kind(path: str | Path, *, scalar: bool) -> None:
@@ -238,7 +238,18 @@ def load_params(
     return load_model(path, dtype=dtype, shardings=shardings)
 
 
-def on_devices(model: ModelConfig, mesh: Mesh) -> ModelConfig:
-    """The config with the attention backend that suits the devices of the mesh."""
+def on_devices(
+    model: ModelConfig,
+    mesh: Mesh,
+    compute_dtype: ComputeDtype = "auto",
+    attention: Backend | Literal["auto"] = "auto",
+) -> ModelConfig:
+    """The config with the compute dtype and the attention backend that suit the mesh's devices.
+
+    Raises UserError for what is unknown, or can not run on them.
+    """
     device = mesh.devices.flat[0]
-    return model.replace(attention=choose("auto", device.platform, device.device_kind))
+    return model.replace(
+        compute_dtype=choose_dtype(compute_dtype, model.dtype, device.platform),
+        attention=choose(attention, device.platform, device.device_kind),
+    )

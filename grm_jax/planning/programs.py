@@ -306,8 +306,9 @@ def _plan_rollout(
         engine = dataclasses.replace(engine, cache_bytes=room)
     try:
         plan = make_plan(
-            run.model, engine, requests, sampling.max_new_tokens, shards, split=mesh.shape["tensor"]
-        )
+            run.model, engine, requests, sampling.max_new_tokens, shards,
+            split=mesh.shape["tensor"], on_cpu=programs.on_cpu,
+        )  # fmt: skip
     except ValueError as error:
         raise OutOfMemory(f"rollout: {error}") from error
     name = f"rollout ({plan.shape.lanes * shards} samples at once)"

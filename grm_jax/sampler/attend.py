@@ -243,11 +243,15 @@ def lane_attend(
     @jax.named_scope("ring")
     def over_ring(q, kv, v_dtype, mask):
         """(numerator [D, N, K, G, h], total [D, N, K, G]) over the ring of each lane."""
-        keys, values = kv["k"].astype(q.dtype), kv["v"].astype(v_dtype)
+        keys, values = kv["k"], kv["v"]
+        if "k_scale" in kv:
+            keys, values = keys.astype(q.dtype), values.astype(v_dtype)
+        # In the ring's own dtype: of bfloat16 numbers, products in float32 are the same.
+        q = q.astype(keys.dtype)
         raw = jnp.einsum("dnkgh,dnkht->dnkgt", q, keys, preferred_element_type=f32)
         e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, N, K, G, T]
         total = jnp.sum(e, axis=-1, dtype=f32)
-        e = scaled(e, kv.get("v_scale")).astype(v_dtype)
+        e = scaled(e, kv.get("v_scale")).astype(v_dtype).astype(values.dtype)
         return jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32), total
 
     @jax.named_scope("itself")

@@ -119,11 +119,28 @@ def empty_pages(
 
 
 def empty_ring(
-    config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
+    config: ModelConfig,
+    shards: int,
+    lanes: int,
+    capacity: int,
+    *,
+    int8: bool = False,
+    on_cpu: bool = False,
 ) -> Ring:
-    """Rings of `capacity` slots for the lanes of each shard."""
-    blocks = _empty(config, (shards, lanes, config.num_kv_heads), capacity, int8)
+    """Rings of `capacity` slots for the lanes of each shard.
+
+    Args:
+      on_cpu: keep bfloat16 numbers as float32. Every step writes one slot, and XLA's CPU compiler
+        writes to an array of bfloat16 by converting all of it to float32 and back.
+    """
+    rows = shards, lanes, config.num_kv_heads
+    blocks = _empty(config.replace(compute_dtype=ring_dtype(config, on_cpu)), rows, capacity, int8)
     return Ring(blocks, jnp.zeros((), jnp.int32))
+
+
+def ring_dtype(config: ModelConfig, on_cpu: bool) -> str:
+    """The dtype of the keys and values in a ring, unless they are 8-bit integers."""
+    return "float32" if on_cpu else config.compute_dtype
 
 
 def empty_stash(
@@ -178,7 +195,9 @@ def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
 
     def write(layer: KeyValue, one: KeyValue) -> KeyValue:
         return {
-            name: jax.lax.dynamic_update_index_in_dim(layer[name], value, ring.slot, _slots(name))
+            name: jax.lax.dynamic_update_index_in_dim(
+                layer[name], value.astype(layer[name].dtype), ring.slot, _slots(name)
+            )
             for name, value in stored(one, layer).items()
         }
 

@@ -94,10 +94,17 @@ class Drawn:
 
 
 def empty_lanes(
-    config: ModelConfig, shards: int, lanes: int, capacity: int, *, int8: bool = False
+    config: ModelConfig,
+    shards: int,
+    lanes: int,
+    capacity: int,
+    *,
+    int8: bool = False,
+    on_cpu: bool = False,
 ) -> Lanes:
-    """The state of `lanes` lanes in each shard, with rings of `capacity` slots."""
-    ring = cache.empty_ring(config, shards, lanes, capacity, int8=int8)
+    """The state of `lanes` lanes in each shard, with rings of `capacity` slots (see
+    `cache.empty_ring`)."""
+    ring = cache.empty_ring(config, shards, lanes, capacity, int8=int8, on_cpu=on_cpu)
     shape = (shards, lanes, config.embed_dim)
     return Lanes(ring, jnp.zeros(shape, jnp.dtype(config.compute_dtype)))
 

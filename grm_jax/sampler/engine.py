@@ -122,7 +122,7 @@ class Sampler:
             shards,
             together,
             split=self.mesh.shape["tensor"],
-            on_cpu=self._on_cpu,
+            on_cpu=self.programs.on_cpu,
         )
         runner = self._runner(params, plan, key, watch)
         session = Session(runner, longest, wanted=wanted, together=together)
@@ -172,13 +172,9 @@ class Sampler:
             readers=readers,
             repeatable=repeatable,
             split=self.mesh.shape["tensor"],
-            on_cpu=self._on_cpu,
+            on_cpu=self.programs.on_cpu,
         )
         return Session(self._runner(params, plan, key, watch), longest_prompt)
-
-    @property
-    def _on_cpu(self) -> bool:
-        return self.mesh.devices.flat[0].platform == "cpu"
 
     def _runner(self, params: Params, plan: Plan, key: jax.Array, watch: Sequence[int]) -> Runner:
         """What the plan says on the device; a plan that is larger than those before is logged."""

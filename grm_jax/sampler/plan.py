@@ -21,6 +21,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import param_table
 from grm_jax.parallel.mesh import data_parallel
 from grm_jax.parallel.multihost import least_of
+from grm_jax.sampler.cache import ring_dtype
 from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.schedule import Request, Shape
 
@@ -114,7 +115,8 @@ def make_plan(
       shards: how many data-parallel shards there are.
       together: the most samples of an example that run at once; None for no limit.
       split: over how many devices a shard's caches are split, by heads.
-      on_cpu: if so, pages with more than `CPU_READERS` readers are not shared.
+      on_cpu: if so, pages with more than `CPU_READERS` readers are not shared, and rings are wider
+        (`cache.ring_dtype`).
 
     Raises UserError when not even one sample fits.
     """
@@ -124,10 +126,10 @@ def make_plan(
     wanted = sum(min(count, together or count) for count in wanted_of.values())
     lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
     while True:
-        plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
+        plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split, on_cpu)
         if plan.share and on_cpu and plan.oversubscription * plan.shape.readers > CPU_READERS:
             engine = dataclasses.replace(engine, share=False)
-            plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split)
+            plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split, on_cpu)
         if _fits(plan, engine):
             return plan
         lanes = power_of_two(lanes) // 2
@@ -141,6 +143,7 @@ def _plan(
     lanes: int,
     together: int | None,
     split: int,
+    on_cpu: bool,
 ) -> Plan:
     """The plan with this many lanes, whatever its bytes."""
     most = together or lanes
@@ -169,7 +172,7 @@ def _plan(
     pages = max(deepest, math.ceil(prompts * total / len(requests)))
     pages = step_up(max(deepest, min(pages, total)))
     shape = Shape(lanes, pages, engine.page, readers, power_of_two(deepest))
-    return _sized(model, engine, shape, oversubscription, max_new_tokens, split)
+    return _sized(model, engine, shape, oversubscription, max_new_tokens, split, on_cpu)
 
 
 def _sized(
@@ -179,6 +182,7 @@ def _sized(
     oversubscription: int,
     max_new_tokens: int,
     split: int,
+    on_cpu: bool,
     repeatable: bool = False,
 ) -> Plan:
     """The plan of this shape, with its bytes."""
@@ -187,9 +191,11 @@ def _sized(
     plan = Plan(shape, engine.share, oversubscription, max_new_tokens, chunk, ring, 0, repeatable)
     # While the stash grows, the old and the new one are in memory at the same time.
     stash = sum(plan.stash_sizes(shape.lanes)[-2:])
-    tokens = shape.pages * engine.page + shape.lanes * plan.ring + stash * chunk
-    width = token_bytes(model, engine.int8_cache)
-    return dataclasses.replace(plan, bytes=tokens * width // split)
+    tokens, ringed = shape.pages * engine.page + stash * chunk, shape.lanes * plan.ring
+    in_ring = model.replace(compute_dtype=ring_dtype(model, on_cpu))
+    size = tokens * token_bytes(model, engine.int8_cache)
+    size += ringed * token_bytes(in_ring, engine.int8_cache)
+    return dataclasses.replace(plan, bytes=size // split)
 
 
 def open_plan(
@@ -225,7 +231,7 @@ def open_plan(
         prompts = math.ceil((1 + engine.spare) * lanes / most) + 1
         shape = Shape(lanes, step_up(prompts * depth), engine.page, most, power_of_two(depth))
         shared = dataclasses.replace(engine, share=share)
-        plan = _sized(model, shared, shape, 1, max_new_tokens, split, repeatable)
+        plan = _sized(model, shared, shape, 1, max_new_tokens, split, on_cpu, repeatable)
         if _fits(plan, engine):
             return plan
         lanes //= 2

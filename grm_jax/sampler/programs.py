@@ -41,6 +41,11 @@ class Programs:
         self.compilations: list[Compilation] = []
         self._programs: dict[tuple[str, Hashable], Any] = {}
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices of the mesh are CPUs."""
+        return self.mesh.devices.flat[0].platform == "cpu"
+
     def put(self, tree: Any, sharding: Sharding) -> Any:
         """Host values, which are the same in every process, as device arrays with a sharding."""
         return put_same(tree, sharding)

@@ -297,7 +297,9 @@ class Runner:
         self.lanes = self._make(
             "allocate lanes",
             (self.shards, plan.shape.lanes, plan.ring),
-            functools.partial(decode.empty_lanes, *sizes, plan.ring, int8=int8),
+            functools.partial(
+                decode.empty_lanes, *sizes, plan.ring, int8=int8, on_cpu=self.programs.on_cpu
+            ),
         )
         blocks = plan.stash_sizes(plan.shape.lanes)[0]
         self.stash = self._make(

@@ -49,7 +49,7 @@ def decode_weights(
     made = params if laid_out(params) else _Layout(programs, config, int8).made(params)
     mesh = programs.mesh
     # Split over `tensor`, a matrix keeps its dimensions: there is one to split in each.
-    turn = mesh.devices.flat[0].platform == "cpu" and mesh.shape["tensor"] == 1
+    turn = programs.on_cpu and mesh.shape["tensor"] == 1
     return _turned(programs, made) if turn and rows <= linear.FEW and not int8 else made
 
 

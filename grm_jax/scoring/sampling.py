@@ -29,6 +29,7 @@ from grm_jax.judge.prompts import OrderMode, Prompts
 from grm_jax.judge.request import JudgeOptions
 from grm_jax.metrics import Progress
 from grm_jax.model import storage
+from grm_jax.model.options import ComputeDtype
 from grm_jax.model.storage import read_model_config
 from grm_jax.scoring.benchmark import Benchmark
 from grm_jax.scoring.bias import identical
@@ -49,6 +50,7 @@ class BenchmarkSampler:
       mesh: how devices are used; None: each device has the whole weights.
       score_tokens: the maximum number of tokens that a device scores at once; None: as many as the
         sampler prefills.
+      compute_dtype: what its models are computed in (`model.compute_dtype`).
 
     Attributes:
       about: what results.json says about the model.
@@ -66,8 +68,11 @@ class BenchmarkSampler:
         max_prompt_tokens: int | None = None,
         mesh: Mesh | None = None,
         score_tokens: int | None = None,
+        compute_dtype: ComputeDtype = "auto",
     ):
-        self._judge = Judge.load(model, meta, mesh=mesh, score_tokens=score_tokens)
+        self._judge = Judge.load(
+            model, meta, mesh=mesh, score_tokens=score_tokens, compute_dtype=compute_dtype
+        )
         self.about = {**model_info(model), "stops": self._judge.stops}
         self._options, self._cache, self._probes = options, cache, probes
         self._policy: LongPrompts = long_prompts

@@ -41,11 +41,10 @@ from grm_jax.judge.critiques import Critic
 from grm_jax.judge.prompts import OrderMode, Prompts
 from grm_jax.lock import hold
 from grm_jax.model import storage
-from grm_jax.model.attention_backends import choose
 from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
-from grm_jax.model.storage import load_params, param_shardings, read_model_config
+from grm_jax.model.storage import load_params, on_devices, param_shardings, read_model_config
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
 from grm_jax.parallel.multihost import any_of, barrier, first, from_first
 from grm_jax.sampler.engine import Sampler
@@ -150,9 +149,7 @@ class Run:
             model = read_model_config(self.setup.base)
         else:
             model = model_config(self.setup.size).replace(vocab_size=self.vocab_size)
-        device = self.mesh.devices.flat[0]
-        backend = choose(self.setup.attention, device.platform, device.device_kind)
-        return model.replace(attention=backend)
+        return on_devices(model, self.mesh, self.setup.compute_dtype, self.setup.attention)
 
     @property
     def vocab_size(self) -> int:

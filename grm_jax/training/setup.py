@@ -13,7 +13,7 @@ from grm_jax.data.synthetic import WorldConfig
 from grm_jax.errors import UserError
 from grm_jax.identity import how
 from grm_jax.judge.request import JudgeDefaults
-from grm_jax.model.options import LoRAConfig, Remat
+from grm_jax.model.options import ComputeDtype, LoRAConfig, Remat
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.sampler.options import EngineConfig
 
@@ -115,6 +115,10 @@ class Setup:
     attention: Literal["auto", "reference", "chunked", "splash", "tokamax"] = how("auto")
     """How attention is computed; auto: splash on TPUs, tokamax on Hopper and Blackwell GPUs where
     it is installed, else chunked."""
+    compute_dtype: ComputeDtype = how("auto")
+    """The dtype of activations and of the weights that they are multiplied with; auto: the base
+    checkpoint's own (float32 for the embedded world), unless it is bfloat16 and this is a CPU that
+    is not at least 1.5 times as fast in it."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """The dtype in which trained parameters are stored. bfloat16 halves their memory; moments stay
     float32, and updates are rounded stochastically."""

@@ -53,7 +53,7 @@ PUBLISHED_9B = {
 @pytest.mark.parametrize("size", SIZES)
 def test_written_configs_read_back(size, tmp_path):
     config = model_config(size)
-    content = config_json(config, num_labels=0, dtype=config.compute_dtype, ids=special_ids(None))
+    content = config_json(config, num_labels=0, dtype=config.dtype, ids=special_ids(None))
     (tmp_path / "config.json").write_text(json.dumps(content))
     for old, new in (("hidden_act", "hidden_activation"), ("torch_dtype", "dtype")):
         assert content[old] == content[new]
@@ -85,14 +85,14 @@ def test_version_4_layout(tmp_path):
     path.write_text(json.dumps(only_old | {"rope_theta": 5000.0, "torch_dtype": "float16"}))
     read = read_config(tmp_path)
     assert read.rope_theta == 5000.0
-    assert read.compute_dtype == "float32"  # float16 would overflow
+    assert read.dtype == "float32"  # float16 would overflow
 
 
 def test_version_5_layout(files):
     files.edit_config(rope_theta=..., rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     files.edit_config(hidden_act=..., torch_dtype=..., dtype="bfloat16")
     read = read_config(files.directory)
-    assert (read.rope_theta, read.compute_dtype) == (77.0, "bfloat16")
+    assert (read.rope_theta, read.dtype) == (77.0, "bfloat16")
 
 
 @pytest.mark.parametrize(

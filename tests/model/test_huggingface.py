@@ -272,7 +272,7 @@ def test_reading_then_writing_is_the_identity(files, stored, limit, tmp_path):
     again, params_again = huggingface.load(out)
     equal(params, params_again)
     low = stored == ml_dtypes.bfloat16
-    assert again == config.replace(compute_dtype="bfloat16" if low else "float32")
+    assert again == config.replace(dtype="bfloat16" if low else "float32")
     assert json.loads((out / "config.json").read_text())["dtype"] == np.dtype(stored).name
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model.linear import Int8, OutMajor, int8, linear
+from grm_jax.model.linear import Int8, OutMajor, computed_once, int8, linear
 
 
 def problem(axes: int):
@@ -65,3 +65,11 @@ def test_gradients_are_those_of_the_product(shape, axes, dtype, rng):
             np.asarray(found, np.float32), np.asarray(right, np.float32), rtol=tolerance,
             atol=tolerance * float(jnp.abs(right).max()),
         )  # fmt: skip
+
+
+def test_what_is_computed_once_is_not_changed():
+    """The product that a CPU computes it by is exact, also for the smallest and largest numbers."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(7, 33)).astype(np.float32) * 10.0 ** rng.integers(-30, 30, (7, 33))
+    x = x.astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(computed_once)(x), x)

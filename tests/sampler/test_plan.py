@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from grm_jax.model.params import count_params, param_table
 from grm_jax.sampler import plan as sampler_plan
+from grm_jax.sampler.cache import empty_ring
 from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.plan import (
     cache_room,
@@ -23,6 +26,20 @@ ENGINE = EngineConfig(max_rows=32, page=8, chunk=16)
 
 def requests(count: int, samples: int, length: int = 5) -> list[Request]:
     return [Request(str(i), (i,) * length, tuple(range(samples))) for i in range(count)]
+
+
+def test_a_cpu_keeps_rings_in_float32(small):
+    """In bfloat16, that is twice as wide as pages and stash, and is counted."""
+    half = small.replace(compute_dtype="bfloat16")
+    given = ENGINE, requests(1, 32, 9), 40, 1
+    here, elsewhere = (make_plan(half, *given, on_cpu=on_cpu) for on_cpu in (True, False))
+    ringed = here.shape.lanes * here.ring
+    assert here.shape == elsewhere.shape
+    assert here.bytes - elsewhere.bytes == ringed * token_bytes(half)
+    for on_cpu, dtype in ((True, "float32"), (False, "bfloat16")):
+        ring = empty_ring(half, 1, 2, 4, on_cpu=on_cpu)
+        assert {x.dtype for x in jax.tree.leaves(ring.blocks)} == {jnp.dtype(dtype)}
+    assert make_plan(small, *given, on_cpu=True).bytes == make_plan(small, *given).bytes
 
 
 def test_one_prompt_that_fits(small):

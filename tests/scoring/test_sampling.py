@@ -21,7 +21,6 @@ from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic import WorldConfig
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.errors import UserError
-from grm_jax.judge import judge as judging
 from grm_jax.judge import meta as judging_meta
 from grm_jax.judge import records as judging_records
 from grm_jax.judge.judge import Judge
@@ -218,17 +217,13 @@ def test_a_model_is_computed_as_its_machine_can(model, world, tmp_path, one_devi
     assert np.isfinite(scores).all()
 
 
-def test_a_judge_is_loaded_in_its_compute_dtype(model, tmp_path, one_device, monkeypatch):
+def test_a_judge_is_loaded_in_its_compute_dtype(model, tmp_path, one_device):
     config, params = storage.load_model(model / "judge")
     half = jax.tree.map(lambda w: w.astype("bfloat16"), params)
     storage.save_model(tmp_path / "half", config, half, model / "judge")
-    for module in (judging, judging_meta):
-        monkeypatch.setattr(
-            module, "read_model_config", lambda path: config.replace(compute_dtype="bfloat16")
-        )
-    judge = Judge.load(tmp_path / "half", mesh=one_device)
+    judge = Judge.load(tmp_path / "half", model / "meta", mesh=one_device, compute_dtype="bfloat16")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(judge.params)} == {"bfloat16"}
-    scorer = load_meta_rm(model / "meta", one_device)
+    scorer = judge.meta
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(scorer.params)} == {"bfloat16"}
 
 

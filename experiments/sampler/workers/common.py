@@ -19,6 +19,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", default=None, help="this project: float32, bfloat16; a file's")
     found = parser.parse_args()
     found.ids = json.loads((found.model / "prompt.json").read_text())[: found.prompt]
     return found

@@ -13,9 +13,10 @@ from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request
 
 args = arguments()
-model = read_model_config(args.model)
+model = read_model_config(args.model).replace(compute_dtype=args.dtype or "float32")
 mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-_, params = load_params(args.model, shardings=param_shardings(param_table(model), mesh))
+shardings = param_shardings(param_table(model), mesh)
+_, params = load_params(args.model, shardings=shardings, dtype=model.compute_dtype)
 engine = EngineConfig(max_rows=args.k, page=512, prefill_tokens=512, chunk=32)
 sampler = Sampler(model, [model.vocab_size + 1], engine, mesh)
 request = Request("prompt", tuple(args.ids), tuple(range(args.k)))

@@ -1,6 +1,7 @@
 """llama.cpp (llama-cpp-python): one prefill, its cache copied to k sequences, a batch a step.
 
-Float32 weights and cache, temperature 1 by Gumbel noise in NumPy.
+Weights in float32, or as --dtype says (BF16, Q8_0); a float32 cache, and temperature 1 by Gumbel
+noise in NumPy.
 """
 
 import ctypes
@@ -16,8 +17,10 @@ silence = llama.llama_log_callback(lambda level, text, data: None)
 llama.llama_log_set(silence, ctypes.c_void_p(0))
 settings = llama.llama_model_default_params()
 settings.use_mmap = False
-model = llama.llama_model_load_from_file(str(args.model / "model.gguf").encode(), settings)
-assert model, "model.gguf could not be loaded"
+kind = args.dtype or "F32"
+file = args.model / ("model.gguf" if kind == "F32" else f"model-{kind}.gguf")
+model = llama.llama_model_load_from_file(str(file).encode(), settings)
+assert model, f"{file} could not be loaded"
 words = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
 length = len(args.ids)
 context = llama.llama_context_default_params()

@@ -22,6 +22,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--device-batch", type=int, default=0, help="rows at a time; 0: all")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     return parser.parse_args()
 
 

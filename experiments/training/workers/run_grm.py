@@ -19,7 +19,7 @@ from grm_jax.training.step import init_state, make_train_step
 
 use_huge_pages()
 args = arguments()
-model = read_model_config(args.model)
+model = read_model_config(args.model).replace(compute_dtype=args.dtype)
 mesh = make_mesh(1, 1, 1, jax.devices()[:1])
 table = param_table(model)
 optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-6), 100, table)

@@ -1,4 +1,7 @@
-"""transformers' Gemma-2 under torch: AdamW, gradients clipped, every logit."""
+"""transformers' Gemma-2 under torch: AdamW, gradients clipped, every logit.
+
+In float32, or with autocast to bfloat16.
+"""
 
 import os
 
@@ -25,7 +28,8 @@ def run(seed: int) -> float:
     del seed
     total = 0.0
     for index, (part, gain) in enumerate(parts):
-        logits = model(part).logits[:, :-1].float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            logits = model(part).logits[:, :-1].float()
         logprobs = torch.gather(torch.log_softmax(logits, -1), -1, part[:, 1:, None])[..., 0]
         if args.loss == "sft":
             loss = -logprobs.mean()
