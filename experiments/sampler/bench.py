@@ -29,7 +29,7 @@ import tyro
 from host import Worker
 from matplotlib.figure import Figure
 
-from grm_jax.model.config import ModelConfig
+from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.storage import read_model_config
 from grm_jax.sampler.options import EngineConfig
 from grm_jax.scoring.results import versions
@@ -62,8 +62,12 @@ def main(args: Arguments) -> None:
     if args.device == "gpu":
         import device
 
-        found = device.measure(args.size, args.new, args.repeats, EngineConfig())
-        save(HERE / f"device_{args.size}.json", {"commit": git_commit(), **found})
+        bench = device.DeviceBench(model_config(args.size), EngineConfig())
+        found = {"commit": git_commit(), **bench.about(), "new_tokens": args.new, "settings": []}
+        for setting in device.SETTINGS:
+            found["settings"].append(bench.measure(setting, args.new, args.repeats))
+            print(found["settings"][-1], flush=True)
+            save(HERE / f"device_{args.size}.json", found)
         return
     if args.model is None:
         raise SystemExit("give the folder that make_model.py wrote")

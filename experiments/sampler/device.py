@@ -1,93 +1,146 @@
 """k-way sampling on an accelerator: `python experiments/sampler/bench.py --device gpu`.
 
-Random weights of a size, bfloat16: tokens/s for prompts x k x number of prompts, beside the floor
-that memory sets (a step must read every weight, each prompt's keys and values once, and each
-sample's own), at the bandwidth measured in the same run, and the peak memory.
+Random weights of a size, in its compute dtype: tokens/s for prompts x k x number of prompts, beside
+the floor that memory sets (a step must read every weight, each prompt's keys and values once, and
+each sample's own), at the bandwidth of the data sheet and at the one measured in the same run, and
+the peak memory. `experiments/gpu/sampling.py` measures the same within a time limit.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.model.config import ModelConfig, model_config
-from grm_jax.model.params import init_params, param_table
+from grm_jax.model.config import ModelConfig
+from grm_jax.model.params import Params, build_tree, param_table
+from grm_jax.parallel.devices import find_device
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.plan import token_bytes
 from grm_jax.sampler.schedule import Request
 
-PROMPTS, KS, COUNTS = (512, 2048, 4096), (8, 32), (1, 8)
+
+class Setting(NamedTuple):
+    """`prompts` prompts of `prompt` tokens, and k samples of each."""
+
+    prompt: int
+    k: int
+    prompts: int
+
+    def __str__(self) -> str:
+        return f"prompt {self.prompt}, k {self.k}, prompts {self.prompts}"
 
 
-def measure(size: str, new: int, repeats: int, engine: EngineConfig) -> dict[str, Any]:
-    """Every setting; prints a line each."""
-    device = jax.devices()[0]
-    model = model_config(size)
-    table = param_table(model)
-    dtype = jnp.dtype(model.compute_dtype)
-    make = jax.jit(lambda key: jax.tree.map(lambda w: w.astype(dtype), init_params(table, key)))
-    params = jax.block_until_ready(make(jax.random.key(0)))
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    bandwidth = read_bandwidth()
-    found: dict[str, Any] = {
-        "device": device.device_kind,
-        "size": size,
-        "new_tokens": new,
-        "bandwidth_gb_s": round(bandwidth / 1e9),
-        "settings": [],
-    }
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    for length, k, count in itertools.product(PROMPTS, KS, COUNTS):
-        if length + new > model.max_position:
-            continue
-        sampler = Sampler(model, [model.vocab_size + 1], engine, mesh)
+# Prompts of 512, 2,048 and 4,096 tokens x k of 8 and 32 x 1 and 8 prompts; those that tell most
+# come first, since whoever has little time measures only the first ones.
+SETTINGS = tuple(
+    Setting(*numbers)
+    for numbers in (
+        (512, 8, 1), (2048, 32, 8), (512, 32, 8), (4096, 32, 8), (2048, 8, 1), (512, 32, 1),
+        (4096, 32, 1), (2048, 32, 1), (4096, 8, 1), (2048, 8, 8), (512, 8, 8), (4096, 8, 8),
+    )
+)  # fmt: skip
+
+
+class DeviceBench:
+    """A sampler with random weights on the first device, and the bytes that a step reads.
+
+    Args:
+      model: the shape of the model.
+      engine: how the device is used.
+
+    Attributes:
+      weights: the bytes of the weights as decoding reads them.
+      bandwidth: bytes/s of reading an array once, measured.
+    """
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig):
+        self.model = model
+        self.device = jax.devices()[0]
+        self.sampler = Sampler(
+            model, [model.vocab_size + 1], engine, make_mesh(1, 1, 1, [self.device])
+        )
+        self.params = self.sampler.take(random_params(model))
+        self.weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        self.bandwidth = read_bandwidth()
+
+    def about(self) -> dict[str, Any]:
+        """What holds for all settings."""
+        sheet = find_device(self.device.device_kind)
+        return {
+            "device": self.device.device_kind,
+            "dtype": self.model.compute_dtype,
+            "weights_gib": round(self.weights / 2**30, 2),
+            "bandwidth_gb_s": round(self.bandwidth / 1e9),
+            "data_sheet_gb_s": round(sheet.bandwidth / 1e9) if sheet else None,
+        }
+
+    def measure(self, setting: Setting, new: int, repeats: int) -> dict[str, Any]:
+        """One setting: medians of `repeats` runs of `new` tokens a sample, after a first run, which
+        compiles. Seconds of decoding are without prefill; `share of floor` is the least time of a
+        step, at the data sheet's bandwidth, over the measured one."""
+        length, k, count = setting
         rng = np.random.default_rng(0)
         requests = [
-            Request(str(i), tuple(rng.integers(4, model.vocab_size, length).tolist()), range_of(k))
+            Request(
+                str(i), tuple(rng.integers(4, self.model.vocab_size, length).tolist()),
+                tuple(range(k)),
+            )
             for i in range(count)
-        ]
-        settings = SamplingConfig(max_new_tokens=new)
+        ]  # fmt: skip
+        stats, programs = self.sampler.stats, self.sampler.programs
+        compiled_before = len(programs.compilations)
         seconds, decode = [], []
         for repeat in range(repeats + 1):
-            before = sampler.stats.decode_seconds
+            before = stats.decode_seconds
             started = time.perf_counter()
             drawn = sum(
                 len(sample.tokens)
-                for sample in sampler.sample(params, requests, settings, jax.random.key(repeat))
-            )
+                for sample in self.sampler.sample(
+                    self.params, requests, SamplingConfig(max_new_tokens=new),
+                    jax.random.key(repeat),
+                )
+            )  # fmt: skip
             seconds.append(time.perf_counter() - started)
-            decode.append(sampler.stats.decode_seconds - before)
+            decode.append(stats.decode_seconds - before)
         assert drawn == k * count * new
-        step = statistics.median(decode[1:]) / new  # the first one compiles
-        least = floor_bytes(model, weights, length, k, count, new) / bandwidth
-        memory = device.memory_stats() or {}
-        row = {
-            "prompt": length,
-            "k": k,
-            "prompts": count,
-            "tokens_per_second": round(drawn / statistics.median(seconds[1:]), 1),
-            "decode_tokens_per_second": round(k * count / step, 1),
-            "step_ms": round(1e3 * step, 2),
-            "floor_ms": round(1e3 * least, 2),
-            "share_of_floor": round(least / step, 2),
-            "peak_gib": round(memory.get("peak_bytes_in_use", 0) / 2**30, 2),
-            "compilations": len(sampler.programs.compilations),
+        step = statistics.median(decode[1:]) / new
+        read = floor_bytes(self.model, self.weights, length, k, count, new)
+        sheet = find_device(self.device.device_kind)
+        return {
+            **setting._asdict(),
+            "tokens/s": round(drawn / statistics.median(seconds[1:]), 1),
+            "decoding tokens/s": round(k * count / step, 1),
+            "step, ms": round(1e3 * step, 2),
+            "read a step, GB": round(read / 1e9, 3),
+            "share of floor": round(read / sheet.bandwidth / step, 3) if sheet else None,
+            "share at measured bandwidth": round(read / self.bandwidth / step, 3),
+            "first run, s": round(seconds[0], 1),
+            "programs": len(programs.compilations) - compiled_before,
         }
-        print(row, flush=True)
-        found["settings"].append(row)
-    return found
 
 
-def range_of(k: int) -> tuple[int, ...]:
-    return tuple(range(k))
+def random_params(model: ModelConfig) -> Params:
+    """Random weights in the compute dtype. They are made one after the other, the largest first, so
+    that making them takes little more memory than they do."""
+    make = jax.jit(
+        lambda key, std, shape: std * jax.random.normal(key, shape, model.compute_dtype),
+        static_argnums=(1, 2),
+    )
+    table = sorted(param_table(model), key=lambda spec: -math.prod(spec.shape))
+    keys = jax.random.split(jax.random.key(0), len(table))
+    leaves = {
+        spec.path: jax.block_until_ready(make(key, spec.init_std, spec.shape))
+        for spec, key in zip(table, keys, strict=True)
+    }
+    return build_tree(tuple(table), lambda spec: leaves[spec.path])
 
 
 def floor_bytes(
@@ -102,7 +155,7 @@ def floor_bytes(
 
 def read_bandwidth() -> float:
     """Bytes/s of reading an array once."""
-    array = jnp.ones(2**28 if jax.devices()[0].platform != "cpu" else 2**24, jnp.bfloat16)
+    array = jnp.ones(2**31 if jax.devices()[0].platform != "cpu" else 2**24, jnp.bfloat16)
     total = jax.jit(lambda x: jnp.max(x))
     jax.block_until_ready(total(array))
     times = []
