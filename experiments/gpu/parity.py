@@ -31,9 +31,8 @@ from grm_jax.model.attention_backends import Backend, choose, self_attention
 from grm_jax.model.batch import completion_logprobs
 from grm_jax.model.config import SIZES, ModelConfig
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request
 from grm_jax.training.losses import sft_loss
 

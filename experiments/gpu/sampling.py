@@ -14,7 +14,7 @@ from part import Peak, Report, about_jax, parser
 from shapes import DRY_MODEL, DRY_SETTINGS
 
 from grm_jax.model.config import model_config
-from grm_jax.sampler.plan import EngineConfig
+from grm_jax.sampler.options import EngineConfig
 
 
 def main() -> None:

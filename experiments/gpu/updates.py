@@ -112,6 +112,7 @@ def planned_run(told: argparse.Namespace) -> PlannedRun:
     not run there."""
     setup = recipes.Setup(
         size=told.size,
+        compute_dtype="bfloat16",
         attention=told.attention,
         remat=told.remat,
         lora=LoRAConfig(rank=told.lora_rank),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from grm_jax.model.batch import completion_logprobs
-from grm_jax.sampler.draw import SamplingConfig
 from grm_jax.sampler.engine import Sampler
-from grm_jax.sampler.plan import EngineConfig, free_bytes
+from grm_jax.sampler.options import EngineConfig, SamplingConfig
+from grm_jax.sampler.plan import free_bytes
 from grm_jax.sampler.schedule import Request
 
 pytestmark = pytest.mark.gpu
