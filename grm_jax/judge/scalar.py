@@ -78,15 +78,19 @@ class ScalarRM:
     tokenizer: Tokenizer
     batch_size: int = 128
 
-    def require_room(self, turns: Sequence[Turn], responses: Sequence[str]) -> None:
-        """Raise UserError for a response that is too long, with its conversation, to be read."""
-        for index, response in enumerate(responses):
-            length = reply_example(turns, response, self.tokenizer).length
-            if length > self.buckets[-1]:
+    def examples(self, turns: Sequence[Turn], responses: Sequence[str]) -> list[Example]:
+        """What it reads: the conversation with each response.
+
+        Raises UserError for a response that is too long, with its conversation, to be read.
+        """
+        examples = [reply_example(turns, response, self.tokenizer) for response in responses]
+        for index, example in enumerate(examples):
+            if example.length > self.buckets[-1]:
                 raise UserError(
-                    f"responses[{index}]: with its conversation it has {length:,} tokens, and the "
-                    f"scalar RM reads {self.buckets[-1]:,}; shorten it"
+                    f"responses[{index}]: with its conversation it has {example.length:,} tokens, "
+                    f"and the scalar RM reads {self.buckets[-1]:,}; shorten it"
                 )
+        return examples
 
     def scores(
         self, asked: Sequence[tuple[Sequence[Turn], Sequence[str]]], mesh: Mesh, tokens: int

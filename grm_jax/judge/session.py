@@ -34,6 +34,7 @@ from grm_jax.judge.verdict import (
     Completion,
     Judgement,
     LabelLogprobs,
+    ScalarScores,
     Usage,
     Verdict,
     decide,
@@ -42,7 +43,7 @@ from grm_jax.judge.verdict import (
 from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
-Result = Verdict | tuple[Completion, ...] | tuple[float, ...] | LabelLogprobs
+Result = Verdict | tuple[Completion, ...] | ScalarScores | LabelLogprobs
 _SHORT = Example((0,), ())  # a row of one token
 _ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once
 
@@ -54,6 +55,7 @@ class Prepared:
     Attributes:
       orders: how each of the k samples sees the responses.
       prompts: token ids by order.
+      replies: what the scalar RM reads; () without one.
       rows: critiques so far, by sample.
       asked: how many samples the sampler was given.
     """
@@ -63,6 +65,7 @@ class Prepared:
     sampling: SamplingConfig
     orders: list[tuple[int, ...]]
     prompts: dict[tuple[int, ...], tuple[int, ...]]
+    replies: Sequence[Example] = ()
     rows: dict[int, Judgement] = dataclasses.field(default_factory=dict)
     asked: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -79,14 +82,6 @@ class _Chat:
     prompt: tuple[int, ...]
     count: int
     said: dict[int, Completion] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class _Replies:
-    """Responses for the scalar RM alone."""
-
-    turns: Sequence[Turn]
-    responses: Sequence[str]
 
 
 class JudgeSession:
@@ -118,7 +113,7 @@ class JudgeSession:
         self.expected = ScoreTokens(judge.tokenizer) if expected else None
         self._tickets = itertools.count()
         self._open: dict[int, Prepared | _Chat] = {}
-        self._replies: dict[int, _Replies] = {}
+        self._replies: dict[int, list[Example]] = {}
         self._labels: dict[int, list[LabelRow]] = {}
         if judge.guided:
             _ = judge.meta  # before caches are planned, which get what is free
@@ -182,12 +177,12 @@ class JudgeSession:
         return ticket
 
     def add_scalar(self, turns: Sequence[Turn], responses: Sequence[str]) -> int:
-        """Begin the scalar RM's scores of responses; a tuple of numbers comes out of `step`."""
+        """Begin the scalar RM's scores of responses; a `ScalarScores` comes out of `step`."""
         if not self.judge.has_scalar:
             raise UserError("this judge has no scalar RM; load it with one (scalar=..., --scalar)")
-        self.judge.scalar.require_room(turns, responses)
+        rows = self.judge.scalar.examples(turns, responses)
         ticket = next(self._tickets)
-        self._replies[ticket] = _Replies(turns, responses)
+        self._replies[ticket] = rows
         return ticket
 
     def add_labels(self, asked: LabelRequest) -> int:
@@ -291,12 +286,15 @@ class JudgeSession:
             prompt_tokens=len(entry.prompt),
         )
 
-    def _score_replies(self) -> list[tuple[int, tuple[float, ...]]]:
+    def _score_replies(self) -> list[tuple[int, ScalarScores]]:
         entries, self._replies = self._replies, {}
         if not entries:
             return []
-        scores = self._scalar_scores([(e.turns, e.responses) for e in entries.values()])
-        return list(zip(entries, scores, strict=True))
+        scores = self._scalar_scores(list(entries.values()))
+        return [
+            (ticket, ScalarScores(values, sum(row.length for row in rows)))
+            for (ticket, rows), values in zip(entries.items(), scores, strict=True)
+        ]
 
     def _read_labels(self) -> list[tuple[int, LabelLogprobs]]:
         entries, self._labels = self._labels, {}
@@ -310,11 +308,12 @@ class JudgeSession:
             for ticket, rows in entries.items()
         ]  # fmt: skip
 
-    def _scalar_scores(
-        self, asked: Sequence[tuple[Sequence[Turn], Sequence[str]]]
-    ) -> list[tuple[float, ...]]:
-        judge = self.judge
-        return judge.scalar.scores(asked, judge.mesh, judge.sampler.engine.prefill_tokens)
+    def _scalar_scores(self, asked: Sequence[Sequence[Example]]) -> list[tuple[float, ...]]:
+        """The scores of the rows of each of several requests, all in one batch."""
+        judge, rows = self.judge, [row for rows in asked for row in rows]
+        tokens = judge.sampler.engine.prefill_tokens
+        scores = iter(judge.scalar.logits(rows, judge.mesh, tokens))
+        return [tuple(itertools.islice(scores, len(rows))) for rows in asked]
 
     def _verdicts(self, tickets: Sequence[int]) -> list[tuple[int, Result]]:
         """The verdicts of requests whose critiques are all there."""
@@ -325,8 +324,7 @@ class JudgeSession:
             rows = self._with_meta(entries, rows)
         scalars: Sequence[tuple[float, ...] | None] = [None] * len(entries)
         if self.judge.has_scalar and entries:
-            records = [entry.request.record for entry in entries]
-            scalars = self._scalar_scores([(r.turns, r.responses) for r in records])
+            scalars = self._scalar_scores([entry.replies for entry in entries])
         now = time.perf_counter()
         results: list[tuple[int, Result]] = []
         for ticket, entry, judged, scalar in zip(tickets, entries, rows, scalars, strict=True):
@@ -378,8 +376,9 @@ def prepare(judge: JudgeModel, request: JudgeRequest) -> Prepared:
         options.method or "vote", len(record.responses),
         guided=judge.guided, scalar=judge.has_scalar,
     )  # fmt: skip
+    replies: Sequence[Example] = ()
     if judge.has_scalar:
-        judge.scalar.require_room(record.turns, record.responses)
+        replies = judge.scalar.examples(record.turns, record.responses)
     prompts = judge.prompts(options)
     orders = prompts.orders(record, options.k)
     prepared = Prepared(
@@ -388,6 +387,7 @@ def prepare(judge: JudgeModel, request: JudgeRequest) -> Prepared:
         judge.sampling(options),
         orders,
         {order: prompts.ids(record, order) for order in dict.fromkeys(orders)},
+        replies,
     )
     limit = judge.model.max_position - prepared.sampling.max_new_tokens
     if prepared.longest > limit:

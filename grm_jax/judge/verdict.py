@@ -67,6 +67,18 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScalarScores:
+    """The scalar RM's score of each response to a conversation.
+
+    Attributes:
+      prompt_tokens: that it read: the conversation with each response.
+    """
+
+    scores: tuple[float, ...]
+    prompt_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
 class LabelLogprobs:
     """What a `LabelRequest` is answered with.
 

@@ -26,7 +26,7 @@ from typing import Any
 from grm_jax.critique.prompt import Turn
 from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest, LabelRequest
-from grm_jax.judge.verdict import Completion, LabelLogprobs, Verdict
+from grm_jax.judge.verdict import Completion, LabelLogprobs, ScalarScores, Verdict
 from grm_jax.serving.engine import Engine, Session
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.problems import (
@@ -278,7 +278,7 @@ class Service:
 
     async def scalar(
         self, turns: Sequence[Turn], responses: Sequence[str], *, deadline: float | None = None
-    ) -> tuple[float, ...]:
+    ) -> ScalarScores:
         """The scalar RM's score of each response. Raises as `judge` does."""
         self.limits.check_responses(len(responses))
         key = _key("scalar", [[turn["role"], turn["content"]] for turn in turns], list(responses))

@@ -137,11 +137,13 @@ def test_chats_and_scalar_scores_run_beside_verdicts(judge, session):
     assert replies[0].prompt_tokens == len(judge.tokenizer.chat(messages))
     again = session.add_chat(messages, sampling, n=3, seed=1)
     assert drain(session)[again] == replies
-    assert results[scalar] == results[verdict].scalar
+    assert results[scalar].scores == results[verdict].scalar
     np.testing.assert_allclose(
-        results[scalar],
+        results[scalar].scores,
         judge.scalar.scores([(messages, [" anna", " ben"])], judge.mesh, 64)[0],
-    )  # fmt: skip
+    )
+    rows = judge.scalar.examples(messages, [" anna", " ben"])
+    assert results[scalar].prompt_tokens == sum(row.length for row in rows)
 
 
 def test_labels_are_read_beside_verdicts(judge, session):

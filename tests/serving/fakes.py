@@ -24,6 +24,7 @@ from grm_jax.judge.verdict import (
     Completion,
     Judgement,
     LabelLogprobs,
+    ScalarScores,
     Usage,
     Verdict,
     decide,
@@ -89,7 +90,9 @@ class FakeSession:
         if not self.scalar:
             raise UserError("this judge has no scalar RM; load it with one (--scalar)")
         self.scalars.append((tuple(turns), tuple(responses)))
-        return self._add("scalar", tuple(responses), 1, _texts(turns))
+        texts = _texts(turns)
+        words = len(" ".join(texts).split())
+        return self._add("scalar", (tuple(responses), words), 1, texts)
 
     def add_labels(self, asked: LabelRequest) -> int:
         self.labels.append(asked)
@@ -148,7 +151,9 @@ class FakeSession:
         if work.kind == "judge":
             return self.verdict(work.args)
         if work.kind == "scalar":
-            return tuple(score(text) / 2 - 1 for text in work.args)
+            responses, words = work.args
+            read = sum(words + len(text.split()) for text in responses)
+            return ScalarScores(tuple(score(text) / 2 - 1 for text in responses), read)
         if work.kind == "labels":
             rows = tuple(
                 tuple(-score(str(item)) * (1 + label % 3) / 4 for label in work.args.labels)

@@ -10,6 +10,7 @@ from fakes import FakeSession
 
 from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest, ScoreOptions
+from grm_jax.judge.verdict import ScalarScores
 from grm_jax.serving.limits import Limits
 from grm_jax.serving.problems import DeadlineExceeded, EngineFailed, Overloaded, Unavailable
 from grm_jax.serving.service import Chat, Progress
@@ -169,7 +170,7 @@ def test_chats_and_scalars_run_beside_verdicts(session, with_service):
     verdict, completions, scalars = with_service(session, scenario)
     assert verdict.winner == 1
     assert [c.text for c in completions] == ["hello [7.0 at 0.5]", "hello [7.1 at 0.5]"]
-    assert scalars == (1.0, 3.5)
+    assert scalars == ScalarScores((1.0, 3.5), 4)
 
 
 def test_a_missing_scalar_rm_is_the_clients_error(with_service):

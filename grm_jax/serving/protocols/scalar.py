@@ -6,7 +6,8 @@
 An input is a whole conversation in the markup of the client's template, or `messages`. Its last
 turn is the assistant's, which is scored. /classify gives the sigmoid of the score unless
 `use_activation` is false; /v1/embeddings always the raw score. A server without a scalar RM answers
-404 and says how to give it one. Tokens are not counted here: `usage` says 0.
+404 and says how to give it one. `usage` counts the tokens that the scalar RM read, in its own chat
+template.
 """
 
 from __future__ import annotations
@@ -101,26 +102,29 @@ class EmbeddingsReply(BaseModel):
 def router(service: Service, groups: Groups) -> APIRouter:
     routes = api_router("scalar RM")
 
-    async def scored(body: ConversationRequest) -> list[float]:
+    async def scored(body: ConversationRequest) -> tuple[list[float], Usage]:
         require_scalar(service)
         given = body.conversations()
         service.limits.check_responses(len(given))
         found = await together(service.scalar(turns, [reply]) for turns, reply in given)
-        return [score for (score,) in found]
+        read = sum(one.prompt_tokens for one in found)
+        scores = [score for one in found for score in one.scores]
+        return scores, Usage(prompt_tokens=read, total_tokens=read)
 
     @routes.post("/classify", responses={404: {"description": "No scalar RM"}})
     async def classify(body: ClassifyRequest) -> ClassifyReply:
         """The scalar RM's score of each conversation's last reply."""
         raw = body.use_activation is False
+        scores, usage = await scored(body)
         data = [
             ClassifyData(
                 index=i, label="LABEL_0", probs=[score if raw else _sigmoid(score)], num_classes=1
             )
-            for i, score in enumerate(await scored(body))
+            for i, score in enumerate(scores)
         ]
         return ClassifyReply(
             id=new_id("classify"), created=now(), model=service.served.model, data=data,
-            usage=_nothing(),
+            usage=usage,
         )  # fmt: skip
 
     @routes.post("/v1/embeddings", responses={404: {"description": "No scalar RM"}})
@@ -128,11 +132,12 @@ def router(service: Service, groups: Groups) -> APIRouter:
         """The scalar RM's raw score of each conversation's last reply, as an embedding of one."""
         require_unset(dimensions=body.dimensions not in (None, 1))
         packed = body.encoding_format == "base64"
+        scores, usage = await scored(body)
         data = [
             EmbeddingsData(index=i, embedding=_packed(score) if packed else [score])
-            for i, score in enumerate(await scored(body))
+            for i, score in enumerate(scores)
         ]
-        return EmbeddingsReply(model=service.served.model, data=data, usage=_nothing())
+        return EmbeddingsReply(model=service.served.model, data=data, usage=usage)
 
     return routes
 
@@ -162,7 +167,3 @@ def _sigmoid(value: float) -> float:
 
 def _packed(score: float) -> str:
     return base64.b64encode(struct.pack("<f", score)).decode()
-
-
-def _nothing() -> Usage:
-    return Usage(prompt_tokens=0, total_tokens=0)
