@@ -50,15 +50,15 @@ def main(directory: tyro.conf.Positional[Path], *, seed: int = 0) -> None:
     (directory / "prompt.json").write_text(json.dumps(ids), encoding="utf-8")
     if importlib.util.find_spec("gguf") is not None:
         write_gguf(directory / "model.gguf", params)
-        for kind in ("BF16", "Q8_0"):
-            write_gguf(directory / f"model-{kind}.gguf", params, kind)
+        for dtype in ("BF16", "Q8_0"):
+            write_gguf(directory / f"model-{dtype}.gguf", params, dtype)
 
 
-def write_gguf(path: Path, params: Params, kind: str = "F32") -> None:
+def write_gguf(path: Path, params: Params, dtype: str = "F32") -> None:
     """The same weights for llama.cpp, whose norms hold 1 + w and whose matrices are [out, in].
 
     Args:
-      kind: the type of matrices, as gguf calls it.
+      dtype: that of matrices, as gguf calls it.
     """
     import gguf  # pyright: ignore[reportMissingImports]
 
@@ -88,10 +88,10 @@ def write_gguf(path: Path, params: Params, kind: str = "F32") -> None:
 
     def put(name: str, value: np.ndarray) -> None:
         value = np.ascontiguousarray(value)
-        if kind == "F32" or value.ndim == 1:
+        if dtype == "F32" or value.ndim == 1:
             out.add_tensor(f"{name}.weight", value)
         else:
-            stored = gguf.GGMLQuantizationType[kind]
+            stored = gguf.GGMLQuantizationType[dtype]
             quantised = gguf.quants.quantize(value, stored)
             out.add_tensor(f"{name}.weight", quantised, raw_dtype=stored)
 
