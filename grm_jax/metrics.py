@@ -1,4 +1,4 @@
-"""Metrics: a JSONL file, TensorBoard, and a progress line."""
+"""Metrics: a JSONL file, TensorBoard, and a progress line; the only file that knows them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +19,6 @@ import jax
 
 from grm_jax import files
 from grm_jax.errors import UserError
-from grm_jax.tensorboard import Board
 
 log = logging.getLogger("grm_jax")
 
@@ -73,6 +74,46 @@ class StepLog:
         if self._file is not None:
             with files.named(self._path):
                 self._file.close()
+
+
+class Board:
+    """TensorBoard events, written by the thread that has them.
+
+    tensorboardX has a writer that leaves it to another thread. A full disk ends that thread with a
+    traceback, and the training then waits for it for ever; so only its records are used here.
+
+    Args:
+      resume_step: TensorBoard forgets what other files of the directory say of later steps.
+    """
+
+    def __init__(self, directory: Path, resume_step: int = 0):
+        # Only here: it imports torch where there is one, which takes seconds.
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import masked_crc32c
+
+        self._proto, self._summary, self._check = event_pb2, summary_pb2, masked_crc32c
+        self._path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        self._file = self._path.open("ab")
+        self._add(file_version="brain.Event:2")
+        self._add(step=resume_step + 1, session_log={"status": "START"})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step. Raises OSError when they can not be written."""
+        Value = self._summary.Summary.Value
+        rows = [Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step=step, summary=self._summary.Summary(value=rows))
+
+    def _add(self, **event: Any) -> None:
+        data = self._proto.Event(wall_time=time.time(), **event).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        checks = [struct.pack("<I", self._check(part)) for part in (size, data)]
+        with files.named(self._path):
+            self._file.write(size + checks[0] + data + checks[1])
+            self._file.flush()
+
+    def close(self) -> None:
+        with files.named(self._path):
+            self._file.close()
 
 
 class MetricsWriter:

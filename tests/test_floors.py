@@ -13,7 +13,7 @@ PACKAGE = Path(grm_jax.__file__).parent
 FLOORS = (
     ("errors",),
     ("files", "identity", "stopping", "typed"),
-    ("critique", "hub", "parallel", "tensorboard"),
+    ("critique", "hub", "parallel"),
     ("lock", "metrics", "options", "output", "room", "tokenizer"),
     ("checkpoint", "data"),
     ("model",),
