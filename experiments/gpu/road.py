@@ -20,12 +20,12 @@ from part import ROOT, Report, commit, parser
 DRY = {
     "world": {"cold-start": 400, "train": 64, "fresh": 4, "shifted": 2},
     "mesh": {"cpu-devices": 1},
-    "sft": {"fitting.steps": 100},
+    "sft": {"fitting.steps": 60, "fitting.batch-size": 16},
     "rft": {"records": 48, "fitting.steps": 2},
     "rl": {"steps": 2, "prompts": 4, "train-groups": 4},
     "meta-rm": {"records": 8, "samples": 2, "fitting.steps": 2},
     "scalar-rm": {"fitting.steps": 2},
-    "evaluation": {"k": 2},
+    "evaluation": {"k": 2, "records": 2},
 }
 
 

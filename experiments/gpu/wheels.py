@@ -5,13 +5,15 @@
 
 A line of `have.txt` is NAME==VERSION, or NAME alone, which counts as new enough. Packages whose
 version `pyproject.toml` does not allow are brought in another one. Prints the sizes, and the lines
-with which the wheels are installed and used there. `--also tokamax` brings more packages.
+with which the wheels are installed and used there. `--also tokamax` brings more packages, and
+`--without duckdb` leaves one out that is not needed for what is used. Run it with the same version
+of Python where you can: pip judges conditions such as `python_version < "3.12"` by its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import re
 import shlex
 import subprocess
@@ -22,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parents[2]
 # pip takes each name as it is: a newer system also runs what was built for an older one.
@@ -38,6 +40,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the folder of the wheels")
     parser.add_argument("--have", type=Path, help="the packages of that machine, a line each")
     parser.add_argument("--also", nargs="+", default=[], metavar="REQUIREMENT")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="NAME", help="not to be brought"
+    )
     parser.add_argument("--python", default="3.12", help="the Python version of that machine")
     parser.add_argument("--machine", default="x86_64", help="its processor")
     parser.add_argument("--limit-mib", type=float, default=64.0, help="the most that can travel")
@@ -46,18 +51,14 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     have = read_have(args.have.read_text(encoding="utf-8")) if args.have else {}
+    have |= {canonicalize_name(name): "" for name in args.without}
     needed = wanted(project_requirements(), have, args.python)
     needed += [Requirement(text) for text in args.also]
-    target = target_options(args.python, args.machine)
-    with tempfile.TemporaryDirectory() as scratch:
-        chosen = resolve(needed, have, target, Path(scratch)) if needed else {}
-    brought = {name: version for name, version in chosen.items() if lacks(name, version, have)}
     args.output.mkdir(parents=True, exist_ok=True)
     for old in args.output.glob("*.whl"):
         old.unlink()
-    if brought:
-        exact = [f"{name}=={version}" for name, version in sorted(brought.items())]
-        pip("download", "--no-deps", *target, "--dest", str(args.output), *exact)
+    if needed:
+        download(needed, have, target_options(args.python, args.machine), args.output)
     sizes = {wheel: wheel.stat().st_size for wheel in args.output.glob("*.whl")}
     for wheel, size in sorted(sizes.items(), key=lambda item: -item[1]):
         print(f"{size / MIB:8.2f} MiB  {wheel.name}")
@@ -129,30 +130,37 @@ def target_options(python: str, machine: str) -> list[str]:
     return options
 
 
-def resolve(
-    needed: Sequence[Requirement], have: Mapping[str, str], target: Sequence[str], scratch: Path
-) -> dict[str, str]:
-    """Name -> version of all that the requirements need, with what the machine has as it is there.
+def download(
+    needed: Sequence[Requirement], have: Mapping[str, str], target: Sequence[str], output: Path
+) -> None:
+    """The wheels of the requirements and of what they need in turn, but for those that the machine
+    has; they go together with these.
 
-    Raises SystemExit, after pip's message, where they do not go together.
+    Raises SystemExit, after pip's message, where there are no such wheels.
     """
-    fixed = scratch / "constraints.txt"
     named = {canonicalize_name(requirement.name) for requirement in needed}
-    lines = [f"{n}=={v}" for n, v in have.items() if v and n not in named]
-    fixed.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    report = scratch / "report.json"
-    pip("install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report), *target,
-        "--target", str(scratch / "site"), "--constraint", str(fixed),
-        *map(str, needed))  # fmt: skip
-    found = json.loads(report.read_text(encoding="utf-8"))["install"]
-    return {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in found}
+    fixed = [
+        f"{name}=={version}" for name, version in have.items() if version and name not in named
+    ]
+    pip("download", "--quiet", *target, "--dest", str(output), *map(str, needed), constraints=fixed)
+    for wheel in output.glob("*.whl"):
+        name, version, *_ = parse_wheel_filename(wheel.name)
+        if not lacks(name, str(version), have):
+            wheel.unlink()
 
 
-def pip(*arguments: str) -> None:
-    """Run pip. Raises SystemExit, after its message, if it fails."""
-    done = subprocess.run([sys.executable, "-m", "pip", *arguments], stdout=subprocess.DEVNULL)
+def pip(*arguments: str, constraints: Sequence[str] = ()) -> None:
+    """Run pip under these constraints and no others: those of this machine's configuration are not
+    the other one's. Raises SystemExit, after its message, if it fails."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
+        file.write("\n".join(constraints) + "\n")
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", *arguments],
+            stdout=subprocess.DEVNULL, env=os.environ | {"PIP_CONSTRAINT": file.name},
+        )  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"error: pip {arguments[0]} failed; see its message above")
+        raise SystemExit(f"error: pip {arguments[0]} ended with {done.returncode}, see above")
 
 
 if __name__ == "__main__":
