@@ -208,7 +208,7 @@ def write(part: Part, run: dict[str, Any], output: Path) -> None:
     file = output / f"{part.name}.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if run["state"] != "skipped" or not found:
-        found = {"part": part.name, "title": part.title, "run": run} | found
+        found = {"part": part.name, "title": part.title, **found, "run": run}
         _write(file, json.dumps(found, indent=2) + "\n")
         _write(output / f"{part.name}.md", part_table(found))
     results = []
