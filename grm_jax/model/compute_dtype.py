@@ -28,7 +28,7 @@ log = logging.getLogger("grm_jax")
 FASTER = 1.5  # how many times as fast as float32 a CPU must be in bfloat16 for auto to take it
 
 # The product that is timed: large enough to be bound by arithmetic, small enough for the caches.
-_ROWS, _IN, _OUT = 256, 512, 1024
+_ROWS, _IN, _OUT = 512, 768, 2048
 _REPEATS = 8
 
 
@@ -65,7 +65,7 @@ def bfloat16_speedup() -> float:
     """How many times as fast as in float32 this machine's CPU multiplies in bfloat16.
 
     The two are timed in turn, and the fastest of each counts, so that other work on the machine
-    does not decide. It takes about a tenth of a second.
+    does not decide. It takes about a fifth of a second.
     """
     products = [_product("float32"), _product("bfloat16")]
     seconds = [[_seconds(product) for product in products] for _ in range(_REPEATS)]
