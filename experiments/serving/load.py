@@ -2,13 +2,16 @@
 
     python experiments/serving/load.py --model RUN --rows RUN/world/train.jsonl
 
-Requests of mixed size and protocol, each about texts of its own, so that every answer can be told
-from every other. What is done with them, each on a server of its own:
+Tasks of mixed size and protocol (`protocols.py`), each about texts of its own, so that every answer
+can be told from every other. What is done with them, each on a server of its own:
 
-    one at a time    the first requests, each after the one before
+    one at a time    the first of them, each after the one before
     together         all, from as many clients at once as asked
     hung up          while clients that ask the same server are killed (SIGKILL) amid their requests
     killed           while the server is killed (SIGKILL) and started again; clients try again
+
+A task whose rollouts are requests of their own is tried again as a whole: a server that was killed
+has forgotten which of them it had answered.
 
 Every answer of the last three must be the one that "together" gave, bit for bit, and that one must
 be of its request. Writes load.json and load.md beside this file.
@@ -35,10 +38,10 @@ from typing import Any
 
 import httpx
 import tyro
+from protocols import PROTOCOLS, Task, state
 
 import grm_jax
 from grm_jax.errors import UserError
-from grm_jax.judge.request import JudgeRequest
 
 HERE = Path(__file__).parent
 
@@ -52,9 +55,16 @@ class Arguments:
     meta: str | None = None
     scalar: str | None = None
     requests: int = 2000
+    """Tasks. Each is one HTTP request, or one for each of its rollouts."""
     clients: int = 64
     alone: int = 60
-    """Requests that are sent one at a time."""
+    """Tasks that are sent one at a time."""
+    disturbed: int | None = None
+    """Tasks that are sent while clients, or the server, are killed; None: all."""
+    kill_every: float = 60.0
+    """Seconds from when the server is ready until it is killed."""
+    kills: int = 5
+    """How often it is killed at most."""
     samples: int = 64
     """`--samples` of the server."""
     max_new_tokens: int | None = None
@@ -65,145 +75,24 @@ class Arguments:
     """Internal: the URL that a client, which will be killed, asks for ever."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One request. number: names it; its texts are its own."""
-
-    number: int
-    protocol: str
-    query: str
-    responses: tuple[str, ...]
-    k: int
-
-
-# By protocol: path, body of a task, and the reply as what must be the same in every run. A reply
-# that is not of its task raises.
-Reading = tuple[str, Callable[[Task], dict[str, Any]], Callable[[Task, httpx.Response], Any]]
-
-
-def _native(task: Task, **more: Any) -> dict[str, Any]:
-    return {"query": task.query, "responses": list(task.responses), "k": task.k, **more}
-
-
-def _verdict(task: Task, said: dict[str, Any]) -> Any:
-    own = JudgeRequest.make(task.query, task.responses).record.id
-    assert said["id"] == own, f"request {task.number} got another one's verdict"
-    assert len(said["critiques"]) == task.k
-    texts = [critique["critique"] for critique in said["critiques"]]
-    return [said["scores"], said["failures"], said["scalar"], texts]
-
-
-def _judge(task: Task, reply: httpx.Response) -> Any:
-    return _verdict(task, reply.json())
-
-
-def _events(task: Task, reply: httpx.Response) -> Any:
-    blocks = [block.split("\n") for block in reply.text.split("\n\n") if block]
-    verdicts = [lines[1][6:] for lines in blocks if lines[0] == "event: verdict"]
-    (one,) = verdicts
-    return _verdict(task, json.loads(one))
-
-
-def _score(task: Task, reply: httpx.Response) -> Any:
-    data = reply.json()["data"]
-    assert [row["index"] for row in data] == list(range(len(task.responses)))
-    return [row["score"] for row in data]
-
-
-def _rerank(task: Task, reply: httpx.Response) -> Any:
-    rows = reply.json()["results"]
-    for row in rows:
-        assert row["document"]["text"] == task.responses[row["index"]]
-    assert len(rows) == len(task.responses)
-    return [[row["index"], row["relevance_score"]] for row in rows]
-
-
-def _chat(task: Task, reply: httpx.Response) -> Any:
-    choices = reply.json()["choices"]
-    assert [choice["index"] for choice in choices] == list(range(2))
-    return [choice["message"]["content"] for choice in choices]
-
-
-def _raw(task: Task, reply: httpx.Response) -> Any:
-    data = reply.json()["data"]
-    assert len(data) == 1
-    return data[0]["probs"]
-
-
-def _compare(task: Task, reply: httpx.Response) -> Any:
-    rewards = reply.json()["rewards"]
-    assert len(rewards) == len(task.responses)
-    return rewards
-
-
-def _pair(task: Task) -> list[dict[str, str]]:
-    return [
-        {"role": "user", "content": task.query},
-        {"role": "assistant", "content": task.responses[0]},
-    ]
-
-
-def _objects(task: Task) -> list[dict[str, Any]]:
-    return [
-        {"output": [{"type": "message", "content": [{"type": "output_text", "text": text}]}]}
-        for text in task.responses
-    ]
-
-
-PROTOCOLS: dict[str, Reading] = {
-    "judge": ("/v1/judge", _native, _judge),
-    "judge, events": ("/v1/judge", lambda task: _native(task, stream=True), _events),
-    "score": (
-        "/v1/score",
-        lambda t: {"model": "judge", "text_1": t.query, "text_2": list(t.responses)},
-        _score,
-    ),
-    "rerank": (
-        "/v1/rerank",
-        lambda t: {"model": "judge", "query": t.query, "documents": list(t.responses)},
-        _rerank,
-    ),
-    "compare": (
-        "/compare",
-        lambda t: {
-            "conversation_history": [{"role": "user", "content": t.query}],
-            "response_objs": _objects(t),
-        },
-        _compare,
-    ),
-    "chat": (
-        "/v1/chat/completions",
-        lambda t: {
-            "model": "judge", "messages": [{"role": "user", "content": t.query}], "n": 2,
-            "seed": t.number, "max_tokens": 16,
-        },
-        _chat,
-    ),
-    "classify": (
-        "/classify",
-        lambda t: {"model": "judge", "messages": _pair(t), "use_activation": False},
-        _raw,
-    ),
-}  # fmt: skip
-SHARES = {"judge": 8, "judge, events": 3, "score": 3, "rerank": 3, "compare": 2, "chat": 2,
-          "classify": 1}  # fmt: skip
-
-
 def make_tasks(args: Arguments, paths: set[str]) -> list[Task]:
-    """The requests: of each row one, by a protocol that the server has, with 1 to 8 critiques."""
+    """One of each query, by a protocol that the server has, with 1 to 8 critiques."""
     rows = [json.loads(line) for line in args.rows.read_text(encoding="utf-8").splitlines()]
-    asked = {(row["turns"][-1]["content"], tuple(row["responses"])): None for row in rows}
+    # Rollouts are put together by their query, so no two tasks have the same.
+    asked = {row["turns"][-1]["content"]: tuple(row["responses"]) for row in rows}
     if len(asked) < args.requests:
-        raise UserError(f"{args.rows} has {len(asked)} different rows; ask for fewer --requests")
+        raise UserError(f"{args.rows} has {len(asked)} different queries; ask for fewer --requests")
     rng = random.Random(args.seed)
-    names = [name for name, (path, *_) in PROTOCOLS.items() if path in paths]
-    if args.scalar is None:
-        names = [name for name in names if name != "classify"]
+    shares = {
+        name: protocol.share
+        for name, protocol in PROTOCOLS.items()
+        if protocol.path in paths and (args.scalar is not None or not protocol.scalar)
+    }
     tasks = []
-    for number, (query, responses) in zip(range(args.requests), asked, strict=False):
-        (protocol,) = rng.choices(names, [SHARES[name] for name in names])
-        if protocol == "compare" and len(responses) == 1:
-            protocol = "judge"  # NeMo Gym's route answers these without a judge
+    for number, (query, responses) in zip(range(args.requests), asked.items(), strict=False):
+        (protocol,) = rng.choices(list(shares), list(shares.values()))
+        if len(responses) < PROTOCOLS[protocol].least:
+            protocol = "judge"
         tasks.append(Task(number, protocol, query, responses, rng.choice((1, 2, 4, 8))))
     return tasks
 
@@ -258,18 +147,13 @@ class Server:
 
 @dataclasses.dataclass
 class Run:
-    """What came of the requests: answers and seconds by number, retries, memory by the second."""
+    """What came of the tasks: answers and seconds by number, tries again, memory by the second."""
 
     answers: dict[int, Any] = dataclasses.field(default_factory=dict)
     seconds: dict[int, float] = dataclasses.field(default_factory=dict)
     retries: int = 0
     resident: list[float] = dataclasses.field(default_factory=list)
     wall: float = 0.0
-
-
-def _failed(reply: httpx.Response) -> bool:
-    """Whether the judge had nothing to say of it, which trying again would not change."""
-    return reply.status_code != 200 and reply.json()["error"]["type"] == "judgement_failed"
 
 
 async def send(
@@ -284,24 +168,34 @@ async def send(
             for task in todo:
                 await one(http, task)
 
+    async def tried(http: httpx.AsyncClient, task: Task) -> list[httpx.Response] | None:
+        """The replies to all of a task's requests, sent at once; None where one has to be sent
+        again."""
+        url, requests = place().url, PROTOCOLS[task.protocol].requests(task)
+        replies = await asyncio.gather(
+            *(http.post(url + path, json=body) for path, body in requests), return_exceptions=True
+        )
+        found = []
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                if not (again and isinstance(reply, httpx.TransportError)):
+                    raise reply
+            elif (what := state(reply)) in ("answer", "failed"):
+                found.append(reply)
+            else:
+                assert again and what == "busy", reply.text
+        return found if len(found) == len(replies) else None
+
     async def one(http: httpx.AsyncClient, task: Task) -> None:
-        path, body, read = PROTOCOLS[task.protocol]
         begun = time.monotonic()
-        while True:
-            try:
-                reply = await http.post(place().url + path, json=body(task))
-                if reply.status_code == 200 or _failed(reply):
-                    break
-                assert again and reply.status_code in (429, 503), reply.text
-            except httpx.TransportError:
-                if not again:
-                    raise
+        while (replies := await tried(http, task)) is None:
             run.retries += 1
             await asyncio.sleep(0.5)
         assert task.number not in run.answers, "answered twice"
-        # No readable critique is an answer, too: the same in every run.
-        found = reply.json()["error"] if _failed(reply) else read(task, reply)
-        run.answers[task.number] = found
+        if any(state(reply) == "failed" for reply in replies):
+            run.answers[task.number] = "no readable critique"
+        else:
+            run.answers[task.number] = PROTOCOLS[task.protocol].read(task, replies)
         run.seconds[task.number] = time.monotonic() - begun
 
     async def watch() -> None:
@@ -318,20 +212,18 @@ async def send(
     finally:
         watcher.cancel()
     run.wall = time.monotonic() - started
-    assert sorted(run.answers) == [task.number for task in tasks], "an answer is lost"
+    assert set(run.answers) == {task.number for task in tasks}, "an answer is lost"
     return run
 
 
 def warm_up(server: Server, tasks: list[Task]) -> None:
-    """Compile what the tasks need, with texts that no task has."""
-    for k in (1, 8):
-        body = {"query": " repeat 1", "responses": [t.responses[0] for t in tasks[:2]], "k": k}
-        httpx.post(server.url + "/v1/judge", json=body, timeout=900).raise_for_status()
+    """Compile what the server's own warm-up leaves out (longer rows of the meta RM and the scalar
+    RM), with texts that no task has."""
     strangers = [
         dataclasses.replace(task, number=-1 - i, query=f"{task.query} done")
         for i, task in enumerate(tasks[:: max(1, len(tasks) // 64)])
     ]
-    asyncio.run(send(lambda: server, sorted(strangers, key=lambda t: t.number), 64))
+    asyncio.run(send(lambda: server, strangers, 64))
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -347,9 +239,10 @@ def figures(run: Run, tasks: list[Task]) -> dict[str, Any]:
         for name in sorted({task.protocol for task in tasks})
     }
     return {
-        "requests": len(times),
+        "tasks": len(times),
+        "requests": sum(len(PROTOCOLS[t.protocol].requests(t)) for t in tasks),
         "wall_seconds": round(run.wall, 1),
-        "requests_per_second": round(len(times) / run.wall, 2),
+        "tasks_per_second": round(len(times) / run.wall, 2),
         "p50": round(percentile(times, 0.5), 3),
         "p99": round(percentile(times, 0.99), 3),
         "p50_by_protocol": {name: round(value, 3) for name, value in by_protocol.items()},
@@ -362,11 +255,13 @@ def figures(run: Run, tasks: list[Task]) -> dict[str, Any]:
     }
 
 
-def same(run: Run, reference: Run | None) -> int | None:
-    """How many answers are bit for bit those of the reference; None without one."""
+def compared(run: Run, reference: Run | None, tasks: list[Task]) -> dict[str, Any]:
+    """How many answers are bit for bit those of the reference, and which are not."""
     if reference is None:
-        return None
-    return sum(run.answers[n] == reference.answers[n] for n in run.answers)
+        return {}
+    others = [t for t in tasks if run.answers[t.number] != reference.answers[t.number]]
+    named = [f"{t.number}: {t.protocol}" for t in others[:20]]
+    return {"same": len(tasks) - len(others), "others": named}
 
 
 def alone(args: Arguments, tasks: list[Task], reference: Run | None) -> dict[str, Any]:
@@ -374,7 +269,7 @@ def alone(args: Arguments, tasks: list[Task], reference: Run | None) -> dict[str
     warm_up(server, tasks)
     some = tasks[: args.alone]
     run = asyncio.run(send(lambda: server, some, 1))
-    found = figures(run, some) | {"same": same(run, reference)}
+    found = figures(run, some) | compared(run, reference, some)
     return found | {"exit_status": server.end(), "seconds_to_ready": round(server.seconds, 1)}
 
 
@@ -404,7 +299,7 @@ def hung_up(args: Arguments, tasks: list[Task], reference: Run | None) -> dict[s
     """Clients in processes of their own are killed while the others go on."""
     server = Server(args)
     warm_up(server, tasks)
-    some = tasks[: max(args.clients, len(tasks) // 4)]
+    some = tasks[: args.disturbed]
     killed = 0
 
     async def scenario() -> Run:
@@ -425,12 +320,15 @@ def hung_up(args: Arguments, tasks: list[Task], reference: Run | None) -> dict[s
     run = asyncio.run(scenario())
     time.sleep(2)
     metrics = server.metrics()
-    found = figures(run, some) | {
-        "same": same(run, reference),
-        "killed_clients": killed,
-        "cancelled_requests": int(metrics['grm_jobs_total{ended="cancelled"}']),
-        "pending_at_the_end": int(metrics["grm_pending_samples"]),
-    }
+    found = (
+        figures(run, some)
+        | compared(run, reference, some)
+        | {
+            "killed_clients": killed,
+            "cancelled_requests": int(metrics['grm_jobs_total{ended="cancelled"}']),
+            "pending_at_the_end": int(metrics["grm_pending_samples"]),
+        }
+    )
     return found | {"exit_status": server.end()}
 
 
@@ -449,16 +347,16 @@ async def child(url: str, rows: Path) -> None:
 
 
 def killed(args: Arguments, tasks: list[Task], reference: Run | None) -> dict[str, Any]:
-    """The server is killed twice amid the load and started again at its port."""
+    """The server is killed amid the load, again and again, and started again at its port."""
     current = [Server(args)]
-    some = tasks[: max(args.clients, len(tasks) // 4)]
+    some = tasks[: args.disturbed]
     kills = 0
 
     async def scenario() -> Run:
         nonlocal kills
         work = asyncio.ensure_future(send(lambda: current[0], some, args.clients, again=True))
-        for _ in range(2):
-            await asyncio.sleep(10)
+        for _ in range(args.kills):
+            await asyncio.wait([work], timeout=args.kill_every)
             if work.done():
                 break
             old = current[0]
@@ -468,7 +366,7 @@ def killed(args: Arguments, tasks: list[Task], reference: Run | None) -> dict[st
         return await work
 
     run = asyncio.run(scenario())
-    found = figures(run, some) | {"same": same(run, reference), "kills": kills}
+    found = figures(run, some) | compared(run, reference, some) | {"kills": kills}
     return found | {"exit_status": current[0].end()}
 
 
@@ -477,8 +375,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"`{results['command']}`, {results['about']}.",
         "",
-        "| | requests | clients | requests/s | p50 (s) | p99 (s) | answers as in \"together\" |",
-        "|---|---|---|---|---|---|---|",
+        "| | tasks | requests | clients | tasks/s | p50 (s) | p99 (s) | as in \"together\" |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     names = {"alone": "one at a time", "together": "together", "hung_up": "clients killed",
              "killed": "server killed"}  # fmt: skip
@@ -486,10 +384,10 @@ def table(results: dict[str, Any]) -> str:
         if (row := results["parts"].get(name)) is None:
             continue
         clients = 1 if name == "alone" else results["clients"]
-        equal = "" if row.get("same") is None else f"{row['same']} of {row['requests']}"
+        equal = "" if row.get("same") is None else f"{row['same']} of {row['tasks']}"
         lines.append(
-            f"| {shown} | {row['requests']} | {clients} | {row['requests_per_second']} | "
-            f"{row['p50']} | {row['p99']} | {equal} |"
+            f"| {shown} | {row['tasks']} | {row['requests']} | {clients} | "
+            f"{row['tasks_per_second']} | {row['p50']} | {row['p99']} | {equal} |"
         )
     return "\n".join([*lines, "", *_sentences(results)]) + "\n"
 
@@ -500,13 +398,13 @@ def _sentences(results: dict[str, Any]) -> Iterator[str]:
         row = parts["together"]
         memory = row["resident_mib"]
         yield (
-            f"Together: {row['requests']} answers to {row['requests']} requests, each checked "
-            f"to be of its request; the engine finished {row['finished_by_the_engine']} and drew "
+            f"Together: {row['tasks']} answers to {row['tasks']} tasks, each checked to be of its "
+            f"task; the engine finished {row['finished_by_the_engine']} judgements and drew "
             f"{row['samples']} samples. Resident memory, median of the first and of the last "
             f"third of the run: {memory['first_third']} and {memory['last_third']} MiB."
         )
         if "alone" in parts:
-            ratio = row["requests_per_second"] / parts["alone"]["requests_per_second"]
+            ratio = row["tasks_per_second"] / parts["alone"]["tasks_per_second"]
             yield f"\nThroughput over one at a time: {ratio:.1f}x."
     if "hung_up" in parts:
         row = parts["hung_up"]
