@@ -161,7 +161,7 @@ def check(args: Arguments) -> None:
             raise UserError(f"{_option(name)} {value}: give a number")
     if args.model is None:
         for name in OF_MODELS:
-            if getattr(args, name) is not None:
+            if getattr(args, name) != getattr(Arguments, name):
                 raise UserError(f"{_option(name)} is for --model, which samples")
         if args.mesh != MeshConfig():
             raise UserError("--mesh is for --model, which is computed on devices")
