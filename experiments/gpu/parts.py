@@ -14,7 +14,7 @@ class Part(NamedTuple):
 
     Attributes:
       name: the name of its files; `--only` chooses parts by the beginning of their names.
-      title: the heading of its table. Neighbours with the same title share a table.
+      title: the heading of its table. Parts with the same title share one.
       command: a file beside this one and its arguments.
       seconds: the most that it may take.
       least: with less time left than this it is not begun.

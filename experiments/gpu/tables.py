@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +14,13 @@ def part_table(result: Result) -> str:
 
 
 def day_table(results: Sequence[Result]) -> str:
-    """All parts: how each ended, then the tables. Neighbours with one title share a table."""
+    """All parts: how each ended, then the tables. Parts with the same title share a table."""
     lines = ["# A day with a GPU", ""]
     if any(result["run"].get("dry") for result in results):
         lines += ["A dry run on a CPU, at toy size: its figures mean nothing.", ""]
     lines += [_state(results)]
-    for title, group in itertools.groupby(results, lambda result: result["title"]):
-        some = [result for result in group if "rows" in result]
+    for title in dict.fromkeys(result["title"] for result in results):
+        some = [result for result in results if result["title"] == title and "rows" in result]
         if some:
             lines += [f"## {title}", "", _body(some)]
     return "\n".join(lines)

@@ -94,6 +94,7 @@ def main() -> None:
     report.row(**{
         "step": told.loss,
         "size": told.size + (f", LoRA {told.lora_rank}" if told.lora_rank else ""),
+        "dtype": run.model.compute_dtype,
         "attention": attention,
         "remat": told.remat,
         "rows x tokens": f"{sizes.rows} x {tokens}",

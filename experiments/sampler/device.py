@@ -1,6 +1,6 @@
 """k-way sampling on an accelerator: `python experiments/sampler/bench.py --device gpu`.
 
-Random weights of a size, in its compute dtype: tokens/s for prompts x k x number of prompts, beside
+Random weights of a size, in its own dtype: tokens/s for prompts x k x number of prompts, beside
 the floor that memory sets (a step must read every weight, each prompt's keys and values once, and
 each sample's own), at the bandwidth of the data sheet and at the one measured in the same run, and
 the peak memory. `experiments/gpu/sampling.py` measures the same within a time limit.
@@ -53,7 +53,7 @@ class DeviceBench:
     """A sampler with random weights on the first device, and the bytes that a step reads.
 
     Args:
-      model: the shape of the model.
+      model: the shape of the model, which is computed in its checkpoint's own dtype.
       engine: how the device is used.
 
     Attributes:
@@ -62,7 +62,7 @@ class DeviceBench:
     """
 
     def __init__(self, model: ModelConfig, engine: EngineConfig):
-        self.model = model
+        self.model = model = model.replace(compute_dtype=model.dtype)
         self.device = jax.devices()[0]
         self.sampler = Sampler(
             model, [model.vocab_size + 1], engine, make_mesh(1, 1, 1, [self.device])
@@ -128,10 +128,10 @@ class DeviceBench:
 
 
 def random_params(model: ModelConfig) -> Params:
-    """Random weights in the compute dtype. They are made one after the other, the largest first, so
-    that making them takes little more memory than they do."""
+    """Random weights in the checkpoint's dtype. They are made one after the other, the largest
+    first, so that making them takes little more memory than they do."""
     make = jax.jit(
-        lambda key, std, shape: std * jax.random.normal(key, shape, model.compute_dtype),
+        lambda key, std, shape: std * jax.random.normal(key, shape, model.dtype),
         static_argnums=(1, 2),
     )
     table = sorted(param_table(model), key=lambda spec: -math.prod(spec.shape))

@@ -224,6 +224,9 @@ def test_every_part_runs_dry(tmp_path):
     rows = {part.name: read(out, part.name)["rows"] for part in PARTS}
     assert all(row["good"] for row in rows["parity"]) and len(rows["parity"]) > 20
     assert [row["prompt"] for row in rows["sampler"]] == [32, 64]
+    # Toy models, too, are computed in the dtype of released ones.
+    assert read(out, "sampler")["about"]["dtype"] == "bfloat16"
+    assert rows["train-sft-chunked"][0]["dtype"] == "bfloat16"
     assert {row["outcome"] for row in rows["tests"]} == {"passed", "skipped"}
     for name in ("train-sft-chunked", "train-grpo-chunked", "train-grpo-9b-lora"):
         assert rows[name][0]["tokens/s"] > 0

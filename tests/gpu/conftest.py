@@ -46,7 +46,7 @@ def model() -> ModelConfig:
     """Heads, softcaps and dtype of 2b, but narrow; a window shorter than the rows."""
     return SIZES["2b"].replace(
         num_layers=2, embed_dim=256, num_heads=4, num_kv_heads=2, hidden_dim=512, vocab_size=1024,
-        sliding_window=24, max_position=512,
+        sliding_window=24, max_position=512, compute_dtype="bfloat16",
     )  # fmt: skip
 
 
