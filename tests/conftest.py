@@ -7,6 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+# What one test has compiled, others find: in this run those of the other worker and the commands
+# that tests start, too, and in later runs all. `--cache-clear` deletes it.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), ".pytest_cache", "d", "programs"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     # Programs here run for microseconds: what takes time is LLVM, which this halves.
