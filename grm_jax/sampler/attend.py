@@ -77,6 +77,20 @@ def scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
     return x * scale.reshape(*scale.shape[:-1], *between, scale.shape[-1])
 
 
+def _by_head(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The float32 products [b, K, G, t, n] of x [b, K, G, t, m] and y [b, K, m, n].
+
+    As one batch of plain matrix products: XLA's CPU compiler has no program for some others in
+    bfloat16, with several rows and heads whose dimensions are not next to each other.
+    """
+    rows, heads = y.shape[:2]
+    flat = x.reshape(rows * heads, -1, x.shape[-1])
+    out = jnp.matmul(
+        flat, y.reshape(rows * heads, *y.shape[2:]), preferred_element_type=jnp.float32
+    )
+    return out.reshape(*x.shape[:-1], y.shape[-1])
+
+
 def page_attend(
     config: ModelConfig, start: jax.Array, fill: jax.Array, earlier: jax.Array | None, size: int
 ) -> Attend:
@@ -135,11 +149,11 @@ def page_attend(
                 name: jnp.moveaxis(array, 1, 2).reshape(*keys.shape[:2], -1)
                 for name, array in gathered.items()
             }
-            raw = jnp.einsum("btkgh,bkhs->bkgts", q, keys, preferred_element_type=f32)
+            raw = _by_head(jnp.einsum("btkgh->bkgth", q), keys)
             e = weigh(scaled(raw, scales.get("k_scale")), earlier_mask)  # [b, K, G, t, M * S]
             total += jnp.sum(e, axis=-1, dtype=f32)
             e = scaled(e, scales.get("v_scale")).astype(v.dtype)
-            out += jnp.einsum("bkgts,bksh->btkgh", e, values, preferred_element_type=f32)
+            out += jnp.einsum("bkgth->btkgh", _by_head(e, values))
         out = normalise((out, jnp.moveaxis(total, 3, 1)), q.dtype)  # [b, t, K, G, h]
         rows = (shards, count)
         emitted = {"k": k.reshape(*rows, *k.shape[1:]), "v": v.reshape(*rows, *v.shape[1:])}

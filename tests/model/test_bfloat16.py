@@ -1,0 +1,94 @@
+"""Gradients in bfloat16 with several of everything at once: rows, heads, blocks of keys.
+
+XLA's CPU compiler has no program for some products in bfloat16, depending on which dimensions are
+larger than one. Each gradient is compared with float32's.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grm_jax.model import attention_backends
+from grm_jax.model.batch import completion_logprobs
+from grm_jax.model.gemma2 import encode_packed
+from grm_jax.model.heads import token_logprobs
+from grm_jax.model.lora import adapter_table, attach
+from grm_jax.model.options import LoRAConfig
+from grm_jax.model.params import build_tree, param_table
+from grm_jax.model.shared_prefix import encode_completions
+
+ROWS, LENGTH = 3, 20
+
+
+@pytest.fixture(scope="module")
+def tokens(small) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(4, small.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+
+
+def rows(params, config, tokens, remat):
+    batch = {
+        "tokens": jnp.asarray(tokens), "lengths": jnp.asarray([LENGTH, LENGTH - 3, LENGTH]),
+        "starts": jnp.asarray([4, 5, 6]), "targets": jnp.asarray(tokens[:, -8:]),
+    }  # fmt: skip
+    found, _ = completion_logprobs(
+        params, config, batch, temperature=1.0, remat=remat, chunk=5, with_entropy=True
+    )
+    return found.mean()
+
+
+def packed(params, config, tokens, remat):
+    positions = jnp.tile(jnp.arange(LENGTH // 2), (ROWS, 2))
+    segments = jnp.repeat(jnp.asarray([[0, 1]]), LENGTH // 2, axis=1).repeat(ROWS, axis=0)
+    hidden = encode_packed(params, config, jnp.asarray(tokens), positions, segments, remat=remat)
+    return token_logprobs(params, config, hidden, jnp.asarray(tokens), temperature=1.0)[0].mean()
+
+
+def shared(params, config, tokens, remat):
+    completions = jnp.asarray(tokens[:, 8:]).reshape(ROWS, 2, 6)
+    hidden = encode_completions(
+        params, config, jnp.asarray(tokens[:, :8]), jnp.asarray([8, 6, 7]), completions,
+        remat=remat,
+    )  # fmt: skip
+    return token_logprobs(params, config, hidden, completions, temperature=1.0)[0].mean()
+
+
+def gradient(loss, params, config, tokens, remat="none"):
+    found = jax.jit(jax.grad(lambda p: loss(p, config, tokens, remat)))(params)
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(found)])
+
+
+def random_adapters(config):
+    rng = np.random.default_rng(1)
+    table = adapter_table(param_table(config), LoRAConfig(rank=4))
+    return build_tree(table, lambda spec: 0.1 * rng.normal(size=spec.shape).astype(np.float32))
+
+
+def alike(a: np.ndarray, b: np.ndarray) -> float:
+    """The cosine of the angle between two gradients."""
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("loss", [rows, packed, shared], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("block", [512, 8], ids=["one block", "blocks"])
+def test_gradients(loss, block, small, small_params, tokens, monkeypatch):
+    monkeypatch.setattr(attention_backends, "BLOCK", block)
+    half = small.replace(compute_dtype="bfloat16")
+    for remat in ("none", "block") if loss is rows else ("none",):
+        found = gradient(loss, small_params, half, tokens, remat)
+        assert alike(found, gradient(loss, small_params, small, tokens, remat)) > 0.995
+
+
+@pytest.mark.parametrize("loss", [rows, shared], ids=lambda f: f.__name__)
+def test_gradients_of_adapters(loss, small, small_params, tokens):
+    table, half = param_table(small), small.replace(compute_dtype="bfloat16")
+
+    def adapted(adapters, config, tokens, remat):
+        return loss(attach(small_params, adapters, table, 2.0), config, tokens, remat)
+
+    adapters = random_adapters(small)
+    found = gradient(adapted, adapters, half, tokens)
+    assert alike(found, gradient(adapted, adapters, small, tokens)) > 0.995
