@@ -177,7 +177,7 @@ def test_a_pair_of_transformers_judges(offline, one_device):
     """k = 4, and the meta RM chooses two: each of its logits is that of transformers."""
     import torch
 
-    judge = Judge.load(GRM, META, mesh=one_device)
+    judge = Judge.load(GRM, META, mesh=one_device, compute_dtype="float32")
     assert judge.model.vocab_size == ROWS and judge.tokenizer.stop_ids == (1, 6)
     found = judge.score(QUERY, RESPONSES, k=4)
     rows = found.critiques
@@ -297,7 +297,8 @@ def test_a_meta_rm_has_a_chat_template_and_padding_of_its_own(
     template = GEMMA_TEMPLATE.replace("<start_of_turn>model", "<start_of_turn>model says:")
     template = template.replace("'model' if", "'model says:' if")
     (folder / "chat_template.jinja").write_text(template)
-    rows = Judge.load(GRM, folder, mesh=one_device).score(QUERY, RESPONSES, k=2).critiques
+    judge = Judge.load(GRM, folder, mesh=one_device, compute_dtype="float32")
+    rows = judge.score(QUERY, RESPONSES, k=2).critiques
     turns = [
         [*render(Template.load("meta"), QUERY, [RESPONSES[i] for i in row.order]),
          {"role": "assistant", "content": row.text}] for row in rows
