@@ -249,7 +249,18 @@ def on_devices(
     Raises UserError for what is unknown, or can not run on them.
     """
     device = mesh.devices.flat[0]
+    return on_kind(model, device.platform, device.device_kind, compute_dtype, attention)
+
+
+def on_kind(
+    model: ModelConfig,
+    platform: str,
+    device_kind: str,
+    compute_dtype: ComputeDtype,
+    attention: Backend | Literal["auto"],
+) -> ModelConfig:
+    """As `on_devices`, for devices of which only the platform and the kind are known."""
     return model.replace(
-        compute_dtype=choose_dtype(compute_dtype, model.dtype, device.platform),
-        attention=choose(attention, device.platform, device.device_kind),
+        compute_dtype=choose_dtype(compute_dtype, model.dtype, platform),
+        attention=choose(attention, platform, device_kind),
     )

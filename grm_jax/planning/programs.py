@@ -98,6 +98,11 @@ class PlannedRun(Run):
         self.kind, self.compiles = kind, compiles
 
     @property
+    def device(self) -> tuple[str, str]:
+        """Of the devices that are planned for: CPUs may stand in for them."""
+        return "tpu" if self.compiles else "gpu", self.kind
+
+    @property
     def vocab_size(self) -> int:
         return model_config(self.setup.size).vocab_size
 
@@ -108,6 +113,11 @@ class DryPrograms(Programs):
     def __init__(self, mesh):
         super().__init__(mesh)
         self.by_name: dict[str, Any] = {}
+
+    @property
+    def on_cpu(self) -> bool:
+        """False: CPUs only stand in for the devices that are planned for."""
+        return False
 
     def put(self, tree: Any, sharding: Sharding) -> Any:
         def shape(x: Any) -> jax.ShapeDtypeStruct:

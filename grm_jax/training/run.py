@@ -44,7 +44,7 @@ from grm_jax.model import storage
 from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.hf_config import token_ids
 from grm_jax.model.params import Params, ParamSpec, init_params, param_table
-from grm_jax.model.storage import load_params, on_devices, param_shardings, read_model_config
+from grm_jax.model.storage import load_params, on_kind, param_shardings, read_model_config
 from grm_jax.parallel.mesh import decode_mesh, make_mesh
 from grm_jax.parallel.multihost import any_of, barrier, first, from_first
 from grm_jax.sampler.engine import Sampler
@@ -149,7 +149,13 @@ class Run:
             model = read_model_config(self.setup.base)
         else:
             model = model_config(self.setup.size).replace(vocab_size=self.vocab_size)
-        return on_devices(model, self.mesh, self.setup.compute_dtype, self.setup.attention)
+        return on_kind(model, *self.device, self.setup.compute_dtype, self.setup.attention)
+
+    @property
+    def device(self) -> tuple[str, str]:
+        """The platform and the kind of the devices, as JAX names them."""
+        device = self.mesh.devices.flat[0]
+        return device.platform, device.device_kind
 
     @property
     def vocab_size(self) -> int:

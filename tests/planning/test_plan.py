@@ -8,11 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from grm_jax.model import compute_dtype
 from grm_jax.model.config import model_config
 from grm_jax.model.params import count_params, param_table
 from grm_jax.parallel.devices import find_device
+from grm_jax.planning.programs import DryPrograms, PlannedRun
+from grm_jax.sampler.programs import Programs
+from grm_jax.training.setup import Setup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,6 +101,14 @@ def test_whoever_only_samples_holds_the_weights_once():
     weights = count_params(param_table(model_config("2b"))) * 2 / 2**30
     assert row(output, "decoding weights") == [pytest.approx(weights, abs=0.01)]
     assert row(output, "parameters") == [pytest.approx(2 * weights / 8, abs=0.01)]
+
+
+def test_the_processor_that_plans_decides_nothing(monkeypatch):
+    """Whether its CPU is fast in bfloat16 is not asked for devices that it stands in for."""
+    monkeypatch.setattr(compute_dtype, "bfloat16_speedup", lambda: pytest.fail("measured a CPU"))
+    run = PlannedRun(Setup(size="2b"), jax.devices()[:1], "H100", compiles=False)
+    assert run.model.compute_dtype == "bfloat16"
+    assert not DryPrograms(run.mesh).on_cpu and Programs(run.mesh).on_cpu
 
 
 def test_what_does_not_fit_comes_with_advice():
