@@ -134,14 +134,12 @@ def without_benchmarks(
     records: Sequence[Preference], data: Path
 ) -> tuple[list[Preference], dict[str, int]]:
     """The records that share no prompt with a benchmark, and the counts of the others."""
-    found = {}
+    found, own = {}, {path.partition("/")[0] for path in SOURCES.values()}
     for name, benchmark in BENCHMARKS.items():
         folder = locate(benchmark, data, None, strict=False)
-        own = folder is not None and folder.name in {
-            path.split("/")[0] for path in SOURCES.values()
-        }
-        if folder is not None and not own and name not in ("preferences", "synthetic"):
-            found[name] = list(benchmark.load(folder))
+        if folder is None or folder.name in own or name in ("preferences", "synthetic"):
+            continue
+        found[name] = list(benchmark.load(folder))
     short: dict[tuple[str, ...], str] = {}
     runs: dict[tuple[str, ...], str] = {}
     for name, its_records in found.items():
