@@ -42,7 +42,10 @@ from grm_jax.errors import UserError
 
 LabelStyle = Literal["number", "letter"]
 
-BUILTIN = ("grm", "single", "meta", "judge", "compact", "compact_single", "compact_meta")
+BUILTIN = (
+    "grm", "single", "meta", "judge", "short", "short_single", "short_examples",
+    "short_single_examples", "compact", "compact_single", "compact_meta",
+)  # fmt: skip
 REQUIRED = ("query", "responses")
 OPTIONAL = ("hint", "reference", "principles")
 VARIABLES = (*REQUIRED, "letters", *OPTIONAL)

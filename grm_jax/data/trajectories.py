@@ -27,6 +27,7 @@ from grm_jax.critique import shuffle, unshuffle
 from grm_jax.critique.prompt import Turn
 from grm_jax.data.conversation import read_turns
 from grm_jax.data.critiques import Critique
+from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError, expand, iterate_rows, show, write_rows
 
 _TEXT, _BOOLEAN = (str, "a text"), (bool, "true or false")
@@ -80,6 +81,24 @@ class Instruction:
     """Plain instruction data: the last message is the assistant's reply to learn."""
 
     messages: tuple[Turn, ...]
+
+
+def to_trajectory(
+    record: Preference, critique: Critique, correct: bool, *, kept: bool, hinted: bool = False
+) -> Trajectory:
+    """A critique together with its record."""
+    said = {field.name: getattr(critique, field.name) for field in dataclasses.fields(Critique)}
+    return Trajectory(
+        **said,
+        query=record.query if len(record.turns) == 1 else record.turns,
+        responses=record.responses,
+        labels=record.labels,
+        correct=correct,
+        hinted=hinted,
+        kept=kept,
+        reference=record.reference,
+        principles=record.principles,
+    )
 
 
 def write_trajectories(path: str | Path, trajectories: Iterable[Trajectory]) -> None:

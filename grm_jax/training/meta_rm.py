@@ -24,7 +24,7 @@ from grm_jax.data.examples import meta_example
 from grm_jax.data.holdout import in_share
 from grm_jax.data.loader import example_batches
 from grm_jax.data.preferences import Preference
-from grm_jax.data.trajectories import Trajectory, read_trajectories
+from grm_jax.data.trajectories import Trajectory, read_trajectories, to_trajectory
 from grm_jax.errors import UserError
 from grm_jax.files import written_whole
 from grm_jax.judge.scalar import score_examples
@@ -37,7 +37,6 @@ from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
 from grm_jax.training.loop import Loop, Work, require_checkpoint_room
 from grm_jax.training.losses import Loss, bce_loss
 from grm_jax.training.options import MetaRM
-from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
 from grm_jax.training.setup import ConfigError

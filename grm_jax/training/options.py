@@ -58,9 +58,28 @@ class Fitting:
 
 
 @dataclasses.dataclass(frozen=True)
+class ColdStart:
+    """Critiques that the base model writes for SFT where there is no teacher: `cold_start`."""
+
+    many: str | None = None
+    """A template that shows worked examples of several responses, such as `short_examples`; None:
+    no cold start, SFT needs --instructions."""
+    single: str = "short_single_examples"
+    """The same for single responses."""
+    records: int | None = None
+    """How many records are sampled; None: all."""
+    samples: int = 2
+    """How many critiques are sampled for each record, each with a hint."""
+    sampling: SamplingConfig = SamplingConfig()
+    chunk: int = how(128)
+    """How many records are sampled between two writes to disk."""
+
+
+@dataclasses.dataclass(frozen=True)
 class SFT:
     """Supervised training; loss on the completion only."""
 
+    cold_start: ColdStart = ColdStart()
     fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
 

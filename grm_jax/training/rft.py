@@ -18,7 +18,7 @@ from grm_jax.critique import is_correct, keep_hinted, keep_rft
 from grm_jax.critique.parse import commonest_boxes, one_line
 from grm_jax.data.examples import trajectory_example
 from grm_jax.data.preferences import Preference
-from grm_jax.data.trajectories import Trajectory, read_trajectories
+from grm_jax.data.trajectories import Trajectory, read_trajectories, to_trajectory
 from grm_jax.errors import UserError
 from grm_jax.judge.critiques import Rollout
 from grm_jax.training.heldout import critique_records
@@ -114,23 +114,6 @@ def _judge(
     for critique in hinted:
         correct = is_correct(critique.scores, record.labels, threshold=threshold)
         yield to_trajectory(record, critique, correct, kept=keep_hinted(correct), hinted=True)
-
-
-def to_trajectory(
-    record: Preference, critique: Rollout, correct: bool, *, kept: bool, hinted: bool = False
-) -> Trajectory:
-    """A critique together with its record."""
-    return Trajectory(
-        **vars(critique.plain(critique.sample)),
-        query=record.query if len(record.turns) == 1 else record.turns,
-        responses=record.responses,
-        labels=record.labels,
-        correct=correct,
-        hinted=hinted,
-        kept=kept,
-        reference=record.reference,
-        principles=record.principles,
-    )
 
 
 def report(rows: list[Trajectory], config: RFT) -> None:

@@ -33,6 +33,7 @@ from grm_jax.critique import is_correct, rule_reward
 from grm_jax.data.collate import collate_groups, round_up
 from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
+from grm_jax.data.trajectories import to_trajectory
 from grm_jax.errors import UserError
 from grm_jax.judge.critiques import Rollout
 from grm_jax.metrics import StepLog
@@ -47,7 +48,6 @@ from grm_jax.training.lengths import Reading
 from grm_jax.training.loop import Loop, Work
 from grm_jax.training.losses import Loss, group_advantages, grpo_loss
 from grm_jax.training.options import RL
-from grm_jax.training.rft import to_trajectory
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError
 from grm_jax.training.step import HostBatch, LossFn, micro_batches

@@ -1,26 +1,30 @@
 """Supervised training, the cold start: next-token loss on completions only.
 
 cold_start.jsonl (trajectories, instructions) -> examples -> batches -> steps -> sft/model
+
+Without a teacher's trajectories the base model writes them: `cold_start`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from grm_jax.data.collate import Example
 from grm_jax.data.examples import trajectory_example
 from grm_jax.data.loader import example_batches
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
-from grm_jax.data.targets import read_targets
+from grm_jax.data.targets import Targets, read_targets
 from grm_jax.data.trajectories import Instruction, Trajectory
 from grm_jax.errors import UserError
 from grm_jax.model.batch import completion_logprobs
 from grm_jax.parallel.mesh import local_rows
+from grm_jax.training import cold_start
 from grm_jax.training.heldout import critique_accuracy, critique_records
 from grm_jax.training.inputs import fitting_rows
-from grm_jax.training.loop import Loop, Work
+from grm_jax.training.loop import Loop, Work, require_checkpoint_room
 from grm_jax.training.losses import Loss, sft_loss
 from grm_jax.training.options import SFT, Fitting
 from grm_jax.training.run import Run, Stage
@@ -36,30 +40,57 @@ def run_sft(run: Run, config: SFT) -> None:
     stage = Stage(run, "sft", config, needs=["base"])
     if stage.done:
         return
-    source = run.setup.instructions or (run.world / "cold_start.jsonl" if run.synthetic else None)
-    if source is None:
-        raise ConfigError(
-            "sft needs --instructions: a JSONL of trajectories or of {'messages': [...]} rows. "
-            "Without it, start RFT from an instruction-tuned model: --config rft.py --init PATH"
-        )
-    targets = read_targets(
+    source = _source(run)
+    targets = _written(stage, config) if source is None else _given(run, source)
+    examples = [
+        _example(run, row, place) for row, place in zip(targets.rows, targets.sources, strict=True)
+    ]
+    kept = fitting_rows(run, "sft", config.fitting, examples, targets.sources)
+    examples = [examples[index] for index in kept]
+    learned = [row for row in targets.rows if isinstance(row, Trajectory)]
+    heldout = critique_records(run, "sft", learned)
+    log.info("sft              %d examples from %s", len(examples), source or "the base model")
+    stage.begin()
+    train_on(stage, config.fitting, examples, "base", heldout)
+
+
+def check_records(run: Run, config: SFT) -> None:
+    """Raise a UserError for records that the stage could not learn from, or not be measured on.
+    Given trajectories are checked when they are read."""
+    if _source(run) is None:
+        if config.cold_start.many is None:
+            raise ConfigError(
+                "sft needs --instructions: a JSONL of trajectories or of {'messages': [...]} rows. "
+                "Without it, let the base model write them (--sft.cold-start.many short_examples), "
+                "or start RFT from an instruction-tuned model: --config rft.py --init PATH"
+            )
+        cold_start.usable_records(run, config)
+        critique_records(run, "sft", run.records)
+
+
+def _source(run: Run) -> str | Path | None:
+    """The file of given trajectories; None where the base model writes them."""
+    return run.setup.instructions or (run.world / "cold_start.jsonl" if run.synthetic else None)
+
+
+def _given(run: Run, source: str | Path) -> Targets:
+    return read_targets(
         source,
         many=run.templates.many,
         single=run.templates.single,
         skip_bad_rows=run.setup.skip_bad_rows,
         max_bad_share=run.setup.max_bad_share,
     )
-    examples = [
-        _example(run, row, source_line)
-        for row, source_line in zip(targets.rows, targets.sources, strict=True)
-    ]
-    kept = fitting_rows(run, "sft", config.fitting, examples, targets.sources)
-    examples = [examples[index] for index in kept]
-    learned = [row for row in targets.rows if isinstance(row, Trajectory)]
-    heldout = critique_records(run, "sft", learned)
-    log.info("sft              %d examples from %s", len(examples), source)
+
+
+def _written(stage: Stage, config: SFT) -> Targets:
+    """What the base model writes. Records and room are checked before anything is sampled."""
+    run, fitting = stage.run, config.fitting
+    check_records(run, config)
     stage.begin()
-    train_on(stage, config.fitting, examples, "base", heldout)
+    require_checkpoint_room(stage, fitting.steps, fitting.optimizer, Trainable(run, "base"))
+    rows = cold_start.cold_start(stage, config)
+    return Targets(list(rows), [f"trajectory of {row.example_id}" for row in rows])
 
 
 def _example(run: Run, row: Trajectory | Instruction, source: str) -> Example:

@@ -58,6 +58,7 @@ def check_records(run: Run, recipe: Pipeline) -> None:
     """Raise a UserError for records that a stage which is not done yet could not learn from, or not
     be measured on, before the first one begins."""
     checks: list[tuple[str, Callable[[], object]]] = [
+        ("sft", lambda: sft.check_records(run, recipe.sft)),
         ("rft", lambda: rft.usable_records(run, recipe.rft)),
         ("rft", lambda: critique_records(run, "rft", run.records)),
         ("rl", lambda: rl.usable_records(run, recipe.rl)),

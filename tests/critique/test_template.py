@@ -81,7 +81,7 @@ def test_wrong_file_is_named_with_its_line(tmp_path: Path, source: str, message:
 
 def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
-        TemplateError, match=r"no template 'grn'.*grm, single, meta, judge, compact"
+        TemplateError, match=r"no template 'grn'.*grm, single, meta, judge, short, short_single"
     ):
         Template.load("grn")
     with pytest.raises(TemplateError, match="neither a file"):

@@ -13,10 +13,9 @@ from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.examples import meta_example, reply_example, trajectory_example
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic_files import build_tokenizer
-from grm_jax.data.trajectories import Instruction, parse_trajectory
+from grm_jax.data.trajectories import Instruction, parse_trajectory, to_trajectory
 from grm_jax.judge.critiques import Rollout
 from grm_jax.judge.prompts import Prompts
-from grm_jax.training.rft import to_trajectory
 
 TEMPLATES = TemplateConfig("compact", "compact_single", "compact_meta")
 TOKENIZER = build_tokenizer()

@@ -12,10 +12,10 @@ import pytest
 
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.rows import DataError
+from grm_jax.data.trajectories import to_trajectory
 from grm_jax.judge.prompts import Prompts
 from grm_jax.training import meta_rm, rft, sampling
 from grm_jax.training.options import RFT, MetaRM
-from grm_jax.training.rft import to_trajectory
 
 
 def judged(record, plain, hinted=(), threshold=None):

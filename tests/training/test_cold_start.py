@@ -1,0 +1,133 @@
+"""The base model as its own first teacher: what it is asked, what is kept, what SFT then learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+
+from grm_jax.critique import Template
+from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.preferences import write_preferences
+from grm_jax.data.rows import DataError
+from grm_jax.data.synthetic import WorldConfig
+from grm_jax.data.synthetic_files import write_world
+from grm_jax.data.trajectories import read_trajectories
+from grm_jax.errors import UserError
+from grm_jax.judge.critiques import Critic
+from grm_jax.model.config import SIZES
+from grm_jax.parallel.options import MeshConfig
+from grm_jax.sampler.options import SamplingConfig
+from grm_jax.training import cold_start, sft
+from grm_jax.training.options import SFT, ColdStart, Fitting
+from grm_jax.training.run import Run, Stage
+from grm_jax.training.setup import ConfigError, Setup
+
+SAID = r"Criteria: truth.{more} Scores: \boxed{{{scores}}}"
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch, model, make_record) -> Setup:
+    """A run on a file of two records of two responses, of which the second is the better one."""
+    monkeypatch.setitem(SIZES, "micro", model.replace(max_position=4096))
+    write_world(tmp_path / "world", WorldConfig(cold_start=5, train=5, fresh=2, shifted=1))
+    records = [make_record(name, (0, 1), f"query {name}") for name in "ab"]
+    write_preferences(tmp_path / "preferences.jsonl", records)
+    return Setup(
+        run_dir=str(tmp_path / "run"), size="micro", mesh=MeshConfig(2, 2, 1),
+        tokenizer=str(tmp_path / "world" / "tokenizer"),
+        preferences=str(tmp_path / "preferences.jsonl"),
+        templates=TemplateConfig("short", "short_single"), length_buckets=(2048,),
+    )  # fmt: skip
+
+
+OPTIONS = SFT(
+    ColdStart("short_examples", samples=2, chunk=1, sampling=SamplingConfig(max_new_tokens=32)),
+    Fitting(steps=1, batch_size=4),
+)
+
+
+@pytest.fixture
+def asked(monkeypatch, make_critique):
+    """What the base model is asked; it says `texts` to each record, in turn."""
+    calls = []
+
+    def make(*texts: str):
+        def critiques(self, params, records, samples, sampling, key, *, hinted, salt):
+            found = {}
+            for record in records:
+                orders = self.prompts.orders(record, len(samples), salt)
+                prompt = self.prompts.messages(record, orders[0], hinted=hinted)[-1]["content"]
+                calls.append((record.id, prompt, len(samples)))
+                found[record.id] = [
+                    dataclasses.replace(
+                        make_critique(record.id, i, order=orders[i], finish_reason="length"),
+                        text=texts[i % len(texts)],
+                    )
+                    for i in samples
+                ]
+            return found
+
+        monkeypatch.setattr(Critic, "critiques", critiques)
+        return calls
+
+    return make
+
+
+def test_a_critique_ends_with_its_first_box(make_critique):
+    template = Template.load("short")
+    good = SAID.format(more="", scores="2, 9")
+    goes_on = good + "\n\n#### Example 4 ####\n" + SAID.format(more="", scores="9, 2")
+    rollout = make_critique("a", 0, order=(1, 0), finish_reason="length")
+    read = cold_start.until_verdict(dataclasses.replace(rollout, text=goes_on), template)
+    assert (read.text, read.scores, read.failure) == (good, (9.0, 2.0), None)
+    assert read.finish_reason == "stop"
+    three = SAID.format(more="", scores="1, 2, 3")
+    read = cold_start.until_verdict(dataclasses.replace(rollout, text=three), template)
+    assert (read.scores, read.failure) == (None, "wrong_count")
+    read = cold_start.until_verdict(dataclasses.replace(rollout, text="I can not say"), template)
+    assert (read.text, read.failure, read.finish_reason) == ("I can not say", "no_box", "length")
+
+
+def test_the_base_model_sees_examples_and_a_hint_and_sft_neither(setup, asked, caplog):
+    """With two samples both orders are shown, so that of two equal boxes one is right."""
+    caplog.set_level(logging.INFO, "grm_jax")
+    calls = asked(SAID.format(more="", scores="2, 9") + " and so on")
+    run = Run(setup)
+    stage = Stage(run, "sft", OPTIONS, needs=["base"])
+    targets = sft._written(stage, OPTIONS)
+    assert [name for name, _, _ in calls] == ["a", "b"]
+    for _, prompt, samples in calls:
+        assert "#### Example 1 ####" in prompt and samples == 2
+        assert "The best response is: Response" in prompt
+    rows = read_trajectories(stage.directory / "trajectories.jsonl")
+    assert [row.kept for row in rows].count(True) == 2 and len(rows) == 4
+    assert all(row.hinted for row in rows)
+    assert [row.example_id for row in targets.rows] == ["a", "b"]
+    assert "4 critiques of the base model, 0 unparsable, 2 kept, of 2 records" in caplog.text
+    for row in targets.rows:
+        assert row.scores[1] > row.scores[0]
+        text = run.tokenizer.decode(sft._example(run, row, "row").prompt)
+        assert "Example 1" not in text and "The best response is" not in text
+    sft._written(stage, OPTIONS)
+    assert len(calls) == 2  # what was sampled is not sampled again
+
+
+def test_nothing_that_agrees_is_an_error(setup, asked):
+    asked(SAID.format(more="", scores="5, 5"))
+    stage = Stage(Run(setup), "sft", OPTIONS, needs=["base"])
+    with pytest.raises(UserError, match=r"kept none of 4 critiques; look at .*--instructions FILE"):
+        sft._written(stage, OPTIONS)
+
+
+def test_what_can_not_begin_says_so_before_anything_is_sampled(setup, asked):
+    calls = asked("")
+    with pytest.raises(ConfigError, match=r"let the base model write them \(--sft.cold-start.many"):
+        sft.run_sft(Run(setup), SFT())
+    long = dataclasses.replace(
+        OPTIONS.cold_start, sampling=SamplingConfig(max_new_tokens=4096 - 200)
+    )
+    with pytest.raises(DataError, match=r"smaller --sft.cold-start.sampling.max-new-tokens"):
+        sft.run_sft(Run(setup), dataclasses.replace(OPTIONS, cold_start=long))
+    assert not calls
