@@ -24,7 +24,10 @@ The 27b recipe has not been run.
 
 from _shared import setup
 
-from grm_jax.recipes import SFT, Fitting, OptimizerConfig, SFTRecipe
+from grm_jax.recipes import SFT, ColdStart, Fitting, OptimizerConfig, SFTRecipe
+
+# A teacher's critiques are there: --instructions.
+NONE = ColdStart(many=None)
 
 TINY = SFT(
     fitting=Fitting(
@@ -45,6 +48,7 @@ TINY = SFT(
             clip_norm=1.0,
         ),
     ),
+    cold_start=NONE,
 )
 
 PAPER = SFT(
@@ -66,6 +70,7 @@ PAPER = SFT(
             clip_norm=1.0,
         ),
     ),
+    cold_start=NONE,
 )
 
 

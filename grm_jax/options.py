@@ -77,6 +77,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "min_p": (0, 1),
         "max_new_tokens": (1, INF),
     },
+    "ColdStart": {"records": (1, INF), "samples": (1, INF), "chunk": (1, INF)},
     "RFT": {"records": (1, INF), "samples": (1, INF), "chunk": (1, INF)},
     "RL": {
         "steps": (1, INF),

@@ -79,8 +79,8 @@ class ColdStart:
 class SFT:
     """Supervised training; loss on the completion only."""
 
-    cold_start: ColdStart = ColdStart()
     fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
+    cold_start: ColdStart = ColdStart()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,15 +55,9 @@ def run_sft(run: Run, config: SFT) -> None:
 
 
 def check_records(run: Run, config: SFT) -> None:
-    """Raise a UserError for records that the stage could not learn from, or not be measured on.
-    Given trajectories are checked when they are read."""
-    if _source(run) is None:
-        if config.cold_start.many is None:
-            raise ConfigError(
-                "sft needs --instructions: a JSONL of trajectories or of {'messages': [...]} rows. "
-                "Without it, let the base model write them (--sft.cold-start.many short_examples), "
-                "or start RFT from an instruction-tuned model: --config rft.py --init PATH"
-            )
+    """Raise a UserError for records of which the base model could not write critiques to learn
+    from, or on which the stage could not be measured."""
+    if _source(run) is None and config.cold_start.many is not None:
         cold_start.usable_records(run, config)
         critique_records(run, "sft", run.records)
 
@@ -86,6 +80,12 @@ def _given(run: Run, source: str | Path) -> Targets:
 def _written(stage: Stage, config: SFT) -> Targets:
     """What the base model writes. Records and room are checked before anything is sampled."""
     run, fitting = stage.run, config.fitting
+    if config.cold_start.many is None:
+        raise ConfigError(
+            "sft needs --instructions: a JSONL of trajectories or of {'messages': [...]} rows. "
+            "Without it, let the base model write them (--sft.cold-start.many short_examples), or "
+            "start RFT from an instruction-tuned model: --config rft.py --init PATH"
+        )
     check_records(run, config)
     stage.begin()
     require_checkpoint_room(stage, fitting.steps, fitting.optimizer, Trainable(run, "base"))

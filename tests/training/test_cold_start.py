@@ -43,8 +43,8 @@ def setup(tmp_path, monkeypatch, model, make_record) -> Setup:
 
 
 OPTIONS = SFT(
-    ColdStart("short_examples", samples=2, chunk=1, sampling=SamplingConfig(max_new_tokens=32)),
     Fitting(steps=1, batch_size=4),
+    ColdStart("short_examples", samples=2, chunk=1, sampling=SamplingConfig(max_new_tokens=32)),
 )
 
 
