@@ -13,7 +13,7 @@ from grm_jax.data.preferences import write_preferences
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic import WorldConfig
 from grm_jax.data.synthetic_files import write_world
-from grm_jax.data.trajectories import read_trajectories
+from grm_jax.data.trajectories import Trajectory, read_trajectories
 from grm_jax.errors import UserError
 from grm_jax.judge.critiques import Critic
 from grm_jax.model.config import SIZES
@@ -107,6 +107,7 @@ def test_the_base_model_sees_examples_and_a_hint_and_sft_neither(setup, asked, c
     assert [row.example_id for row in targets.rows] == ["a", "b"]
     assert "4 critiques of the base model, 0 unparsable, 2 kept, of 2 records" in caplog.text
     for row in targets.rows:
+        assert isinstance(row, Trajectory) and row.scores is not None
         assert row.scores[1] > row.scores[0]
         text = run.tokenizer.decode(sft._example(run, row, "row").prompt)
         assert "Example 1" not in text and "The best response is" not in text
