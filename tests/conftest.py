@@ -41,6 +41,31 @@ settings.register_profile("search", deadline=None, database=None, max_examples=5
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+# Files whose tests take longest, longest first. Workers take files in this order, so that none of
+# them begins with a long one when the others are done.
+LONGEST = (
+    "experiments/test_day.py", "training/test_pipeline.py", "training/test_meshes.py",
+    "training/test_processes.py", "training/test_step.py", "scoring/test_sampling.py",
+    "sampler/test_engine.py", "judge/test_transformers_pair.py", "model/test_bfloat16.py",
+    "test_startup.py", "sampler/test_session.py", "planning/test_plan.py",
+    "model/test_shared_prefix.py", "model/test_lora.py", "serving/test_real.py",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist would begin with many short tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.path.as_posix()
+        ends = (i for i, name in enumerate(LONGEST) if file.endswith(f"tests/{name}"))
+        return next(ends, len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True)
 def no_log_to_closed_streams() -> Iterator[None]:
     """A command logs to the standard output of its test, which is closed when the test ends."""

@@ -43,6 +43,8 @@ def test_help_loads_nothing_that_takes_long():
 START = """
 import collections, dataclasses, json, sys
 import jax.monitoring
+import pytest
+
 from grm_jax import train
 from grm_jax.judge import __main__ as judge
 from grm_jax.model.config import SIZES
@@ -95,6 +97,7 @@ def losses(run: Path) -> list[list[float]]:
     return [[row[name] for name in ("loss", "grad_norm")] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path):
     first = start(tmp_path / "first", tmp_path / "programs")
     assert first["cache_misses"] > 40, "nothing is left out for being small"

@@ -73,7 +73,9 @@ def alike(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("loss", [rows, packed, shared], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("block", [512, 8], ids=["one block", "blocks"])
+@pytest.mark.parametrize(
+    "block", [512, pytest.param(8, marks=pytest.mark.slow)], ids=["one block", "blocks"]
+)
 def test_gradients(loss, block, small, small_params, tokens, monkeypatch):
     monkeypatch.setattr(attention_backends, "BLOCK", block)
     half = small.replace(compute_dtype="bfloat16")

@@ -182,6 +182,7 @@ def test_small_changes_reach_the_rollout(small, small_params, one_device):
     assert np.abs(trained - logprobs(base)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_small_changes_are_written(small, small_params):
     """By random rounding: on average every weight has its 0.1%."""
     base, changed = slightly_changed(small, small_params)

@@ -22,7 +22,9 @@ def alone(requests, draw_samples):
     return draw_samples(requests)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 1), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((2, 2, 1), marks=pytest.mark.slow), (1, 2, 2)], ids=str
+)
 def test_same_tokens_on_a_mesh(
     shape,
     model,

@@ -249,6 +249,7 @@ MEASURED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_measuring_held_out_records_changes_nothing(name, whole_run, before, monkeypatch):
     """The same bits as without, also when stopped; and one row for each measured step."""
@@ -278,6 +279,7 @@ class Crash(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rft", "rl"])
 def test_a_crashed_stage_repeats_what_was_lost(name, whole_run, before, monkeypatch):
     """It falls back to the checkpoint before, and draws the same batches and rollouts again."""
@@ -304,6 +306,7 @@ def test_a_stop_at_the_last_step_is_resumed_too(whole_run, before, monkeypatch):
     same_stage(run_dir / "scalar_rm", whole_run / "scalar_rm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("rft", [16, 32, 48]), ("meta_rm", [3, 6, 8])])
 def test_sampling_resumes_with_the_next_chunk(name, expected, whole_run, before, monkeypatch):
     """SIGTERM ends it at once; whole chunks are kept, and none of them is sampled again."""
@@ -332,6 +335,7 @@ def test_sampling_resumes_with_the_next_chunk(name, expected, whole_run, before,
     same_stage(run_dir / name, whole_run / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module", "what"),
     [
@@ -440,6 +444,7 @@ def evaluated(whole_run, tmp_path, monkeypatch) -> Callable[..., tuple[list[str]
     return evaluate
 
 
+@pytest.mark.slow
 def test_the_evaluation_belongs_to_the_models_that_it_judged(evaluated, tmp_path, whole_run):
     """Nothing is sampled twice, another k is another table, and a new model is judged anew."""
     header, drawn = evaluated(k=4)

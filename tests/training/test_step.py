@@ -217,6 +217,7 @@ def test_four_devices_take_the_same_step_as_one(shape, params, rollouts, rl_step
     assert same == pytest.approx(metrics, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_on_four_devices(model, params, table, batch, one_device, mesh_of):
     optimizer = make_optimizer(OptimizerConfig(name="muon", learning_rate=1e-2), 10, table)
     loss_fn = language_model_loss(model)
