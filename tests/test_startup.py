@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import grm_jax
 
 ROOT = Path(grm_jax.__file__).parents[1]
