@@ -4,7 +4,8 @@
     options.py             the options of how a model is computed and trained
     params.py              the table of parameters, from which all else about them is derived
     gemma2.py              the forward pass
-    attention.py           masks by position, and softcapped attention in plain arrays
+    attention.py           masks by position, and attention in plain arrays
+    softmax_sums.py        a softmax in parts, as sums that add up, with a softcap and without
     attention_backends.py  the choice of how attention is computed
     chunked_attention.py   attention in linear memory on any device
     attention_kernels.py   fused attention kernels of TPUs and GPUs

@@ -7,7 +7,8 @@
 | splash    | TPU             | linear, fused | yes     | yes    | yes      | yes       |
 | tokamax   | H100/H200, B200 | linear, fused | yes     | yes    | yes      | yes       |
 
-A backend that can not compute what is asked raises an error; nothing falls back in silence.
+All of them compute scores without a softcap, too. A backend that can not compute what is asked
+raises an error; nothing falls back in silence.
 
 Dimensions: B batch, T queries, S keys, K key/value heads, G query heads per key/value head, h size
 of a head.
@@ -26,22 +27,24 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.errors import UserError
-from grm_jax.model.attention import SAVED, Places, attention, soft_weights
+from grm_jax.model.attention import SAVED, Places, attention
 from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention
 from grm_jax.model.options import Backend
+from grm_jax.model.softmax_sums import Sums, soft_weights
 
 log = logging.getLogger("grm_jax")
 
 BLOCK = 512  # how many queries, and how many keys, a block of the chunked backend has
 
 # Both take queries [B, T, K, G, h], keys [B, S, K, h] and values [B, S, K, h]. `Attention` returns
-# the output [B, T, K, G, h], `Sums` the pair (numerator [B, T, K, G, h], total [B, T, K, G]).
+# the output [B, T, K, G, h], `CrossAttention` numerator [B, T, K, G, h],
+# total and peak [B, T, K, G].
 Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-Sums = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+CrossAttention = Callable[[jax.Array, jax.Array, jax.Array], Sums]
 
 
 def self_attention(
-    places: Places, *, window: int | None, softcap: float, backend: Backend
+    places: Places, *, window: int | None, softcap: float | None, backend: Backend
 ) -> Attention:
     """A function that computes the attention of rows to themselves, in the dtype of q.
 
@@ -49,7 +52,7 @@ def self_attention(
       places: positions, and segments of packed rows. Queries and keys must be the same slots, and
         positions must rise by one within a segment.
       window: the sliding window, or None for a global layer.
-      softcap: the softcap of the scores; the queries come already scaled.
+      softcap: the softcap of the scores, or None; the queries come already scaled.
 
     Raises UserError for an unknown backend.
     """
@@ -67,11 +70,13 @@ def self_attention(
     return lambda q, k, v: chunked_attention(q, k, v, places, static)
 
 
-def cross_sums(places: Places, *, window: int | None, softcap: float, backend: Backend) -> Sums:
+def cross_sums(
+    places: Places, *, window: int | None, softcap: float | None, backend: Backend
+) -> CrossAttention:
     """A function that computes the sums of attention over one of several sets of keys.
 
-    The caller adds up the pairs (numerator [B, T, K, G, h], total [B, T, K, G]) of all sets and
-    calls `chunked_attention.normalise`. The fused kernels do not return such sums: with "splash"
+    The caller adds up the sums of all sets (`softmax_sums.together`) and divides them (`normalise`
+    there). The fused kernels do not return such sums: with "splash"
     and "tokamax", too, they are computed in chunks.
     """
     if backend == "reference":
@@ -79,9 +84,10 @@ def cross_sums(places: Places, *, window: int | None, softcap: float, backend: B
 
         def reference(q, k, v):
             raw = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-            w = soft_weights(raw, mask, softcap=softcap, dtype=v.dtype)  # [B, K, G, T, S]
+            w, peak = soft_weights(raw, mask, softcap=softcap, dtype=v.dtype)  # [B, K, G, T, S]
             out = jnp.einsum("bkgts,bskh->btkgh", w, v, preferred_element_type=jnp.float32)
-            return out, jnp.moveaxis(jnp.sum(w, axis=-1, dtype=jnp.float32), 3, 1)
+            total = jnp.moveaxis(jnp.sum(w, axis=-1, dtype=jnp.float32), 3, 1)
+            return Sums(out, total, None if peak is None else jnp.moveaxis(peak, 3, 1))
 
         return reference
     static = Static(window, softcap, False, BLOCK, BLOCK)

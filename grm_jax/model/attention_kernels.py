@@ -24,7 +24,7 @@ LANES = 128  # the width of a TPU's vector registers; splash needs lengths that 
 HEADS = ("batch", None, "attention_heads")  # logical axes by which q, k, v and the output are split
 
 
-def splash(places: Places, *, window: int | None, softcap: float, interpret: bool = False):
+def splash(places: Places, *, window: int | None, softcap: float | None, interpret: bool = False):
     """JAX's splash attention for TPUs: a function of q, k and v.
 
     Args:
@@ -51,7 +51,7 @@ def splash(places: Places, *, window: int | None, softcap: float, interpret: boo
     return compute
 
 
-def _splash_rows(q, k, v, segments, *, window: int | None, softcap: float, interpret: bool):
+def _splash_rows(q, k, v, segments, *, window: int | None, softcap: float | None, interpret: bool):
     """Splash attention on one device: q [B, T, K, G, h], k, v [B, T, K, h], segments [B, T]."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
@@ -83,7 +83,7 @@ def _splash_rows(q, k, v, segments, *, window: int | None, softcap: float, inter
     return jnp.einsum("bkgth->btkgh", out).astype(q.dtype)
 
 
-def tokamax(places: Places, *, window: int | None, softcap: float):
+def tokamax(places: Places, *, window: int | None, softcap: float | None):
     """tokamax's Mosaic kernel for Hopper and Blackwell GPUs, forward and backward: a function of
     q, k and v. Raises UserError, when that is called, for queries that are not 16-bit floats."""
     slots = jnp.arange(places.query_pos.shape[1])  # [T]
@@ -105,7 +105,7 @@ def tokamax(places: Places, *, window: int | None, softcap: float):
     return compute
 
 
-def _tokamax_rows(q, k, v, start, *, softcap: float):
+def _tokamax_rows(q, k, v, start, *, softcap: float | None):
     """tokamax's attention on one device: q [B, T, K, G, h], k, v [B, T, K, h], start [B, T]."""
     # tokamax's public function has no argument for the first key that a query sees.
     from tokamax._src.ops.attention.base import (  # pyright: ignore[reportMissingImports]

@@ -1,15 +1,19 @@
 """Exact attention whose memory is linear in the length, forward and backward, on any device.
 
-Gemma-2's softcap bounds the scores, so exp() needs no running maximum: attention over a set of keys
-is a pair of plain sums,
+Attention over a set of keys is a triple of sums (`softmax_sums.Sums`),
 
-    numerator_i = sum_j w_ij v_j,   total_i = sum_j w_ij,   w_ij = exp(cap tanh(q_i k_j / cap)),
+    numerator_i = sum_j w_ij v_j,   total_i = sum_j w_ij,   peak_i,
 
-which are added up over blocks of keys, and over sets of keys (a shared prompt, a completion). No
-array of size [queries, keys] is larger than one block: the backward pass computes the weights
-again, one block of queries after the other,
+with w_ij = exp(cap tanh(q_i k_j / cap)) and no peak where there is a softcap, and otherwise
+w_ij = exp(q_i k_j) / 2^peak_i. The sums are added up over blocks of keys, and over sets of keys (a
+shared prompt, a completion). No array of size [queries, keys] is larger than one block: the
+backward pass computes the weights again, one block of queries after the other, with the peak of the
+whole set, which is kept:
 
-    dw_ij = dnumerator_i v_j + dtotal_i,   ds_ij = w_ij (1 - tanh^2) dw_ij.
+    dw_ij = dnumerator_i v_j + dtotal_i,   ds_ij = w_ij (1 - tanh^2) dw_ij,   without the tanh^2
+                                                                              where uncapped.
+
+A peak has no gradient: it does not change numerator / total.
 
 Where there is one set of keys, `chunked_attention` also does the division: both terms of dw are
 then computed from the same rounded dnumerator, and cancel more exactly in bfloat16.
@@ -30,10 +34,18 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from grm_jax.model.attention import SAVED, Places, check_softcap, rounded
+from grm_jax.model.attention import SAVED, Places
 from grm_jax.model.linear import apart
-
-Pair = tuple[jax.Array, jax.Array]  # (numerator, total)
+from grm_jax.model.softmax_sums import (
+    LOWEST,
+    Sums,
+    check_softcap,
+    inverse_of,
+    rounded,
+    soft_weights,
+    through_division,
+    together,
+)
 
 
 class Static(NamedTuple):
@@ -41,7 +53,7 @@ class Static(NamedTuple):
 
     Attributes:
       window: the sliding window, or None for a global layer.
-      softcap: the softcap of the scores.
+      softcap: the softcap of the scores, or None.
       own: whether queries and keys are the same slots of a row whose positions rise by one within a
         segment. A query then sees no later slot, and none that lies `window` or more slots back, so
         blocks of keys without a visible slot are skipped.
@@ -49,7 +61,7 @@ class Static(NamedTuple):
     """
 
     window: int | None
-    softcap: float
+    softcap: float | None
     own: bool
     queries: int
     keys: int
@@ -64,19 +76,23 @@ class Row(NamedTuple):
 
 def attention_sums(
     q: jax.Array, k: jax.Array, v: jax.Array, places: Places, static: Static
-) -> Pair:
-    """(numerator [B, T, K, G, h], total [B, T, K, G]) in float32; zeros for queries without keys.
+) -> Sums:
+    """Numerator [B, T, K, G, h], total and peak [B, T, K, G]; zeros for queries without keys.
 
     Args:
       q: [B, T, K, G, h], scaled and rotated.
       k, v: [B, S, K, h].
       places: positions and segments of queries and keys.
 
-    Raises UserError for a softcap that is too large to leave out the running maximum.
+    Raises UserError for a softcap that is too large to leave out the peak.
     """
-    numerator, total = cast(Pair, _sums(*_whole_blocks(q, k, v, places, static)))
+    numerator, total, peak = cast(Sums, _sums(*_whole_blocks(q, k, v, places, static)))
     slots = q.shape[1]
-    return _slots_first(numerator)[:, :slots], jnp.moveaxis(total, 3, 1)[:, :slots]
+    return Sums(
+        _slots_first(numerator)[:, :slots],
+        jnp.moveaxis(total, 3, 1)[:, :slots],
+        None if peak is None else jnp.moveaxis(peak, 3, 1)[:, :slots],
+    )
 
 
 def chunked_attention(
@@ -85,47 +101,6 @@ def chunked_attention(
     """numerator / total [B, T, K, G, h], in the dtype of q. Takes `attention_sums`'s arguments."""
     out = cast(jax.Array, _attention(*_whole_blocks(q, k, v, places, static)))
     return _slots_first(out)[:, : q.shape[1]]
-
-
-def normalise(sums: Pair, dtype: Any) -> jax.Array:
-    """numerator [..., h] / total [...] in `dtype`, the dtype of the products with the values.
-
-    A query that saw no key (total 0) gets zeros.
-    """
-    return cast(jax.Array, _normalise(jnp.dtype(dtype), *sums))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalise(dtype: Any, numerator: jax.Array, total: jax.Array) -> jax.Array:
-    return _normalise_forward(dtype, numerator, total)[0]
-
-
-def _normalise_forward(dtype: Any, numerator: jax.Array, total: jax.Array):
-    inverse = checkpoint_name(_inverse(total), SAVED)
-    out = checkpoint_name(numerator * inverse[..., None], SAVED)
-    return out.astype(dtype), (out, inverse)
-
-
-def _normalise_backward(dtype: Any, kept: Pair, dout: jax.Array) -> Pair:
-    return _through_division(dout, *kept, dtype)
-
-
-def _through_division(dout, out, inverse, dtype) -> Pair:
-    """The gradients of numerator and total, in float32.
-
-    The numerator's gradient is rounded to the dtype in which it enters products before the total's
-    gradient is computed from it, so that the two still cancel.
-    """
-    dnumerator = (dout.astype(jnp.float32) * inverse[..., None]).astype(dtype).astype(jnp.float32)
-    return dnumerator, -jnp.sum(dnumerator * out, axis=-1)
-
-
-_normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-def _inverse(total: jax.Array) -> jax.Array:
-    """1 / total, and 1 where the total is 0."""
-    return 1.0 / jnp.where(total > 0, total, 1.0)
 
 
 def _whole_blocks(q, k, v, places: Places, static: Static):
@@ -204,53 +179,73 @@ def _over_keys(function: Callable[[Any, Any], Any], static: Static, i: Any, coun
     return jax.lax.fori_loop(low, high, function, start)
 
 
-def _weights(static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row) -> Pair:
-    """The weights w of a block and their derivative by the raw score, w (1 - tanh^2).
+def _weights(
+    static: Static, q: jax.Array, k: jax.Array, query: Row, key: Row, peak: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The weights w of a block, their derivative by the raw score, w (1 - tanh^2), and their peak.
 
-    Both are [B, K, G, t, s], and 0 where masked. w is in the dtype of k, which is that of the
-    products that it enters; the derivative is in float32. The totals are sums of the rounded w,
-    too: with exact weights, terms that should cancel would not.
+    The first two are [B, K, G, t, s], and 0 where masked. w is in the dtype of k, which is that of
+    the products that it enters; the derivative is in float32. The totals are sums of the rounded w,
+    too: with exact weights, terms that should cancel would not. The peak is [B, K, G, t], the given
+    one or, for None, the block's own; with a softcap it is None.
     """
     raw = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
-    tanh = jnp.tanh(raw / static.softcap)
+    tanh = None if static.softcap is None else jnp.tanh(raw / static.softcap)
     distance = query.position[:, :, None] - key.position[:, None, :]
     mask = (distance >= 0) & (query.segment[:, :, None] == key.segment[:, None, :])
     if static.window is not None:
         mask &= distance < static.window
+    mask = mask[:, None, None]
+    if static.softcap is None or tanh is None:
+        w, peak = soft_weights(raw, mask, softcap=None, dtype=k.dtype, peak=peak)
+        return w, w.astype(jnp.float32), peak
     weights = rounded(jnp.exp(static.softcap * tanh), k.dtype)
     slope = weights * (1.0 - tanh * tanh)
-    w, slope = (jnp.where(mask[:, None, None], x, 0.0) for x in (weights, slope))
-    return w.astype(k.dtype), slope
+    w, slope = (jnp.where(mask, x, 0.0) for x in (weights, slope))
+    return w.astype(k.dtype), slope, None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(static: Static, q: jax.Array, k: jax.Array, v: jax.Array, query: Row, key: Row) -> Pair:
-    """Numerator [B, K, G, T, h] and total [B, K, G, T]; lengths are multiples of the blocks."""
+def _sums(static: Static, q: jax.Array, k: jax.Array, v: jax.Array, query: Row, key: Row) -> Sums:
+    """Numerator [B, K, G, T, h], total and peak [B, K, G, T]; lengths are multiples of the
+    blocks."""
     blocks = k.shape[2] // static.keys
 
-    def query_block(_, i: Any) -> tuple[None, Pair]:
+    def query_block(_, i: Any) -> tuple[None, Sums]:
         qi, query_i = _block(q, i, static.queries, 3), _row_block(query, i, static.queries)
 
-        def add(j: Any, sums: Pair) -> Pair:
+        def add(j: Any, sums: Sums) -> Sums:
             kj, vj = (_block(x, j, static.keys, 2) for x in (k, v))  # [B, K, s, h]
-            w, _ = _weights(static, qi, kj, query_i, _row_block(key, j, static.keys))
+            key_j = _row_block(key, j, static.keys)
+            w, _, peak = _weights(static, qi, kj, query_i, key_j, None)
             out = jnp.einsum("bkgts,bksh->bkgth", w, vj, preferred_element_type=jnp.float32)
-            return sums[0] + out, sums[1] + jnp.sum(w, axis=-1, dtype=jnp.float32)
+            return together(sums, Sums(out, jnp.sum(w, axis=-1, dtype=jnp.float32), peak))
 
-        zeros = jnp.zeros(qi.shape, jnp.float32), jnp.zeros(qi.shape[:-1], jnp.float32)
-        return None, _over_keys(add, static, i, blocks, zeros)
+        start = Sums(
+            jnp.zeros(qi.shape, jnp.float32),
+            jnp.zeros(qi.shape[:-1], jnp.float32),
+            jnp.full(qi.shape[:-1], LOWEST, jnp.int32) if static.softcap is None else None,
+        )
+        return None, _over_keys(add, static, i, blocks, start)
 
-    _, (numerator, total) = _each(query_block, None, q.shape[3] // static.queries)
-    return _join(numerator), _join(total)
+    _, sums = _each(query_block, None, q.shape[3] // static.queries)
+    return jax.tree.map(_join, sums)
 
 
 def _sums_forward(static: Static, q, k, v, query: Row, key: Row):
-    return _sums(static, q, k, v, query, key), (q, k, v, query, key)
+    sums = cast(Sums, _sums(static, q, k, v, query, key))
+    sums = sums._replace(peak=_saved(sums.peak))
+    return sums, (q, k, v, query, key, sums.peak)
 
 
-def _sums_backward(static: Static, kept, cotangents):
-    dnumerator, dtotal = cotangents
-    return _gradients(static, kept, dnumerator.astype(kept[2].dtype), dtotal)
+def _saved(peak: jax.Array | None) -> jax.Array | None:
+    """A peak under the name of what a rematerialised backward pass may keep."""
+    return None if peak is None else checkpoint_name(peak, SAVED)
+
+
+def _sums_backward(static: Static, kept, cotangents: Sums):
+    dnumerator = cotangents.numerator.astype(kept[2].dtype)
+    return _gradients(static, kept, dnumerator, cotangents.total)
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
@@ -264,16 +259,16 @@ def _attention(static: Static, q, k, v, query: Row, key: Row) -> jax.Array:
 
 
 def _attention_forward(static: Static, q, k, v, query: Row, key: Row):
-    numerator, total = cast(Pair, _sums(static, q, k, v, query, key))
-    inverse = checkpoint_name(_inverse(total), SAVED)
+    numerator, total, peak = cast(Sums, _sums(static, q, k, v, query, key))
+    inverse = checkpoint_name(inverse_of(total), SAVED)
     out = checkpoint_name(numerator * inverse[..., None], SAVED)
-    return out.astype(q.dtype), (q, k, v, query, key, out, inverse)
+    return out.astype(q.dtype), (q, k, v, query, key, _saved(peak), out, inverse)
 
 
 def _attention_backward(static: Static, kept, dout):
     *inputs, out, inverse = kept
     dtype = inputs[2].dtype
-    dnumerator, dtotal = _through_division(dout, out, inverse, dtype)
+    dnumerator, dtotal = through_division(dout, out, inverse, dtype)
     return _gradients(static, inputs, dnumerator.astype(dtype), dtotal)
 
 
@@ -282,19 +277,21 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 def _gradients(static: Static, inputs, dnumerator, dtotal):
     """The gradients of q, k and v, and None for the two rows of positions and segments."""
-    q, k, v, query, key = inputs
+    q, k, v, query, key, peak = inputs
     blocks = k.shape[2] // static.keys
     f32 = {"preferred_element_type": jnp.float32}
 
-    def query_block(sums: Pair, i: Any):
+    def query_block(sums: tuple[jax.Array, jax.Array], i: Any):
         qi, dn = (_block(x, i, static.queries, 3) for x in (q, dnumerator))  # [B, K, G, t, h]
         dt = _block(dtotal, i, static.queries, 3)[..., None]  # [B, K, G, t, 1]
         query_i = _row_block(query, i, static.queries)
+        peak_i = None if peak is None else _block(peak, i, static.queries, 3)  # [B, K, G, t]
 
         def add(j: Any, carry):
             dq, dk, dv = carry
             kj, vj = (_block(x, j, static.keys, 2) for x in (k, v))
-            w, slope = _weights(static, qi, kj, query_i, _row_block(key, j, static.keys))
+            key_j = _row_block(key, j, static.keys)
+            w, slope, _ = _weights(static, qi, kj, query_i, key_j, peak_i)
             dw = jnp.einsum("bkgth,bksh->bkgts", dn, vj, **f32) + dt  # [B, K, G, t, s]
             ds = (slope * dw).astype(q.dtype)
             dq += jnp.einsum("bkgts,bksh->bkgth", ds, kj, **f32)

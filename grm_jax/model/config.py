@@ -32,7 +32,7 @@ class ModelConfig:
     vocab_size: int = 256_000
     sliding_window: int = 4096
     max_position: int = 8192
-    attn_softcap: float = 50.0
+    attn_softcap: float | None = 50.0  # None: the scores are not capped
     final_softcap: float = 30.0
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6

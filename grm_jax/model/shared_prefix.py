@@ -23,11 +23,11 @@ import jax.numpy as jnp
 
 from grm_jax.model.attention import Places
 from grm_jax.model.attention_backends import cross_sums, self_attention
-from grm_jax.model.chunked_attention import normalise
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Attend, forward
 from grm_jax.model.options import Remat
 from grm_jax.model.params import LAYER_KINDS, Params
+from grm_jax.model.softmax_sums import Sums, normalise, together
 
 
 def group_attend(
@@ -62,10 +62,11 @@ def group_attend(
         prompt_to_prompt, to_prompt, to_completion = parts[kind]
         qp, kp, vp = (x[:, :prompt] for x in (q, k, v))  # [B, P, K, (Q,) h]
         rest = [x[:, prompt:] for x in (q, k, v)]  # [B, G * C, K, (Q,) h]
-        n1, t1 = to_prompt(rest[0], kp, vp)  # [B, G * C, K, Q, h], [B, G * C, K, Q]
-        # [B * G, C, K, Q, h], [B * G, C, K, Q]
-        n2, t2 = to_completion(*(x.reshape(batch * group, completion, *x.shape[2:]) for x in rest))
-        sums = n1 + n2.reshape(n1.shape), t1 + t2.reshape(t1.shape)
+        before = to_prompt(rest[0], kp, vp)  # numerator [B, G * C, K, Q, h], total [B, G * C, K, Q]
+        # The same of [B * G, C, ...].
+        own = to_completion(*(x.reshape(batch * group, completion, *x.shape[2:]) for x in rest))
+        own = Sums(*jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[2:]), own))
+        sums = together(before, own)
         out = [prompt_to_prompt(qp, kp, vp), normalise(sums, q.dtype)]
         return jnp.concatenate(out, axis=1), None  # [B, P + G * C, K, Q, h]
 

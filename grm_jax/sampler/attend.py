@@ -3,10 +3,11 @@
 A query attends to the pages of its prompt, to its lane's stash and ring, and to itself (`cache`
 draws what these hold). The queries of all lanes that read a page are multiplied with its keys in
 one matrix product: they are gathered into a grid [P, R] of pages and readers, and the results are
-gathered back and summed over the pages of each lane. The softcap bounds the scores, so the weights
-need no running maximum, and the parts add up to one exact softmax (`attention.soft_weights`).
-Weights and totals are rounded, added up and divided as in `chunked_attention`: in bfloat16, too,
-the attention of a rollout is that of the trainer.
+gathered back and summed over the pages of each lane. Each part (pages, stash, ring, itself) is a
+triple of sums: numerator, total, and, for models without a softcap, the peak of its scores
+(`softmax_sums`). The parts are brought to a common peak and add up to one exact softmax. Weights
+and totals are rounded, added up and divided as in `chunked_attention`: in bfloat16, too, the
+attention of a rollout is that of the trainer.
 
 Positions decide what a query may see. A page has the position of its first token and the number of
 its tokens; so has a block of the stash. The token that was written to the ring `age` steps before
@@ -35,11 +36,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from grm_jax.model.attention import soft_weights, visible
-from grm_jax.model.chunked_attention import normalise
+from grm_jax.model.attention import visible
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.gemma2 import Attend, Kind
 from grm_jax.model.params import LAYER_KINDS
+from grm_jax.model.softmax_sums import (
+    LOWEST,
+    Sums,
+    normalise,
+    power_of_two,
+    soft_weights,
+    together,
+)
 from grm_jax.sampler.cache import Pages, Ring, Stash, rows_of
 
 
@@ -131,9 +139,11 @@ def page_attend(
         # With b = D * A rows of t = S tokens: q [b, t, K, G, h]; k, v [b, t, K, h].
         page_mask, earlier_mask = masks[kind]
         f32 = jnp.float32
-        e = weigh(jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=f32), page_mask)
-        total = jnp.sum(e, axis=-1, dtype=f32)  # [b, K, G, t]
+        raw = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=f32)
+        e, peak = weigh(raw, page_mask)
+        total = jnp.sum(e, axis=-1, dtype=f32)  # [b, K, G, t], as the peak
         out = jnp.einsum("bkgts,bskh->btkgh", e, v, preferred_element_type=f32)
+        sums = Sums(out, total, peak)
         if earlier is not None:
             kv, index = layer_input["pages"], within_reach[kind]
             gathered = {
@@ -150,11 +160,18 @@ def page_attend(
                 for name, array in gathered.items()
             }
             raw = _by_head(jnp.einsum("btkgh->bkgth", q), keys)
-            e = weigh(scaled(raw, scales.get("k_scale")), earlier_mask)  # [b, K, G, t, M * S]
-            total += jnp.sum(e, axis=-1, dtype=f32)
+            raw = scaled(raw, scales.get("k_scale"))
+            e, peak = weigh(raw, earlier_mask)  # [b, K, G, t, M * S]
+            total = jnp.sum(e, axis=-1, dtype=f32)
             e = scaled(e, scales.get("v_scale")).astype(v.dtype)
-            out += jnp.einsum("bkgth->btkgh", _by_head(e, values))
-        out = normalise((out, jnp.moveaxis(total, 3, 1)), q.dtype)  # [b, t, K, G, h]
+            out = jnp.einsum("bkgth->btkgh", _by_head(e, values))
+            sums = together(
+                sums,
+                Sums(out, total, peak),
+                spread=lambda factor: jnp.moveaxis(factor, 3, 1)[..., None],
+            )
+        sums = Sums(sums.numerator, jnp.moveaxis(sums.total, 3, 1))
+        out = normalise(sums, q.dtype)  # [b, t, K, G, h]
         rows = (shards, count)
         emitted = {"k": k.reshape(*rows, *k.shape[1:]), "v": v.reshape(*rows, *v.shape[1:])}
         return out, emitted  # emitted k, v: [D, A, S, K, h]
@@ -222,13 +239,23 @@ def lane_attend(
             return jnp.sum(part.reshape(*counts.shape, -1, *part.shape[2:]), axis=2)
         return jnp.einsum("dnb,db...->dn...", ownership, part, precision=jax.lax.Precision.HIGHEST)
 
+    def highest(peak: jax.Array) -> jax.Array:
+        """The highest peak of the blocks that each lane owns: [D, B, K, G] -> [D, N, K, G]."""
+        if grid:
+            return jnp.max(peak.reshape(*counts.shape, -1, *peak.shape[2:]), axis=2)
+        owned = ownership[..., None, None] > 0
+        return jnp.max(peak[:, None], axis=2, where=owned, initial=LOWEST)
+
+    # Each of the following returns sums: a numerator [D, N, K, G, h], and [D, N, K, G] a total and,
+    # without a softcap, a peak.
+
     @jax.named_scope("pages")
-    def over_pages(q, kv, v_dtype, mask):
-        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the pages of each lane's prompt."""
+    def over_pages(q, kv, v_dtype, mask) -> Sums:
+        """The sums over the pages of each lane's prompt."""
         queries = rows_of(q, layout.reader).reshape(shards, count, readers, *q.shape[2:])
         keys, values = kv["k"].astype(q.dtype), kv["v"].astype(v_dtype)
         raw = jnp.einsum("dprkgh,dpkhs->dpkrgs", queries, keys, preferred_element_type=f32)
-        e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, P, K, R, G, S]
+        e, peak = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, P, K, R, G, S]
         weight = jnp.sum(e, axis=-1, dtype=f32).swapaxes(2, 3)  # [D, P, R, K, G]
         e = scaled(e, kv.get("v_scale")).astype(v_dtype)
         part = jnp.einsum("dpkrgs,dpksh->dpkrgh", e, values, preferred_element_type=f32)
@@ -236,43 +263,57 @@ def lane_attend(
         # From the grid of pages and readers back to lanes: [D, N, M, K, G, h], [D, N, M, K, G]
         part = rows_of(part.reshape(shards, count * readers, *q.shape[2:]), layout.cell)
         weight = rows_of(weight.reshape(shards, count * readers, *q.shape[2:4]), layout.cell)
+        if peak is not None:
+            peak = peak.swapaxes(2, 3).reshape(shards, count * readers, *q.shape[2:4])
+            peak = rows_of(peak, layout.cell)
         if single:
-            return part[:, :, 0], weight[:, :, 0]
+            return Sums(part[:, :, 0], weight[:, :, 0], None if peak is None else peak[:, :, 0])
         used = layout.used[..., None, None]  # [D, N, M, 1, 1]
+        if peak is not None:
+            own = jnp.where(used, peak, LOWEST)
+            peak = jnp.max(own, axis=2)
+            factor = power_of_two(own - peak[:, :, None])
+            part, weight = part * factor[..., None], weight * factor
         out = jnp.sum(jnp.where(used[..., None], part, 0.0), axis=2)
-        return out, jnp.sum(jnp.where(used, weight, 0.0), axis=2)
+        return Sums(out, jnp.sum(jnp.where(used, weight, 0.0), axis=2), peak)
 
     @jax.named_scope("stash")
-    def over_stash(q, kv, v_dtype, mask):
-        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the stash blocks of each lane."""
+    def over_stash(q, kv, v_dtype, mask) -> Sums:
+        """The sums over the stash blocks of each lane."""
         queries = rows_of(q, owner)  # [D, B, K, G, h]
         keys, values = kv["k"].astype(q.dtype), kv["v"].astype(v_dtype)
         raw = jnp.einsum("dbkgh,dbkhc->dbkgc", queries, keys, preferred_element_type=f32)
-        e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, B, K, G, C]
-        total = add_up(jnp.sum(e, axis=-1, dtype=f32))
+        e, peak = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, B, K, G, C]
+        weight = jnp.sum(e, axis=-1, dtype=f32)  # [D, B, K, G]
         e = scaled(e, kv.get("v_scale")).astype(v_dtype)
         part = jnp.einsum("dbkgc,dbkch->dbkgh", e, values, preferred_element_type=f32)
-        return add_up(part), total
+        if peak is not None:
+            own, peak = peak, highest(peak)
+            factor = power_of_two(own - rows_of(peak, owner))
+            part, weight = part * factor[..., None], weight * factor
+        return Sums(add_up(part), add_up(weight), peak)
 
     @jax.named_scope("ring")
-    def over_ring(q, kv, v_dtype, mask):
-        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the ring of each lane."""
+    def over_ring(q, kv, v_dtype, mask) -> Sums:
+        """The sums over the ring of each lane."""
         keys, values = kv["k"], kv["v"]
         if "k_scale" in kv:
             keys, values = keys.astype(q.dtype), values.astype(v_dtype)
         # In the ring's own dtype: of bfloat16 numbers, products in float32 are the same.
         q = q.astype(keys.dtype)
         raw = jnp.einsum("dnkgh,dnkht->dnkgt", q, keys, preferred_element_type=f32)
-        e = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, N, K, G, T]
+        e, peak = weigh(scaled(raw, kv.get("k_scale")), mask)  # [D, N, K, G, T]
         total = jnp.sum(e, axis=-1, dtype=f32)
         e = scaled(e, kv.get("v_scale")).astype(v_dtype).astype(values.dtype)
-        return jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32), total
+        out = jnp.einsum("dnkgt,dnkth->dnkgh", e, values, preferred_element_type=f32)
+        return Sums(out, total, peak)
 
     @jax.named_scope("itself")
-    def over_itself(q, k, v):
-        """(numerator [D, N, K, G, h], total [D, N, K, G]) over the new token itself."""
-        e = weigh(jnp.einsum("dnkgh,dnkh->dnkg", q, k, preferred_element_type=f32), None)
-        return e[..., None].astype(f32) * v[:, :, :, None, :], e
+    def over_itself(q, k, v) -> Sums:
+        """The sums over the new token itself."""
+        raw = jnp.einsum("dnkgh,dnkh->dnkg", q, k, preferred_element_type=f32)
+        e, peak = weigh(raw, None, axis=())
+        return Sums(e[..., None].astype(f32) * v[:, :, :, None, :], e, peak)
 
     def attend(q, k, v, kind, layer_input):
         # q [D, N, K, G, h]; k, v [D, N, K, h]: one token of each lane.
@@ -282,10 +323,7 @@ def lane_attend(
             parts.append(over_stash(q, layer_input["stash"], v.dtype, stash_mask))
         parts.append(over_ring(q, layer_input["ring"], v.dtype, ring_mask))
         parts.append(over_itself(q, k, v))
-        out, total = parts[0]
-        for numerator, weight in parts[1:]:
-            out, total = out + numerator, total + weight
-        return normalise((out, total), q.dtype), {"k": k, "v": v}
+        return normalise(together(*parts), q.dtype), {"k": k, "v": v}
 
     return attend
 

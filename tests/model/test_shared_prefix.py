@@ -54,6 +54,13 @@ def test_equals_separate_rows(remat, small, small_params, both):
     compare(small, small_params, both, 2e-5, remat=remat)
 
 
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_without_a_softcap(backend, small, small_params, both):
+    """With scores beyond 20: the peaks over the prompt and over the completion differ."""
+    config = small.replace(attn_softcap=None, query_pre_attn_scalar=1.0, attention=backend)
+    compare(config, small_params, both, 2e-4, remat="block")
+
+
 def test_one_completion_and_many_heads(small, make_params, both):
     config = small.replace(num_kv_heads=4, sliding_window=3)
     compare(config, make_params(config, 1), both, 2e-5, remat="none")

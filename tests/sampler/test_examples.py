@@ -98,9 +98,9 @@ def test_the_worked_mask(after_six_steps, config, monkeypatch):
     pages = cache.empty_pages(config, 1, 3, 4)
     masks = []
 
-    def record(raw: jax.Array, mask: jax.Array | None, **settings) -> jax.Array:
+    def record(raw: jax.Array, mask: jax.Array | None, **settings) -> tuple[jax.Array, None]:
         masks.append(np.asarray(True if mask is None else mask))
-        return jnp.ones_like(raw)
+        return jnp.ones_like(raw), None
 
     monkeypatch.setattr(attend, "soft_weights", record)
     compute = attend.lane_attend(config, layout, jnp.asarray(batch.counts), pages, stash, ring)
