@@ -55,15 +55,20 @@ def test_without_a_softcap_weights_are_in_units_of_their_peak(size):
 
 
 def test_scores_of_any_size_give_finite_weights_and_gradients():
-    raw = jnp.asarray([1e30, -1e30, 3e38, 5.0, -2e7, 1e8])
+    """Also where a masked score is far above the visible ones."""
 
-    def total(raw):
-        weights, _ = soft_weights(raw, raw != 5.0, softcap=None, dtype=jnp.float32)
+    def total(raw, visible):
+        weights, _ = soft_weights(raw, raw <= visible, softcap=None, dtype=jnp.float32)
         return jnp.sum(weights)
 
-    value, gradient = jax.value_and_grad(total)(raw)
-    assert np.isfinite(value) and np.isfinite(gradient).all()
-    assert gradient[3] == 0
+    everything = [1e30, -1e30, 3e38, 5.0, -2e7, 1e8]
+    # 2^128, by which the masked weight of the third row would be larger, is infinite.
+    rows = ((everything, 3e38), ([1e4, 2.0, 1.0, 3e5], 9.0), ([128.5 * np.log(2), 0.5], 9.0))
+    for raw, visible in rows:
+        raw = jnp.asarray(raw)
+        value, gradient = jax.value_and_grad(total)(raw, visible)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+        assert not gradient[raw > visible].any()
 
 
 def test_powers_of_two_are_exact():

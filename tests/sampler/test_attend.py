@@ -175,12 +175,12 @@ PARTS = {
 @pytest.mark.parametrize("grid", [False, True])
 @pytest.mark.parametrize("part", PARTS)
 def test_without_a_softcap_one_part_may_outweigh_the_others(part, grid, half):
-    """Its scores are eight times as large, so its peak is the highest, and some parts are 0; each
-    lane has a peak of its own. With exact scores and float32's own order of addition."""
+    """Its scores are eight times as large, so its peak is the highest, and some parts are 0. Every
+    second lane has far higher peaks than the others, whose weights would be 0 beside them."""
     config = half.replace(attn_softcap=None, compute_dtype="float32")
     q, k, v = (x.astype(jnp.float32) for x in vectors(config, LANES, 64))
     begin, end = PARTS[part]
-    k = k.at[:, begin:end].multiply(8)
+    k, q = k.at[:, begin:end].multiply(8), q.at[::2].multiply(16)
     found = drawn_token(config, "global", q, k, v, grid=grid)
     np.testing.assert_allclose(found, trainers(config, "global", q, k, v)[:, -1], atol=2e-6)
 
