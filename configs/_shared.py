@@ -1,6 +1,6 @@
 """What the recipes share, by size: where things run, shapes, templates, and how the judge is used.
 
-`tiny` is the embedded world on two CPU cores. The others expect a pretrained Gemma-2
+`tiny` is the embedded world on two CPU cores. The others expect a pretrained model
 (`--base MODEL`) and preferences of yours (`--preferences FILE`). "Not given in the paper" is what
 arXiv:2504.02495 leaves open.
 """
@@ -42,10 +42,20 @@ PRETRAINED = Setup(
 )
 
 
+# Over how many devices heads and vocabulary are split; it divides a model's key/value heads.
+TENSOR = {"2b": 1, "9b": 4, "27b": 8}
+TENSOR |= {"gemma3_270m": 1, "gemma3_1b": 1, "gemma3_4b": 1, "gemma3_12b": 4, "gemma3_27b": 8}
+TENSOR |= {"llama3_1b": 1, "llama3_3b": 1, "llama3_8b": 4, "llama3_70b": 8}
+TENSOR |= {"smollm2_135m": 1, "smollm2_360m": 1, "smollm2_1_7b": 1}
+TENSOR |= {"qwen2_5_0_5b": 1, "qwen2_5_1_5b": 1, "qwen2_5_3b": 1, "qwen2_5_7b": 4}
+TENSOR |= {"qwen2_5_14b": 4, "qwen2_5_32b": 8, "qwen2_5_72b": 8}
+TENSOR |= {"qwen3_0_6b": 1, "qwen3_1_7b": 1, "qwen3_4b": 1, "qwen3_8b": 4}
+TENSOR |= {"qwen3_14b": 4, "qwen3_32b": 8}
+
+
 def setup(size: str) -> Setup:
     """The shared part of a recipe. KeyError for a size that does not exist."""
-    tensor = {"2b": 1, "9b": 4, "27b": 8}
     if size == "tiny":
         return TINY
-    mesh = MeshConfig(fsdp=-1, tensor=tensor[size])
+    mesh = MeshConfig(fsdp=-1, tensor=TENSOR[size])
     return dataclasses.replace(PRETRAINED, size=size, run_dir=f"runs/{size}", mesh=mesh)

@@ -31,7 +31,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """Read a Hugging Face Gemma-2 (language model or meta RM) into a model directory."""
+    """Read a Hugging Face checkpoint (language model or meta RM) into a model directory."""
 
     input: Path
     """Hugging Face directory (config.json, *.safetensors, tokenizer files), or a repo id of the
@@ -64,8 +64,9 @@ class Random:
     """Tokenizer folder, a sentencepiece .model file, or a repo id; gives the vocabulary."""
     output: Path
     """New directory."""
-    size: Literal["tiny", "2b", "9b", "27b"] = "tiny"
-    """Shape; tiny keeps its layers but gets 8,192 positions and a window of 256."""
+    size: str = "tiny"
+    """Size by name, such as tiny, 2b, gemma3_1b or qwen3_4b; tiny keeps its layers but gets 8,192
+    positions and a window of 256."""
     seed: int = 0
 
 

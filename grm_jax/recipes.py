@@ -33,6 +33,7 @@ import tyro
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.files import expanded
 from grm_jax.judge.request import JudgeDefaults
+from grm_jax.model.config import SIZES
 from grm_jax.parallel.options import MeshConfig
 from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.training.options import (
@@ -161,7 +162,9 @@ def load(spec: str) -> Recipe:
     except KeyError as error:
         if error.args != (size,):  # not a missing size, but a mistake in the recipe
             raise
-        raise ConfigError(f"{path}: has no size {error}; try tiny, 2b, 9b or 27b") from error
+        raise ConfigError(
+            f"{path}: has no size {error}; the sizes with a name are {', '.join(SIZES)}"
+        ) from error
 
 
 def _get_config(path: Path) -> Callable[..., Recipe]:

@@ -152,7 +152,9 @@ def test_a_recipe_of_ones_own(tmp_path):
     )
     assert load(str(path)).rl.steps == 3  # pyright: ignore[reportAttributeAccessIssue]
     assert load(f"{path}:9b").rl.steps == 5  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(ConfigError, match=r"has no size 'huge'; try tiny, 2b, 9b or 27b"):
+    with pytest.raises(
+        ConfigError, match=r"has no size 'huge'; the sizes with a name are tiny, 2b, 9b, 27b, g"
+    ):
         load(f"{path}:huge")
 
 

@@ -73,7 +73,7 @@ def write_gguf(path: Path, params: Params, dtype: str = "F32") -> None:
     out.add_key_length(c.head_dim)
     out.add_value_length(c.head_dim)
     out.add_layer_norm_rms_eps(c.norm_eps)
-    assert c.attn_softcap is not None  # the file says gemma2, whose scores are capped
+    assert c.attn_softcap is not None and c.final_softcap is not None  # the file says gemma2
     out.add_attn_logit_softcapping(c.attn_softcap)
     out.add_final_logit_softcapping(c.final_softcap)
     out.add_sliding_window(c.sliding_window)

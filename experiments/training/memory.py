@@ -61,9 +61,9 @@ def step(args: Arguments) -> dict[str, float]:
     import numpy as np
 
     from grm_jax.model.config import ModelConfig
-    from grm_jax.model.gemma2 import encode
-    from grm_jax.model.heads import token_logprobs
+    from grm_jax.model.heads import logits, token_logprobs
     from grm_jax.model.params import param_table
+    from grm_jax.model.transformer import encode
     from grm_jax.parallel.mesh import make_mesh, put_batch
     from grm_jax.training.losses import sft_loss
     from grm_jax.training.optimizer import make_optimizer
@@ -82,9 +82,7 @@ def step(args: Arguments) -> dict[str, float]:
             return token_logprobs(
                 params, model, hidden, targets, temperature=1.0, chunk=args.chunk
             )[0]
-        raw = jnp.einsum("btd,vd->btv", hidden, params["embed"])
-        logits = model.final_softcap * jnp.tanh(raw / model.final_softcap)
-        every = jax.nn.log_softmax(logits, axis=-1)
+        every = jax.nn.log_softmax(logits(params, model, hidden), axis=-1)
         return jnp.take_along_axis(every, targets[..., None], axis=-1)[..., 0]
 
     def loss(params, frozen, batch):

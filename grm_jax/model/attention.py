@@ -22,7 +22,8 @@ import jax.numpy as jnp
 # read.
 MASKED = -1e30
 
-# The checkpoint name of what a rematerialised backward pass may keep of attention (`gemma2.Remat`).
+# The checkpoint name of what a rematerialised backward pass may keep of attention
+# (`transformer.forward`).
 SAVED = "attention"
 
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import encode, encode_packed
 from grm_jax.model.heads import logits, scalar, take_rows, token_logprobs
 from grm_jax.model.options import Remat
 from grm_jax.model.params import Params
 from grm_jax.model.shared_prefix import encode_completions
+from grm_jax.model.transformer import encode, encode_packed
 
 Batch = dict[str, jax.Array]
 

@@ -20,11 +20,13 @@ def row_flops(config: ModelConfig, length: float, head_tokens: float) -> float:
     """
     c = config
     head = c.vocab_size * c.embed_dim
-    layers = count_params(param_table(c)) - head
-    near = min(length, c.sliding_window)
-    # Pairs of a global and a local layer.
-    pairs = length * length / 2 + (near * near / 2 + (length - near) * near)
-    attention = 4 * c.num_heads * c.head_dim * c.num_blocks * pairs
+    # Without the embedding and an output head of its own.
+    layers = count_params(param_table(c)) - head * (1 if c.tied_head else 2)
+    pairs = 0.0
+    for kind in c.layer_kinds:
+        near = min(length, c.window(kind) or length)
+        pairs += near * near / 2 + (length - near) * near
+    attention = 4 * c.num_heads * c.head_dim * pairs
     return 2 * layers * length + 2 * head * head_tokens + attention
 
 

@@ -1,4 +1,4 @@
-"""Writing a Gemma-2 as a Hugging Face checkpoint; public through `model/huggingface.py`.
+"""Writing a model as a Hugging Face checkpoint; public through `model/huggingface.py`.
 
 One tensor at a time is gathered, transposed, cast and appended to its file. The header, which comes
 first in a file, follows from the parameter table, so that no file is ever whole in memory.
@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from grm_jax.errors import UserError, listed
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.families import family_of
 from grm_jax.model.hf_config import (
     DTYPES,
     INDEX,
@@ -33,6 +34,7 @@ from grm_jax.model.hf_config import (
     special_ids,
     token_ids,
 )
+from grm_jax.model.hf_fields import written_fields
 from grm_jax.model.params import Params, ParamSpec, get_leaf, param_table
 from grm_jax.parallel.multihost import barrier, first
 
@@ -72,9 +74,9 @@ def save(
 
     Args:
       directory: created if it does not exist; may hold tokenizer files, but no weights or config.
-      params: the tree of `model.params`. With a "score", a `Gemma2ForSequenceClassification` is
-        written; without one, a `Gemma2ForCausalLM`, whose head is the embedding and is not stored
-        twice.
+      params: the tree of `model.params`. With a "score", a sequence classifier of the model's
+        family is written (for example `Gemma2ForSequenceClassification`); without one, a language
+        model (`Gemma2ForCausalLM`). A head that is the embedding is not stored twice.
       dtype: the dtype of the stored tensors (float32, bfloat16 or float16); None keeps each
         parameter's dtype.
       max_shard_bytes: weights of more bytes are split over several files with an index. A tensor is
@@ -102,7 +104,9 @@ def save(
     num_labels = _num_labels(params)
     table = param_table(config, num_labels=num_labels)
     _check_params(table, params)
-    ids = special_ids(tokenizer_dir) | ({} if pad_id is None else {"pad_token_id": pad_id})
+    written_fields(config)  # raises for a model that its family's files can not describe
+    ids = special_ids(tokenizer_dir, _own_ids(config))
+    ids |= {} if pad_id is None else {"pad_token_id": pad_id}
     files = _plan_files(_tensors(table, params, dtype), max_shard_bytes)
 
     # Every process must have checked the directory before the first one writes into it.
@@ -155,9 +159,10 @@ def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _complete_tokenizer_config(root: Path, pad_id: int | None, *, side: str) -> None:
     """Say in `tokenizer_config.json` how the tokenizer's own files are to be read.
 
-    Where no class is named, transformers takes that of Gemma for a Gemma-2, whatever tokenizer.json
-    holds. Its version 5 then builds a byte-pair tokenizer from the names of the pieces, which gives
-    other ids, without an error. The class named here reads the files as they are.
+    Where no class is named, transformers takes that of the family (Gemma's for a Gemma-2), whatever
+    tokenizer.json holds. Its version 5 then builds a byte-pair tokenizer from the names of the
+    pieces, which gives other ids, without an error. The class named here reads the files as they
+    are.
 
     Args:
       pad_id: the id that pads; None leaves it.
@@ -175,6 +180,14 @@ def _complete_tokenizer_config(root: Path, pad_id: int | None, *, side: str) -> 
         full["pad_token"] = {id: piece for piece, id in token_ids(root).items()}[pad_id]
     if full != said:
         _write_json(path, full)
+
+
+def _own_ids(config: ModelConfig) -> dict[str, Any]:
+    """The special ids of a model's family, as far as the vocabulary has them."""
+    return {
+        name: id if id is not None and id < config.vocab_size else None
+        for name, id in family_of(config).ids.items()
+    }
 
 
 def _num_labels(params: Params) -> int:
@@ -214,7 +227,7 @@ def _tensors(table: tuple[ParamSpec, ...], params: Params, dtype: Any) -> list[_
                 "or float16"
             )
         for index, name in spec.hf_names():
-            # The embedding comes before the layers, the final norm and the scalar head after them.
+            # The embedding comes before the layers, the final norm and the head after them.
             outside = -1.0 if spec.path == ("embed",) else math.inf
             layer = outside if index is None else float(name.split(".")[2])
             by_layer.append((layer, _Tensor(name, spec, index, stored)))

@@ -1,9 +1,10 @@
-"""Gemma-2 checkpoints in Hugging Face's format, in and out, through the parameter table.
+"""Checkpoints in Hugging Face's format, in and out, through the parameter table.
 
 A directory holds `config.json`, one `model.safetensors` or shards with
-`model.safetensors.index.json`, and the tokenizer's files. The model is a language model
-(`Gemma2ForCausalLM`, with a tied head) or has a scalar head (`Gemma2ForSequenceClassification`,
-whose `score.weight` a meta RM has). Neither reading nor writing needs torch.
+`model.safetensors.index.json`, and the tokenizer's files. The model, of one of the families, is a
+language model (such as `Gemma2ForCausalLM`) or has a scalar head (such as
+`Gemma2ForSequenceClassification`, whose `score.weight` a meta RM has). Of a multimodal checkpoint
+the text model is read. Neither reading nor writing needs torch.
 
 Memory for reading: every process reads only the parts that its devices hold, one tensor (one layer
 of one parameter) at a time, casts it on the device and writes it into the stacked device array in
@@ -42,13 +43,13 @@ from grm_jax.model.hf_config import (
     INDEX,
     SINGLE,
     CheckpointError,
-    is_tied,
     read_config,
     read_json,
     read_num_labels,
+    text_prefixes,
 )
 from grm_jax.model.hf_export import save
-from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
+from grm_jax.model.params import EMBED, HEAD, Params, ParamSpec, build_tree, get_leaf, param_table
 
 __all__ = ["CheckpointError", "is_checkpoint_dir", "load", "read_config", "save"]
 
@@ -76,7 +77,8 @@ def load(
     Args:
       directory: a folder with `config.json` and safetensors files.
       dtype: the parameters' dtype in memory; None keeps the dtype in which each is stored.
-      shardings: a tree like the parameters; None leaves all on the default device.
+      shardings: a tree like the parameters; None leaves all on the default device. Without a "head"
+        in it, an output head of the model's own is left out.
       num_labels: 0 for a language model, 1 for a meta RM (`score.weight`); None takes what
         `config.json` declares.
 
@@ -84,11 +86,11 @@ def load(
       the config, and the parameters.
 
     Raises:
-      CheckpointError: for a directory that holds no Gemma-2 checkpoint, unimplemented values,
-        pickled weights, and missing, surplus or misshapen tensors (which are listed). A
-        `lm_head.weight` is allowed if it equals the embedding. An embedding with more rows than
-        `vocab_size` is an error, and is not cut: the rows may be padding (Google's tables have
-        256128) or tokens that someone added.
+      CheckpointError: for a directory that holds no checkpoint of a family, unimplemented values,
+        pickled weights, and missing, surplus or misshapen tensors (which are listed). Where the
+        head is tied, a `lm_head.weight` is allowed if it equals the embedding. An embedding with
+        more rows than `vocab_size` is an error, and is not cut: the rows may be padding (Google's
+        tables have 256128) or tokens that someone added.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -103,8 +105,11 @@ def load(
             f"for {labels}; pass num_labels={declared} or give another checkpoint"
         )
     table = param_table(config, num_labels=labels)
-    with _open(root) as tensors:
+    with _open(root) as stored:
+        tensors = _text_model(root, stored)
         _check_names_and_shapes(root, config, table, tensors)
+        if shardings is not None and "head" not in shardings:
+            table = tuple(spec for spec in table if spec.path != ("head",))
         wanted = {spec.path: _wanted_dtype(spec, tensors, dtype) for spec in table}
 
         def leaf(spec: ParamSpec) -> jax.Array:
@@ -132,6 +137,23 @@ def _open(root: Path) -> Iterator[dict[str, Any]]:
                     raise CheckpointError(f"{path}: {name} is in another shard too")
                 tensors[name] = handle.get_slice(name)
         yield tensors
+
+
+def _text_model(root: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of the text model, by the names that they have in a text model's own files."""
+    wrapper = text_prefixes(root)
+    if wrapper is None:
+        return tensors
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(wrapper.others):
+            continue
+        for begins, instead in wrapper.prefixes:
+            if name.startswith(begins):
+                name = instead + name.removeprefix(begins)
+                break
+        found[name] = tensor
+    return found
 
 
 def _weight_files(root: Path) -> list[Path]:
@@ -177,9 +199,10 @@ def _check_names_and_shapes(
 ) -> None:
     """Raise CheckpointError unless the tensors are those of the table and the head is tied."""
     expected = {name: spec.hf_shape for spec in table for _, name in spec.hf_names()}
-    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    embedding, head = EMBED, HEAD
     shapes = {name: tuple(part.get_shape()) for name, part in tensors.items()}
     have, want = shapes.get(embedding), expected[embedding]
+    spare = (head,) if config.tied_head else ()  # a tied head may be stored, too
     if have is not None and have[1:] == want[1:] and have[0] > want[0]:
         raise CheckpointError(
             f"{root}: {embedding} has {have[0]} rows, config.json says vocab_size "
@@ -189,7 +212,7 @@ def _check_names_and_shapes(
         )
     problems = [
         ("missing", [name for name in expected if name not in shapes]),
-        ("surplus", [name for name in shapes if name not in expected and name != head]),
+        ("surplus", [name for name in shapes if name not in expected and name not in spare]),
         (
             "misshapen",
             [
@@ -208,6 +231,11 @@ def _check_names_and_shapes(
         ),
     ]
     text = [f"{len(names)} {what}: {listed(names)}" for what, names in problems if names]
+    if head in expected and head not in shapes:
+        text.append(
+            f"tie_word_embeddings is not true in config.json, so {head} is needed: save the model "
+            "again with its head; if its head is the embedding, set tie_word_embeddings to true"
+        )
     if text:
         if "score.weight" in shapes and "score.weight" not in expected:
             text.append(
@@ -215,17 +243,10 @@ def _check_names_and_shapes(
                 "declares a language model: give one, or correct `architectures`"
             )
         raise CheckpointError(f"{root}: tensors do not fit its config.json. " + "; ".join(text))
-    scalar = any(spec.path == ("score",) for spec in table)
-    if head not in tensors and not scalar and not is_tied(root):
+    if head in spare and head in tensors and not _same_values(tensors[head], tensors[embedding]):
         raise CheckpointError(
-            f"{root}: tie_word_embeddings is false in config.json: the head is untied, but {head} "
-            "is not there. Save the model again with its head; if its head is the embedding, set "
-            "tie_word_embeddings to true"
-        )
-    if head in tensors and not _same_values(tensors[head], tensors[embedding]):
-        raise CheckpointError(
-            f"{root}: {head} differs from {embedding}; Gemma-2's head is tied, and a separate one "
-            "is not implemented"
+            f"{root}: {head} differs from {embedding}, and config.json ties the two; if the model "
+            "has a head of its own, set tie_word_embeddings to false"
         )
 
 
@@ -281,6 +302,9 @@ def _part(spec: ParamSpec, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
     """
     if not spec.hf_transposed:
         return tensor[index]
+    if not spec.inputs:  # a bias
+        rows = _cover(spec.layer_shape, index)
+        return tensor[rows.flat].reshape(rows.shape)[rows.rest]
     split = len(spec.inputs)  # the input dimensions lead
     columns, rows = (
         _cover(spec.layer_shape[part], index[part]) for part in (slice(split), slice(split, None))

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 from grm_jax.model.attention import Places
 from grm_jax.model.attention_backends import cross_sums, self_attention
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Attend, forward
 from grm_jax.model.options import Remat
-from grm_jax.model.params import LAYER_KINDS, Params
+from grm_jax.model.params import Params
 from grm_jax.model.softmax_sums import Sums, normalise, together
+from grm_jax.model.transformer import Attend, forward
 
 
 def group_attend(
@@ -45,9 +45,9 @@ def group_attend(
     side_by_side = jnp.tile(positions, (1, group))  # [B, G * C]
     separate = jnp.repeat(positions, group, axis=0)  # [B * G, C]
     parts = {}
-    for kind in LAYER_KINDS:
+    for kind in config.kinds:
         settings: dict[str, Any] = {
-            "window": config.sliding_window if kind == "local" else None,
+            "window": config.window(kind),
             "softcap": config.attn_softcap,
             "backend": config.attention,
         }

@@ -119,7 +119,8 @@ def load_model(
 
     Args:
       dtype: the parameters' dtype in memory; None keeps the dtype in which each is stored.
-      shardings: a tree like the parameters; None puts all on the default device.
+      shardings: a tree like the parameters; None puts all on the default device. Without a "head"
+        in it, an output head of the model's own is left out.
 
     Raises CheckpointError when `directory` holds no model, or one of another format or shape.
     """
@@ -130,13 +131,19 @@ def load_model(
     if wrong := _misfits(stored, table):
         raise CheckpointError(f"{root / PARAMS_DIR}: does not fit {MODEL_FILE}: {wrong}")
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    headless = shardings is not None and "head" not in shardings
 
     def abstract(spec) -> jax.ShapeDtypeStruct:
         kept = get_leaf(stored, spec.path).dtype if dtype is None else jnp.dtype(dtype)
-        placed = default if shardings is None else get_leaf(shardings, spec.path)
+        # A head that is left out is read as well, laid out as the embedding, which has its shape.
+        path = ("embed",) if headless and spec.path == ("head",) else spec.path
+        placed = default if shardings is None else get_leaf(shardings, path)
         return jax.ShapeDtypeStruct(spec.shape, kept, sharding=placed)
 
-    return config, checkpoint.load_arrays(root / PARAMS_DIR, build_tree(table, abstract))
+    params = checkpoint.load_arrays(root / PARAMS_DIR, build_tree(table, abstract))
+    if headless:
+        params.pop("head", None)
+    return config, params
 
 
 def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:

@@ -35,22 +35,23 @@ def update_bytes(
     stream = local * c.embed_dim * width
     queries, hidden = c.num_heads * c.head_dim / tensor, c.hidden_dim / tensor
     heads = queries + 2 * c.num_kv_heads * c.head_dim / tensor
-    # A block is two layers. Each has norms, queries, keys, values and output; gate, up and their
-    # product.
-    block = 2 * local * (6 * c.embed_dim + heads + queries + 3 * hidden) * width
-    # The results of attention of both layers, kept in float32.
-    attention = 2 * local * queries * 4
+    # Each layer of a block has norms, queries, keys, values and output; gate, up and their product.
+    layers, blocks = len(c.pattern), len(c.blocks)
+    block = layers * local * (6 * c.embed_dim + heads + queries + 3 * hidden) * width
+    # The results of attention of all its layers, kept in float32.
+    attention = layers * local * queries * 4
     if remat == "none":
-        products = 2 * local * (2 * c.embed_dim + heads + 2 * hidden) * width
-        kept, working = c.num_blocks * (stream + products + attention), 2 * block
+        products = layers * local * (2 * c.embed_dim + heads + 2 * hidden) * width
+        kept, working = blocks * (stream + products + attention), 2 * block
     else:
         saved = {"block": 1.0, "offload": 0.0, "block_save_attention": 1.0}[remat]
         extra = attention if remat == "block_save_attention" else 0.0
-        kept, working = c.num_blocks * (saved * stream + extra), 2 * block
-    # The gathered weights of a block; logits, their gradient, and the summed gradient of the
-    # embedding.
+        kept, working = blocks * (saved * stream + extra), 2 * block
+    # The gathered weights of a block; logits, their gradient, and the summed gradient of the head.
     gathered = 2 * sum(
-        math.prod(spec.shape[1:]) * width / tensor for spec in param_table(c) if spec.stacked
+        math.prod(spec.layer_shape) * width / tensor
+        for spec in param_table(c)
+        if spec.path[0] == "blocks"
     )
     at_once = min(chunk, head_tokens)
     logits = 3 * at_once * c.vocab_size / tensor * 4

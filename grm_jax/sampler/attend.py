@@ -38,8 +38,6 @@ import jax.numpy as jnp
 
 from grm_jax.model.attention import visible
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Attend, Kind
-from grm_jax.model.params import LAYER_KINDS
 from grm_jax.model.softmax_sums import (
     LOWEST,
     Sums,
@@ -48,6 +46,7 @@ from grm_jax.model.softmax_sums import (
     soft_weights,
     together,
 )
+from grm_jax.model.transformer import Attend
 from grm_jax.sampler.cache import Pages, Ring, Stash, rows_of
 
 
@@ -118,8 +117,8 @@ def page_attend(
     valid = (offsets < fill[..., None]).reshape(-1, size)  # [D * A, S]
     masks: dict[str, Any] = {}
     within_reach: dict[str, jax.Array] = {}
-    for kind in LAYER_KINDS:
-        window = config.sliding_window if kind == "local" else None
+    for kind in config.kinds:
+        window = config.window(kind)
         # [D * A, 1, 1, S, S], to broadcast over heads
         page_mask = visible(positions, positions, window=window, key_valid=valid)[:, None, None]
         earlier_mask = None
@@ -217,8 +216,8 @@ def lane_attend(
     # [D, N, B]: 1 where the lane owns the block
     ownership = (layout.owner[:, None] == lanes[:, None]).astype(jnp.float32)
     masks = {}
-    for kind in LAYER_KINDS:
-        window = config.sliding_window if kind == "local" else None
+    for kind in config.kinds:
+        window = config.window(kind)
         in_page = visible(reader_pos, page_pos, window=window, key_valid=filled)  # [D * P, R, S]
         in_stash = visible(owner_pos, block_pos, window=window, key_valid=in_use)  # [D * B, 1, C]
         in_ring = age < held[..., None]  # [D, N, T]
@@ -330,15 +329,12 @@ def lane_attend(
 
 def layer_inputs(
     pages: Pages, stash: Stash | None = None, ring: Ring | None = None
-) -> list[dict[Kind, Any]]:
-    """What the functions above read in each layer, one entry a block (see `gemma2.forward`)."""
+) -> list[dict[str, Any]]:
+    """What the functions above read in each layer, one entry a block, for `transformer.forward`."""
     no_blocks = [{}] * len(pages.blocks)
     stashes = stash.blocks if stash is not None else no_blocks
     rings = ring.blocks if ring is not None else no_blocks
     return [
-        {
-            kind: {"pages": p[kind], "stash": s.get(kind), "ring": r.get(kind)}
-            for kind in LAYER_KINDS
-        }
+        {slot: {"pages": p[slot], "stash": s.get(slot), "ring": r.get(slot)} for slot in p}
         for p, s, r in zip(pages.blocks, stashes, rings, strict=True)
     ]

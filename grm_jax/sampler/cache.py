@@ -44,14 +44,12 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import Kind
-from grm_jax.model.params import LAYER_KINDS
 
 # A layer has {"k": ..., "v": ...}. Where these are 8-bit integers, it also has a float32 scale for
-# each vector: {"k_scale": [..., slots], "v_scale": [..., slots]}. A block of the model has
-# {"local": KeyValue, "global": KeyValue}.
+# each vector: {"k_scale": [..., slots], "v_scale": [..., slots]}. A block of the model has that of
+# each of its layers, by the layer's slot in the block ("local" and "global" in Gemma-2).
 KeyValue = dict[str, jax.Array]
-Block = dict[Kind, KeyValue]
+Block = dict[str, KeyValue]
 
 
 @flax.struct.dataclass
@@ -69,7 +67,7 @@ class Pages:
     @property
     def size(self) -> int:
         """S, the slots of a page."""
-        return self.blocks[0]["local"]["v"].shape[3]
+        return _any_layer(self.blocks)["v"].shape[3]
 
 
 class Ring(flax.struct.PyTreeNode):
@@ -86,7 +84,7 @@ class Ring(flax.struct.PyTreeNode):
     @property
     def capacity(self) -> int:
         """T, the slots of a ring."""
-        return self.blocks[0]["local"]["v"].shape[3]
+        return _any_layer(self.blocks)["v"].shape[3]
 
 
 class Stash(flax.struct.PyTreeNode):
@@ -101,12 +99,12 @@ class Stash(flax.struct.PyTreeNode):
     @property
     def count(self) -> int:
         """B, the blocks of the stash in a shard."""
-        return self.blocks[0]["local"]["v"].shape[1]
+        return _any_layer(self.blocks)["v"].shape[1]
 
     @property
     def size(self) -> int:
         """C, the tokens of a block of the stash."""
-        return self.blocks[0]["local"]["v"].shape[3]
+        return _any_layer(self.blocks)["v"].shape[3]
 
 
 def empty_pages(
@@ -163,13 +161,18 @@ def _empty(config: ModelConfig, rows: tuple[int, ...], slots: int, int8: bool) -
             zeros |= {name: jnp.zeros((*rows, slots)) for name in ("k_scale", "v_scale")}
         return zeros
 
-    return tuple({kind: layer() for kind in LAYER_KINDS} for _ in range(config.num_blocks))
+    return tuple({slot: layer() for slot in slots} for slots in config.blocks)
+
+
+def _any_layer(blocks: Sequence[Block]) -> KeyValue:
+    """One of the layers, which all have the same shapes."""
+    return next(iter(blocks[0].values()))
 
 
 def map_layers(update: Callable[..., KeyValue], *blocks: Sequence[Block]) -> tuple[Block, ...]:
     """The blocks whose every layer is `update` of that layer in each of the arguments."""
     return tuple(
-        {kind: update(*(block[kind] for block in zipped)) for kind in LAYER_KINDS}
+        {slot: update(*(block[slot] for block in zipped)) for slot in zipped[0]}
         for zipped in zip(*blocks, strict=True)
     )
 

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
-from grm_jax.model.gemma2 import forward
 from grm_jax.model.heads import logits
 from grm_jax.model.params import Params
+from grm_jax.model.transformer import forward
 from grm_jax.sampler import cache
 from grm_jax.sampler.attend import Layout, lane_attend, layer_inputs, page_attend
 from grm_jax.sampler.draw import Settings, draw, draw_each, watched_logprobs

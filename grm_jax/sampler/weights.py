@@ -18,8 +18,9 @@ from jax.sharding import NamedSharding
 
 from grm_jax.model import linear
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.heads import output_matrix
 from grm_jax.model.linear import Int8, LowRank, OutMajor
-from grm_jax.model.params import LAYER_KINDS, Params, param_table
+from grm_jax.model.params import Params, param_table
 from grm_jax.parallel.mesh import sharding
 from grm_jax.sampler.programs import Programs
 
@@ -38,8 +39,8 @@ def decode_weights(
     """The parameters as `decode` wants them; "blocks" is a tuple of one tree a block.
 
     What has that layout already is not copied: those that `take` returned, or of a trainer's the
-    embedding and the last norm where their dtype and sharding are decoding's. It shares its buffers
-    with the result, so neither may be donated while the other is used.
+    embedding, the head and the last norm where their dtype and sharding are decoding's. It shares
+    its buffers with the result, so neither may be donated while the other is used.
 
     Args:
       rows: lanes of a shard. With few of them, a CPU multiplies by matrices stored the other way
@@ -74,8 +75,8 @@ class _Layout:
 
     def __init__(self, programs: Programs, config: ModelConfig, int8: bool):
         self.programs, self.mesh, self.int8 = programs, programs.mesh, int8
-        self.dtype, self.blocks = jnp.dtype(config.compute_dtype), config.num_blocks
-        # Without the leading axis of layers; both kinds of layers have the same.
+        self.dtype, self.config = jnp.dtype(config.compute_dtype), config
+        # Without the leading axis of layers; all layers have the same.
         self.axes = {
             spec.path[-1]: spec.axes[1:] if spec.stacked else spec.axes
             for spec in param_table(config)
@@ -83,17 +84,18 @@ class _Layout:
 
     def made(self, params: Params, *, delete: bool = False) -> Params:
         """The parameters, laid out; `delete`: one after the other, those given are deleted."""
-        whole = {name: params[name] for name in ("embed", "final_norm")}
+        whole = {name: params[name] for name in ("embed", "final_norm", "head") if name in params}
         given = {(name,): w for name, w in whole.items() if not self._fits(name, w)} | {
-            (kind, name): value
-            for kind in LAYER_KINDS
-            for name, value in params["blocks"][kind].items()
+            (part, slot, name): value
+            for part in ("blocks", "rest")
+            for slot, layers in params.get(part, {}).items()
+            for name, value in layers.items()
         }
         found: dict[tuple[str, ...], Any] = {}
         if delete:
             for path, value in given.items():
-                # Both kinds of layers by one program.
-                path_of_all = path[-1:] if len(path) == 1 else (LAYER_KINDS[0], path[-1])
+                # All layers of a block by one program.
+                path_of_all = path if len(path) == 1 else (path[0], "layer", path[-1])
                 part = self._run({path_of_all: value})
                 found[path] = jax.block_until_ready(part)[path_of_all]
                 for leaf in jax.tree.leaves(value):
@@ -102,15 +104,17 @@ class _Layout:
             found = self._run(given)
         made: Params = {name: found.get((name,), w) for name, w in whole.items()}
         if self.int8:
-            made["head"] = self._int8_head(made["embed"])
+            made["head"] = self._int8_head(output_matrix(made))
         made["blocks"] = tuple(
-            {
-                kind: {name: found[kind, name][block] for name in params["blocks"][kind]}
-                for kind in LAYER_KINDS
-            }
-            for block in range(self.blocks)
+            {slot: self._block(found, index, slot) for slot in slots}
+            for index, slots in enumerate(self.config.blocks)
         )
         return made
+
+    def _block(self, found: dict[tuple[str, ...], Any], index: int, slot: str) -> Params:
+        """One layer of a block, out of the tuples that have each parameter of all blocks."""
+        part, at = ("blocks", index) if index < self.config.num_blocks else ("rest", 0)
+        return {path[-1]: values[at] for path, values in found.items() if path[:-1] == (part, slot)}
 
     def _run(self, given: dict[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
         return self.programs.run("weights", (self.int8, _form(given)), self._convert, given)
@@ -128,9 +132,10 @@ class _Layout:
             if len(path) == 1:
                 found[path] = self._keep(value, name, self.axes[name])
             else:
+                blocks = self.config.num_blocks if path[0] == "blocks" else 1
                 found[path] = tuple(
                     self._layer(jax.tree.map(lambda x, block=block: x[block], value), name)
-                    for block in range(self.blocks)
+                    for block in range(blocks)
                 )
         return found
 
@@ -159,8 +164,8 @@ class _Layout:
         return same and w.sharding.is_equivalent_to(self._place(self.axes[name]), w.ndim)
 
     def _dtype_of(self, name: str, w: jax.Array) -> jnp.dtype:
-        # Norms are small and read in float32, as the trainer reads its masters.
-        return self.dtype if name in INPUTS or name == "embed" else w.dtype
+        # Norms and biases are small and read in float32, as the trainer reads its masters.
+        return self.dtype if name in INPUTS or name in ("embed", "head") else w.dtype
 
     def _place(self, names: tuple[str | None, ...]) -> NamedSharding:
         return sharding(self.mesh, [None if name == "embed" else name for name in names])
@@ -177,13 +182,16 @@ def _turned(programs: Programs, weights: Params) -> Params:
             split = INPUTS[name]
             return OutMajor(w.reshape(math.prod(w.shape[:split]), -1).T, w.shape[split:])
 
-        return tuple(
-            {kind: {name: one(name, w) for name, w in block[kind].items()} for kind in LAYER_KINDS}
-            for block in matrices
-        )
+        def layers(block: Params) -> Params:
+            return {
+                slot: {name: one(name, w) for name, w in layer.items()}
+                for slot, layer in block.items()
+            }
+
+        return tuple(layers(block) for block in matrices)
 
     matrices = tuple(
-        {kind: {name: base(block[kind][name]) for name in INPUTS} for kind in LAYER_KINDS}
+        {slot: {name: base(layer[name]) for name in INPUTS} for slot, layer in block.items()}
         for block in weights["blocks"]
     )
     turned = programs.run("turn weights", _form(matrices), turn, matrices)
@@ -196,12 +204,12 @@ def _turned(programs: Programs, weights: Params) -> Params:
         }
 
     blocks = tuple(
-        {kind: layer(old[kind], new[kind]) for kind in LAYER_KINDS}
+        {slot: layer(old[slot], new[slot]) for slot in old}
         for old, new in zip(weights["blocks"], turned, strict=True)
     )
-    # The tied embedding is [vocabulary, embed] already: nothing to copy.
-    vocabulary = weights["embed"].shape[0]
-    return weights | {"blocks": blocks, "head": OutMajor(weights["embed"], (vocabulary,))}
+    # The head, which may be the embedding, is [vocabulary, embed] already: nothing to copy.
+    head = output_matrix(weights)
+    return weights | {"blocks": blocks, "head": OutMajor(head, (head.shape[0],))}
 
 
 def _form(tree: Any) -> Hashable:

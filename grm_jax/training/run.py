@@ -289,9 +289,8 @@ class Run:
         shardings = param_shardings(self.table(num_labels), self.mesh)
         if source == "base" and self.setup.base is None:
             shardings.pop("score", None)
-            init = jax.jit(
-                lambda key: init_params(self.table(), key, dtype), out_shardings=shardings
-            )
+            rows = tuple(row for row in self.table(num_labels) if row.path != ("score",))
+            init = jax.jit(lambda key: init_params(rows, key, dtype), out_shardings=shardings)
             params = init(self.stage_key("init"))
         else:
             path = self._locate(source)

@@ -56,7 +56,10 @@ class Trainable:
     def frozen(self) -> Params | None:
         if not self.adapters:
             return None
-        return self._run.params(self._start, dtype=self._run.model.compute_dtype)
+        params = self._run.params(self._start, dtype=self._run.model.compute_dtype)
+        if self._labels:
+            params.pop("head", None)  # the scalar head is the only one
+        return params
 
     def untrained(self) -> Params:
         """The model before training, in the compute dtype; with adapters, what is frozen."""

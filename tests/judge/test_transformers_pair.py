@@ -24,7 +24,7 @@ from grm_jax.judge.about import About
 from grm_jax.judge.judge import Judge
 from grm_jax.judge.meta import load_meta_rm
 from grm_jax.judge.request import JudgeDefaults
-from grm_jax.model import gemma2, heads, huggingface
+from grm_jax.model import heads, huggingface, transformer
 from grm_jax.sampler.options import EngineConfig
 from grm_jax.tokenizer.chat_template import GEMMA_TEMPLATE
 
@@ -221,8 +221,8 @@ def test_logits_of_a_random_judge(pair, tmp_path):
         add_generation_prompt=True, return_dict=True, return_tensors="np",
     )["input_ids"]  # fmt: skip
     config, params = huggingface.load(tmp_path)
-    attend = gemma2.self_attend(config, np.arange(ids.shape[1])[None])
-    hidden, _ = gemma2.forward(
+    attend = transformer.self_attend(config, np.arange(ids.shape[1])[None])
+    hidden, _ = transformer.forward(
         params, config, jnp.asarray(ids), np.arange(ids.shape[1])[None], attend
     )
     ours = np.asarray(heads.logits(params, config, hidden))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from grm_jax.model import gemma2, heads, huggingface
+from grm_jax.model import heads, huggingface, transformer
 from grm_jax.model.config import ModelConfig
 from grm_jax.model.hf_config import config_json, special_ids
 from grm_jax.model.params import param_table
@@ -174,8 +174,8 @@ def full_precision():
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, config, tokens, positions, valid, segments):
-    attend = gemma2.self_attend(config, positions, valid=valid, segments=segments)
-    hidden, _ = gemma2.forward(params, config, tokens, positions, attend)
+    attend = transformer.self_attend(config, positions, valid=valid, segments=segments)
+    hidden, _ = transformer.forward(params, config, tokens, positions, attend)
     return heads.logits(params, config, hidden)
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from grm_jax.model import attention_backends
 from grm_jax.model.batch import completion_logprobs
-from grm_jax.model.gemma2 import encode_packed
 from grm_jax.model.heads import token_logprobs
 from grm_jax.model.lora import adapter_table, attach
 from grm_jax.model.options import LoRAConfig
 from grm_jax.model.params import build_tree, param_table
 from grm_jax.model.shared_prefix import encode_completions
+from grm_jax.model.transformer import encode_packed
 
 ROWS, LENGTH = 3, 20
 

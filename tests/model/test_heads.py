@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from grm_jax.model import gemma2, heads
+from grm_jax.model import heads, transformer
 from grm_jax.model.config import model_config
 
 CONFIG = model_config("tiny").replace(vocab_size=23, embed_dim=12, final_softcap=3.0)
@@ -114,7 +114,9 @@ def test_scalar_head_is_that_of_transformers(classifier, rng):
     tokens = rng.integers(1, config.vocab_size, (3, 12))
     valid = np.arange(12) < lengths[:, None]
     tokens = np.where(valid, tokens, 0)
-    hidden = jax.jit(gemma2.encode, static_argnums=1)(classifier.params, config, tokens, lengths)
+    hidden = jax.jit(transformer.encode, static_argnums=1)(
+        classifier.params, config, tokens, lengths
+    )
     ours = heads.scalar(classifier.params, hidden, jnp.asarray(lengths)[:, None] - 1)[:, 0]
     theirs = classifier.logits(tokens, attention_mask=valid.astype(int))
     assert ours.shape == theirs.shape == (3, 1)

@@ -57,7 +57,8 @@ def test_written_configs_read_back(size, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     for old, new in (("hidden_act", "hidden_activation"), ("torch_dtype", "dtype")):
         assert content[old] == content[new]
-    assert content["rope_theta"] == content["rope_parameters"]["rope_theta"]
+    rope = content["rope_parameters"]
+    assert content["rope_theta"] == rope.get("full_attention", rope)["rope_theta"]
     # How the scan is compiled is no property of the checkpoint.
     assert read_config(tmp_path) == config.replace(scan_unroll=read_config(tmp_path).scan_unroll)
     assert read_num_labels(tmp_path) == 0
@@ -98,22 +99,36 @@ def test_version_5_layout(files):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma3"}, "model_type is 'gemma3'; only 'gemma2'"),
+        (
+            {"model_type": "mistral"},
+            "model_type is 'mistral'; give a checkpoint of one of the families that are "
+            "implemented: gemma2, gemma3_text, llama, qwen2, qwen3, gemma3",
+        ),
         ({"model_type": ...}, "model_type is None"),
         ({"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
         ({"hidden_activation": ..., "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"attn_logit_softcapping": None}, "attn_logit_softcapping is None"),
         ({"final_logit_softcapping": 0}, "must be positive"),
         ({"sliding_window": None}, "sliding_window is None; the forward pass needs an integer"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
-        ({"rope_scaling": {"factor": 2}}, "rope_scaling is"),
+        ({"rope_scaling": {"factor": 2}}, r"rope_scaling has \['factor'\]"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling and rope_parameters d"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters is"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters: factor is None"),
+        ({"rope_parameters": {"full_attention": {}}}, "Gemma-2 has one rope_theta"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_parameters": {"rope_theta": 1e4, "factor": 8}}, r"has \['factor'\]"),
-        ({"layer_types": ["full_attention"] * 2}, "only sliding_attention on even"),
-        ({"num_hidden_layers": 3}, "num_layers=3 is odd"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for num_hidden_l"),
+        ({"layer_types": ["chunked_attention"] * 2}, "a list of sliding_attention and full_attent"),
+        (
+            {
+                "num_hidden_layers": 14,
+                "layer_types": ["full_attention"] * 13 + ["sliding_attention"],
+            },
+            "its local and global layers do not repeat after at most 12 layers",
+        ),
         ({"hidden_size": "72"}, "hidden_size is '72'; the forward pass needs an integer"),
         ({"head_dim": ...}, "head_dim is missing"),
     ],

@@ -189,7 +189,6 @@ def test_a_tied_head_may_be_stored_but_not_another(files):
     tensors = files.read()
     plain = huggingface.load(files.directory)[1]
     files.write(tensors | {"lm_head.weight": tensors[EMBED]})
-    files.edit_config(tie_word_embeddings=False)
     equal(plain, huggingface.load(files.directory)[1])
     other = tensors[EMBED].copy()
     other[-1, -1] += 1
@@ -199,6 +198,19 @@ def test_a_tied_head_may_be_stored_but_not_another(files):
     files.write(tensors | {"lm_head.weight": tensors[EMBED][:-1]})
     with pytest.raises(CheckpointError, match=r"lm_head.weight differs"):
         huggingface.load(files.directory)
+
+
+def test_an_untied_head_is_read_and_written(files, tmp_path):
+    tensors = files.read()
+    files.edit_config(tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"1 missing: lm_head.weight; tie_word_embeddings is"):
+        huggingface.load(files.directory)
+    tensors["lm_head.weight"] = tensors[EMBED] + 1
+    files.write(tensors)
+    config, params = huggingface.load(files.directory)
+    assert not config.tied_head and (params["head"] == params["embed"] + 1).all()
+    huggingface.save(tmp_path / "out", config, params)
+    same_tensors(tensors, all_tensors(tmp_path / "out"))
 
 
 def test_padded_vocabulary_is_not_cut_in_silence(files):

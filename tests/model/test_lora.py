@@ -10,19 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model.gemma2 import encode, forward, self_attend
 from grm_jax.model.heads import logits
 from grm_jax.model.linear import linear
 from grm_jax.model.lora import adapter_table, attach, merge
 from grm_jax.model.options import LoRAConfig
 from grm_jax.model.params import (
-    LAYER_KINDS,
     build_tree,
     count_params,
     get_leaf,
     init_params,
     param_table,
 )
+from grm_jax.model.transformer import encode, forward, self_attend
 from grm_jax.sampler.programs import Programs
 from grm_jax.sampler.weights import decode_weights
 
@@ -171,7 +170,7 @@ def test_small_changes_reach_the_rollout(small, small_params, one_device):
 
     @functools.partial(jax.jit, static_argnums=1)
     def logprobs(params, decoding: bool = False) -> jax.Array:
-        layer_inputs: Any = [dict.fromkeys(LAYER_KINDS)] * config.num_blocks if decoding else None
+        layer_inputs: Any = [dict.fromkeys(config.slots)] * config.num_blocks if decoding else None
         attend = self_attend(config, positions)
         hidden = forward(params, config, tokens, positions, attend, layer_inputs)[0]
         return jax.nn.log_softmax(logits(params, config, hidden))

@@ -85,7 +85,10 @@ def test_get_leaf_names_the_path_that_is_not_there():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_layers": 3}, "num_layers=3 is odd"),
+        (
+            {"num_layers": 1},
+            "num_layers=1 is less than one repetition of the pattern local, global",
+        ),
         ({"num_kv_heads": 3}, "no multiple of num_kv_heads=3"),
         ({"head_dim": 7}, "head_dim=7 is odd"),
     ],

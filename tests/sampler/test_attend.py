@@ -11,8 +11,7 @@ import pytest
 
 from grm_jax.model.attention import Places
 from grm_jax.model.attention_backends import self_attention
-from grm_jax.model.gemma2 import Kind
-from grm_jax.model.params import LAYER_KINDS
+from grm_jax.model.shape import Kind
 from grm_jax.sampler.attend import Layout, lane_attend, page_attend
 from grm_jax.sampler.cache import Pages, Ring, Stash, stored
 
@@ -142,7 +141,7 @@ def drawn_token(
     blocks = ({"local": layer, "global": layer},)
 
     def of(name: str) -> tuple[Any, ...]:
-        return tuple({kind: block[kind][name] for kind in LAYER_KINDS} for block in blocks)
+        return tuple({slot: block[slot][name] for slot in half.slots} for block in blocks)
 
     @jax.jit
     def run(q, k, v):

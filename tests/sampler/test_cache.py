@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.model import gemma2, heads
+from grm_jax.model import heads, transformer
 from grm_jax.sampler import cache, decode
 from grm_jax.sampler.attend import Layout, lane_attend, layer_inputs
 
@@ -17,7 +17,7 @@ STEPS = 10
 
 @functools.partial(jax.jit, static_argnums=1)
 def row_logits(params, config, tokens, lengths):
-    return heads.logits(params, config, gemma2.encode(params, config, tokens, lengths))
+    return heads.logits(params, config, transformer.encode(params, config, tokens, lengths))
 
 
 def uncached(params, config, row: list[int]) -> np.ndarray:
@@ -43,7 +43,9 @@ def compute(params, config, pages, tokens, start, fill, earlier, targets):
 def one_step(params, config, pages, layout, stash, ring, tokens, counts):
     attend = lane_attend(config, layout, counts, pages, stash, ring)
     inputs = layer_inputs(pages, stash, ring)
-    hidden, new = gemma2.forward(params, config, tokens, layout.length + counts, attend, inputs)
+    hidden, new = transformer.forward(
+        params, config, tokens, layout.length + counts, attend, inputs
+    )
     return heads.logits(params, config, hidden), cache.write_ring(ring, new)
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model.params import LAYER_KINDS
 from grm_jax.sampler import attend, cache
 from grm_jax.sampler.plan import Plan
 from grm_jax.sampler.runner import InputBatch
@@ -47,7 +46,7 @@ def after_six_steps(config) -> tuple[InputBatch, cache.Ring, cache.Stash]:
         token = np.where(batch.alive[0], 10 * np.arange(3) + batch.counts[0] + 1, 0)
         new = jnp.broadcast_to(token[None, :, None, None], shape).astype(jnp.float32)
         layer = {"k": new, "v": new}
-        ring = cache.write_ring(ring, [{kind: layer for kind in LAYER_KINDS}])
+        ring = cache.write_ring(ring, [{slot: layer for slot in config.slots}])
         batch.counts[0] += batch.alive[0]
     return batch, ring, stash
 
@@ -107,7 +106,7 @@ def test_the_worked_mask(after_six_steps, config, monkeypatch):
     (inputs,) = attend.layer_inputs(pages, stash, ring)
     k = jnp.zeros((1, 3, config.num_kv_heads, config.head_dim))
     q = jnp.zeros((1, 3, config.num_kv_heads, config.queries_per_kv, config.head_dim))
-    for kind in LAYER_KINDS:
+    for kind in config.kinds:
         masks.clear()
         compute(q, k, k, kind, inputs[kind])
         in_page, in_stash, in_ring, itself = masks

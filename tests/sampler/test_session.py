@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grm_jax.errors import UserError
-from grm_jax.model import gemma2, heads
+from grm_jax.model import heads, transformer
 from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request
 
@@ -268,7 +268,7 @@ def test_watched_tokens_have_the_log_probabilities_of_the_whole_distribution(
 
     @functools.partial(jax.jit, static_argnums=1)
     def whole(tokens, config):
-        hidden = gemma2.encode(params, config, tokens, np.asarray([tokens.shape[1]]))
+        hidden = transformer.encode(params, config, tokens, np.asarray([tokens.shape[1]]))
         return jax.nn.log_softmax(heads.logits(params, config, hidden))[0]
 
     session = open_session(repeatable=True, watch=WATCH)

@@ -10,7 +10,7 @@ import pytest
 from grm_jax.model.linear import FEW, OutMajor
 from grm_jax.model.lora import adapter_table, attach
 from grm_jax.model.options import LoRAConfig
-from grm_jax.model.params import LAYER_KINDS, init_params, param_table
+from grm_jax.model.params import init_params, param_table
 from grm_jax.model.storage import param_shardings
 from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.plan import cache_room, decode_weight_bytes
@@ -85,7 +85,7 @@ def test_only_matrices_are_turned(config, half, one_device):
     taken = take(programs, config, half)
     found = decode_weights(programs, config, taken, 1)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    matrices = [found["blocks"][0][kind][name] for kind in LAYER_KINDS for name in INPUTS]
+    matrices = [found["blocks"][0][kind][name] for kind in config.slots for name in INPUTS]
     assert all(isinstance(w, OutMajor) for w in matrices)
     assert buffers(found).keys() - buffers(taken).keys() == buffers(matrices).keys()
     assert found["head"].matrix is taken["embed"]

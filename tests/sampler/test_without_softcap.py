@@ -12,9 +12,9 @@ import pytest
 
 from grm_jax.data.collate import Example, collate, collate_groups
 from grm_jax.model.batch import completion_logprobs, group_logprobs
-from grm_jax.model.gemma2 import forward, self_attend
 from grm_jax.model.params import param_table
 from grm_jax.model.storage import param_shardings
+from grm_jax.model.transformer import forward, self_attend
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request

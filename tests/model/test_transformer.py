@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.model import gemma2, heads
+from grm_jax.model import heads, transformer
 from grm_jax.model.attention import attention, visible
-from grm_jax.model.params import LAYER_KINDS, build_tree, get_leaf, param_table
+from grm_jax.model.params import build_tree, get_leaf, param_table
 
 TOLERANCE = 1e-4  # of a logit
 LENGTH = 16  # every window is shorter
@@ -35,8 +35,8 @@ def logits_with(params, config, tokens, constants):
     """Logits under other numeric constants, traced: one compilation for all of them."""
     config = config.replace(attention="reference", **constants)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    attend = gemma2.self_attend(config, positions)
-    hidden, _ = gemma2.forward(params, config, tokens, positions, attend)
+    attend = transformer.self_attend(config, positions)
+    hidden, _ = transformer.forward(params, config, tokens, positions, attend)
     return heads.logits(params, config, hidden)
 
 
@@ -78,7 +78,7 @@ def test_encode_is_right_padding(wide, our_logits, rng):
     config, lengths = wide.config, np.array([LENGTH, 5, 11])
     tokens = draw(rng, config, 3, LENGTH)
     valid = np.arange(LENGTH) < lengths[:, None]
-    hidden = jax.jit(gemma2.encode, static_argnums=1)(wide.params, config, tokens, lengths)
+    hidden = jax.jit(transformer.encode, static_argnums=1)(wide.params, config, tokens, lengths)
     logits = heads.logits(wide.params, config, hidden)
     close(logits[valid], our_logits(wide.params, config, tokens, valid=valid)[valid], 1e-5)
 
@@ -121,14 +121,16 @@ def test_packed_segments_equal_each_sequence_alone(reference, our_logits, rng):
 def prefill(params, config, tokens):
     """Logits of `tokens` [B, T], and each block's keys and values [B, T, K, h]."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    over_itself = gemma2.self_attend(config, positions)
+    over_itself = transformer.self_attend(config, positions)
 
     def attend(q, k, v, kind, layer_input):
         out, _ = over_itself(q, k, v, kind, layer_input)
         return out, (k, v)
 
-    hidden, emitted = gemma2.forward(params, config, tokens, positions, attend)
-    blocks = [jax.tree.map(lambda x, i=i: x[i], emitted) for i in range(config.num_blocks)]
+    hidden, emitted = transformer.forward(params, config, tokens, positions, attend)
+    blocks = [
+        jax.tree.map(lambda x, i=i: x[i], emitted["blocks"]) for i in range(config.num_blocks)
+    ]
     return heads.logits(params, config, hidden), blocks
 
 
@@ -142,13 +144,13 @@ def decode(params, config, token, cache, position):
             for old, new in zip(layer_input, (k, v), strict=True)
         )
         slots = jnp.broadcast_to(jnp.arange(keys.shape[1]), (keys.shape[0], keys.shape[1]))
-        window = config.sliding_window if kind == "local" else None
+        window = config.window(kind)
         # Slots not yet written lie after `position`: causality hides them.
         mask = visible(positions, slots, window=window)
         return attention(q, keys, values, mask, softcap=config.attn_softcap), (keys, values)
 
     positions = jnp.full(token.shape, position)
-    hidden, cache = gemma2.forward(params, config, token, positions, attend, cache)
+    hidden, cache = transformer.forward(params, config, token, positions, attend, cache)
     return heads.logits(params, config, hidden), cache
 
 
@@ -167,7 +169,7 @@ def test_cached_equals_uncached(reference, rng):
 
 
 def loss(params, config, tokens, remat):
-    hidden = gemma2.encode(
+    hidden = transformer.encode(
         params, config, tokens, jnp.full(tokens.shape[0], tokens.shape[1]), remat=remat
     )
     logprobs, _ = heads.token_logprobs(
@@ -232,8 +234,8 @@ def test_embedding_scale_is_rounded_to_bfloat16(wide, monkeypatch):
     params = build_tree(param_table(config), lambda spec: np.zeros(spec.shape, np.float32))
     params["embed"] += 1
     # Zero weights make every layer the identity on the residual stream; look at it before the norm.
-    monkeypatch.setattr(gemma2, "rms_norm", lambda x, weight, eps: x)
-    hidden = gemma2.encode(params, config, jnp.zeros((1, 1), int), jnp.ones(1, int))
+    monkeypatch.setattr(transformer, "rms_norm", lambda x, weight, eps, **more: x)
+    hidden = transformer.encode(params, config, jnp.zeros((1, 1), int), jnp.ones(1, int))
     assert (np.asarray(hidden, np.float32) == 59.75).all()
 
 
@@ -243,7 +245,7 @@ def test_norm_multiplies_in_float32_before_it_rounds():
     w = jnp.asarray(np.random.default_rng(1).normal(size=32), jnp.bfloat16)
     wide_x, wide_w = np.asarray(x, np.float32), np.asarray(w, np.float32)
     want = wide_x / np.sqrt((wide_x**2).mean(-1, keepdims=True) + 1e-6) * (1 + wide_w)
-    got = gemma2.rms_norm(x, w, 1e-6)
+    got = transformer.rms_norm(x, w, 1e-6)
     assert got.dtype == jnp.bfloat16
     assert (np.asarray(got) == want.astype(jnp.bfloat16)).mean() > 0.999
     llama = (want / (1 + wide_w)).astype(jnp.bfloat16) * (1 + w)
@@ -258,8 +260,8 @@ def test_blocks_in_a_row_round_as_a_scan_does(small, small_params):
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(params, layer_inputs):
-        inputs = [dict.fromkeys(LAYER_KINDS)] * config.num_blocks if layer_inputs else None
-        attend = gemma2.self_attend(config, positions)
-        return gemma2.forward(params, config, tokens, positions, attend, inputs)[0]
+        inputs = [dict.fromkeys(config.slots)] * config.num_blocks if layer_inputs else None
+        attend = transformer.self_attend(config, positions)
+        return transformer.forward(params, config, tokens, positions, attend, inputs)[0]
 
     assert jnp.array_equal(run(small_params, True), run(small_params, False))
