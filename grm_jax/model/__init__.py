@@ -1,4 +1,4 @@
-"""Gemma-2 and other decoders in pure JAX: one forward pass, two heads, Hugging Face files in and out.
+"""Gemma-2 and other decoders in pure JAX: one forward pass, two heads, and their files.
 
     shape.py               the shape of a model, and the features in which families differ
     families/              Gemma-2, Gemma-3 (text), Llama, Qwen2, Qwen3: one declaration each

@@ -279,12 +279,14 @@ def _rotations(
     config: ModelConfig, positions: jax.Array
 ) -> dict[Kind, tuple[jax.Array, jax.Array]]:
     """The rotary embedding of each kind of layers; kinds with the same one share its arrays."""
-    tables: dict[Any, tuple[jax.Array, jax.Array]] = {}
-    for kind in config.kinds:
-        rope = config.rope(kind)
-        if rope not in tables:
-            tables[rope] = rotary(positions, config.head_dim, *rope)
-    return {kind: tables[config.rope(kind)] for kind in config.kinds}
+    first = config.kinds[0]
+    shared = rotary(positions, config.head_dim, *config.rope(first))
+    return {
+        kind: shared
+        if config.rope(kind) == config.rope(first)
+        else rotary(positions, config.head_dim, *config.rope(kind))
+        for kind in config.kinds
+    }
 
 
 def _block_params(params: Params, config: ModelConfig, index: int) -> Params:

@@ -141,7 +141,7 @@ def drawn_token(
     blocks = ({"local": layer, "global": layer},)
 
     def of(name: str) -> tuple[Any, ...]:
-        return tuple({slot: block[slot][name] for slot in half.slots} for block in blocks)
+        return tuple({slot: layer[name] for slot, layer in block.items()} for block in blocks)
 
     @jax.jit
     def run(q, k, v):
