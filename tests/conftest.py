@@ -104,6 +104,7 @@ def random_params(config: ModelConfig, seed: int, num_labels: int = 0) -> Params
         noise = rng.normal(size=spec.shape) * (1.5 * spec.init_std or 0.2)
         if spec.path[-1] in ("post_attn_norm", "post_ffw_norm"):
             noise += 4.0
+        noise += spec.constant
         return jnp.asarray(noise, jnp.float32)
 
     return build_tree(param_table(config, num_labels=num_labels), leaf)
