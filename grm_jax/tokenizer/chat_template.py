@@ -103,11 +103,18 @@ class ChatTemplate:
         self._split = re.compile(f"({_PAD}?){OPEN}{self._nonce}\\.(\\d+){CLOSE}({_PAD}?)")
 
     def render(self, roles: Sequence[str], contents: Sequence[str], generation_prompt: bool) -> str:
-        """The conversation as text. `TokenizerError` where the template refuses it."""
+        """The conversation as text. `TokenizerError` where the template refuses it.
+
+        Templates that can ask a model to think first, as Qwen3's, are told not to: the reasoning
+        that is trained and voted on is the critique itself.
+        """
         messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=generation_prompt, **self._variables
+                messages=messages,
+                add_generation_prompt=generation_prompt,
+                enable_thinking=False,
+                **self._variables,
             )
         except _FAILURES as e:
             raise TokenizerError(
