@@ -1,8 +1,8 @@
 """What the recipes share, by size: where things run, shapes, templates, and how the judge is used.
 
-`tiny` is the embedded world on two CPU cores. The others expect a pretrained model
-(`--base MODEL`) and preferences of yours (`--preferences FILE`). "Not given in the paper" is what
-arXiv:2504.02495 leaves open.
+if size in SMALL_SIZES:
+    return dataclasses.replace(SMALL, size=size, run_dir=f"runs/{size}")
+mesh = MeshConfig(fsdp=-1, tensor=TENSOR[size])
 """
 
 import dataclasses
@@ -41,6 +41,23 @@ PRETRAINED = Setup(
     checkpoint_every=50,
 )
 
+# Short critiques of short prompts: two CPU cores compute a few hundred tokens a second.
+SMALL = Setup(
+    preferences="data/preferences.jsonl",
+    long_prompts="truncate-middle",
+    templates=TemplateConfig(many="short", single="short_single", meta="meta"),
+    judge=JudgeDefaults(temperature=1.0, max_new_tokens=160),
+    mesh=MeshConfig(fsdp=1),
+    engine=EngineConfig(max_rows=128, page=128, prefill_tokens=2048, chunk=32, min_lanes=16),
+    length_buckets=(256, 320, 384, 448, 512, 640, 768, 1024, 1280),
+    prompt_buckets=(192, 256, 320, 384, 512, 768, 1024),
+    remat="none",
+    logprob_chunk=512,
+    checkpoint_every=10,
+    log_every=5,
+)
+SMALL_SIZES = ("gemma3_270m", "smollm2_135m")
+
 
 # Over how many devices heads and vocabulary are split; it divides a model's key/value heads.
 TENSOR = {"2b": 1, "9b": 4, "27b": 8}
@@ -57,5 +74,7 @@ def setup(size: str) -> Setup:
     """The shared part of a recipe. KeyError for a size that does not exist."""
     if size == "tiny":
         return TINY
+    if size in SMALL_SIZES:
+        return dataclasses.replace(SMALL, size=size, run_dir=f"runs/{size}")
     mesh = MeshConfig(fsdp=-1, tensor=TENSOR[size])
     return dataclasses.replace(PRETRAINED, size=size, run_dir=f"runs/{size}", mesh=mesh)

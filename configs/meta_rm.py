@@ -23,7 +23,7 @@ The 27b recipe has not been run. In the paper guiding 32 votes raises the overal
 72.8 (Table 2).
 """
 
-from _shared import setup
+from _shared import SMALL_SIZES, setup
 
 from grm_jax.recipes import Fitting, MetaRM, MetaRMRecipe, OptimizerConfig, SamplingConfig
 
@@ -83,8 +83,37 @@ PAPER = MetaRM(
     ),
 )
 
+SMALL = MetaRM(
+    start="base",
+    rft_trajectories=True,
+    records=200,
+    samples=3,
+    rollouts=True,
+    holdout=0.05,
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=112),
+    fitting=Fitting(
+        steps=100,
+        batch_size=16,
+        device_batch=8,
+        optimizer=OptimizerConfig(
+            learning_rate=5e-5,
+            name="adamw",
+            schedule="cosine",
+            warmup_steps=10,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.0,
+            decayed="all",
+            clip_norm=1.0,
+        ),
+    ),
+)
+
 
 def stage(size: str) -> MetaRM:
+    if size in SMALL_SIZES:
+        return SMALL
     return TINY if size == "tiny" else PAPER
 
 

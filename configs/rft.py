@@ -22,7 +22,7 @@ mean of three seeds with the lowest and the highest, made at commit c8c3b08, one
 The 27b recipe has not been run. The paper's model has 68.8 overall when greedy (Table 2).
 """
 
-from _shared import setup
+from _shared import SMALL_SIZES, setup
 
 from grm_jax.recipes import RFT, Fitting, OptimizerConfig, RFTRecipe, SamplingConfig
 
@@ -75,8 +75,34 @@ PAPER = RFT(
     ),
 )
 
+SMALL = RFT(
+    records=800,
+    samples=3,
+    hinted=False,  # models of this size do not follow the hint
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=112),
+    fitting=Fitting(
+        steps=60,
+        batch_size=16,
+        device_batch=8,
+        optimizer=OptimizerConfig(
+            learning_rate=5e-5,
+            name="adamw",
+            schedule="cosine",
+            warmup_steps=5,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.0,
+            decayed="all",
+            clip_norm=1.0,
+        ),
+    ),
+)
+
 
 def stage(size: str) -> RFT:
+    if size in SMALL_SIZES:
+        return SMALL
     return TINY if size == "tiny" else PAPER
 
 

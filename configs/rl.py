@@ -26,7 +26,7 @@ model has 69.9 overall when greedy and 71.0 with 32 votes, and 68.8 when greedy 
 
 import dataclasses
 
-from _shared import setup
+from _shared import SMALL_SIZES, setup
 
 from grm_jax.recipes import RL, ConfigError, OptimizerConfig, RLRecipe, SamplingConfig
 
@@ -87,8 +87,35 @@ PAPER = RL(
     ),
 )
 
+SMALL = RL(
+    steps=60,
+    prompts=16,
+    group=8,
+    kl_coef=0.02,
+    clip_low=0.2,
+    clip_high=0.2,
+    tie="expected",
+    aggregation="token",
+    train_groups=16,
+    device_batch=1,
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=112),
+    optimizer=OptimizerConfig(
+        name="adamw",
+        learning_rate=2e-5,
+        schedule="constant",
+        warmup_steps=5,
+        b1=0.9,
+        b2=0.99,
+        weight_decay=0.0,
+        decayed="all",
+        clip_norm=1.0,
+    ),
+)
+
 
 def stage(size: str) -> RL:
+    if size in SMALL_SIZES:
+        return SMALL
     return TINY if size == "tiny" else PAPER
 
 

@@ -21,7 +21,7 @@ c8c3b08, one core a seed, by
 The 27b recipe has not been run. The paper's model has 68.6 overall (Table 2).
 """
 
-from _shared import setup
+from _shared import SMALL_SIZES, setup
 
 from grm_jax.recipes import Fitting, OptimizerConfig, ScalarRM, ScalarRMRecipe
 
@@ -68,8 +68,32 @@ PAPER = ScalarRM(
     ),
 )
 
+# One pass over 2,500 pairs.
+SMALL = ScalarRM(
+    start="base",
+    fitting=Fitting(
+        steps=156,
+        batch_size=16,
+        device_batch=4,
+        optimizer=OptimizerConfig(
+            learning_rate=5e-5,
+            name="adamw",
+            schedule="cosine",
+            warmup_steps=10,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.0,
+            decayed="all",
+            clip_norm=1.0,
+        ),
+    ),
+)
+
 
 def stage(size: str) -> ScalarRM:
+    if size in SMALL_SIZES:
+        return SMALL
     return TINY if size == "tiny" else PAPER
 
 

@@ -22,9 +22,9 @@ c8c3b08, one core a seed, by
 The 27b recipe has not been run.
 """
 
-from _shared import setup
+from _shared import SMALL_SIZES, setup
 
-from grm_jax.recipes import SFT, ColdStart, Fitting, OptimizerConfig, SFTRecipe
+from grm_jax.recipes import SFT, ColdStart, Fitting, OptimizerConfig, SamplingConfig, SFTRecipe
 
 # A teacher's critiques are there: --instructions.
 NONE = ColdStart(many=None)
@@ -73,8 +73,38 @@ PAPER = SFT(
     cold_start=NONE,
 )
 
+# About one pass over what the base model writes.
+SMALL = SFT(
+    fitting=Fitting(
+        steps=120,
+        batch_size=16,
+        device_batch=8,
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4,
+            name="adamw",
+            schedule="cosine",
+            warmup_steps=10,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.98,
+            weight_decay=0.0,
+            decayed="all",
+            clip_norm=1.0,
+        ),
+    ),
+    cold_start=ColdStart(
+        many="short_examples",
+        single="short_single_examples",
+        records=None,
+        samples=4,
+        sampling=SamplingConfig(temperature=0.8, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=112),
+    ),
+)
+
 
 def stage(size: str) -> SFT:
+    if size in SMALL_SIZES:
+        return SMALL
     return TINY if size == "tiny" else PAPER
 
 

@@ -1,10 +1,13 @@
 r"""The cold start without a teacher: the base model writes the critiques that SFT learns from.
 
-    records -> prompts with worked examples and a hint -> critiques of the base model
-            -> each cut after its first box -> kept where its scores agree with the labels
-            -> sft/trajectories.jsonl -> SFT, which shows the run's own templates, without examples
+    records -> texts with worked examples, a hint and the first word of the verdict
+            -> continued by the base model -> each cut after its first box
+            -> kept where its scores agree with the labels -> sft/trajectories.jsonl
+            -> SFT, which shows the run's own templates, without examples
 
-The worked examples teach the format, the hint the verdict. What SFT learns from is the format, a
+A base model continues text, and does not answer messages: the text is outside the chat format, and
+the template's last line, such as "Criteria:", is the beginning of the critique. The worked examples
+teach the format, the hint the verdict. What SFT learns from is the format, a
 short critique, and scores that are right. The sft stage begins so without `--instructions`, where
 `--sft.cold-start.many` names a template that shows examples.
 """
@@ -77,10 +80,22 @@ def usable_records(run: Run, config: SFT) -> list[Preference]:
     return usable(run, "sft", readings, start.records)
 
 
-def _prompts(run: Run, config: ColdStart) -> Prompts:
+class Texts(Prompts):
+    """Prompts that a base model continues: the text of the last message, not in the chat format."""
+
+    def ids(
+        self, record: Preference, order: Sequence[int], *, hinted: bool = False
+    ) -> tuple[int, ...]:
+        """The text's token ids, after the one that begins a text where the model has one."""
+        text = self.messages(record, order, hinted=hinted)[-1]["content"].rstrip()
+        begin = self.tokenizer.bos_id
+        return (*(() if begin is None else (begin,)), *self.tokenizer.encode(text))
+
+
+def _prompts(run: Run, config: ColdStart) -> Texts:
     assert config.many is not None
     templates = TemplateConfig(config.many, config.single, run.setup.templates.meta)
-    return Prompts(run.tokenizer, templates, order="balanced", seed=run.setup.seed)
+    return Texts(run.tokenizer, templates, order="balanced", seed=run.setup.seed)
 
 
 def _sample(stage: Stage, config: ColdStart, records: Sequence[Preference], file: Path) -> None:
@@ -107,12 +122,15 @@ def _sample(stage: Stage, config: ColdStart, records: Sequence[Preference], file
 
 
 def until_verdict(rollout: Rollout, template: Template) -> Critique:
-    """The critique up to its first box: a base model goes on with another example."""
+    """The critique from the template's last line to its first box: a base model goes on with
+    another example."""
     critique = rollout.plain(rollout.sample)
+    begin = template.source.rstrip().rpartition("\n")[2]
+    critique = dataclasses.replace(critique, text=f"{begin} {critique.text.strip()}")
     box = _BOX.search(critique.text)
     if box is None:
         return critique
-    text = critique.text[: box.end()].strip()
+    text = critique.text[: box.end()]
     parsed = read(template, text, len(critique.order))
     return dataclasses.replace(
         critique,

@@ -24,7 +24,7 @@ from grm_jax.training.options import SFT, ColdStart, Fitting
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError, Setup
 
-SAID = r"Criteria: truth.{more} Scores: \boxed{{{scores}}}"
+SAID = r" truth.{more} Scores: \boxed{{{scores}}}"
 
 
 @pytest.fixture
@@ -53,12 +53,16 @@ def asked(monkeypatch, make_critique):
     """What the base model is asked; it says `texts` to each record, in turn."""
     calls = []
 
-    def make(*texts: str):
+    def make(run: Run, *texts: str):
         def critiques(self, params, records, samples, sampling, key, *, hinted, salt):
             found = {}
             for record in records:
                 orders = self.prompts.orders(record, len(samples), salt)
-                prompt = self.prompts.messages(record, orders[0], hinted=hinted)[-1]["content"]
+                said = self.prompts.messages(record, orders[0], hinted=hinted)
+                prompt = said[-1]["content"].rstrip()
+                ids, tokenizer = self.prompts.ids(record, orders[0], hinted=hinted), run.tokenizer
+                begin = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+                assert ids == (*begin, *tokenizer.encode(prompt))  # not in the chat format
                 calls.append((record.id, prompt, len(samples)))
                 found[record.id] = [
                     dataclasses.replace(
@@ -76,30 +80,33 @@ def asked(monkeypatch, make_critique):
 
 
 def test_a_critique_ends_with_its_first_box(make_critique):
-    template = Template.load("short")
+    template = Template.load("short_examples")
     good = SAID.format(more="", scores="2, 9")
     goes_on = good + "\n\n#### Example 4 ####\n" + SAID.format(more="", scores="9, 2")
     rollout = make_critique("a", 0, order=(1, 0), finish_reason="length")
     read = cold_start.until_verdict(dataclasses.replace(rollout, text=goes_on), template)
-    assert (read.text, read.scores, read.failure) == (good, (9.0, 2.0), None)
+    assert read.text == r"Criteria: truth. Scores: \boxed{2, 9}"
+    assert (read.scores, read.failure) == ((9.0, 2.0), None)
     assert read.finish_reason == "stop"
     three = SAID.format(more="", scores="1, 2, 3")
     read = cold_start.until_verdict(dataclasses.replace(rollout, text=three), template)
     assert (read.scores, read.failure) == (None, "wrong_count")
     read = cold_start.until_verdict(dataclasses.replace(rollout, text="I can not say"), template)
-    assert (read.text, read.failure, read.finish_reason) == ("I can not say", "no_box", "length")
+    assert read.text == "Criteria: I can not say"
+    assert (read.failure, read.finish_reason) == ("no_box", "length")
 
 
 def test_the_base_model_sees_examples_and_a_hint_and_sft_neither(setup, asked, caplog):
     """With two samples both orders are shown, so that of two equal boxes one is right."""
     caplog.set_level(logging.INFO, "grm_jax")
-    calls = asked(SAID.format(more="", scores="2, 9") + " and so on")
     run = Run(setup)
+    calls = asked(run, SAID.format(more="", scores="2, 9") + " and so on")
+    records = {record.id: record for record in run.records}
     stage = Stage(run, "sft", OPTIONS, needs=["base"])
     targets = sft._written(stage, OPTIONS)
     assert [name for name, _, _ in calls] == ["a", "b"]
     for _, prompt, samples in calls:
-        assert "#### Example 1 ####" in prompt and samples == 2
+        assert prompt.count("Verdict") == 3 and samples == 2 and prompt.endswith("Criteria:")
         assert "The best response is: Response" in prompt
     rows = read_trajectories(stage.directory / "trajectories.jsonl")
     assert [row.kept for row in rows].count(True) == 2 and len(rows) == 4
@@ -109,21 +116,24 @@ def test_the_base_model_sees_examples_and_a_hint_and_sft_neither(setup, asked, c
     for row in targets.rows:
         assert isinstance(row, Trajectory) and row.scores is not None
         assert row.scores[1] > row.scores[0]
-        text = run.tokenizer.decode(sft._example(run, row, "row").prompt)
-        assert "Example 1" not in text and "The best response is" not in text
+        prompt = run.prompts("one").messages(records[row.example_id], row.order)
+        learnt = sft._example(run, row, "row")
+        assert list(learnt.prompt) == run.tokenizer.chat(prompt)
+        assert prompt[-1]["content"].count("Verdict") == 1
     sft._written(stage, OPTIONS)
     assert len(calls) == 2  # what was sampled is not sampled again
 
 
 def test_nothing_that_agrees_is_an_error(setup, asked):
-    asked(SAID.format(more="", scores="5, 5"))
-    stage = Stage(Run(setup), "sft", OPTIONS, needs=["base"])
+    run = Run(setup)
+    asked(run, SAID.format(more="", scores="5, 5"))
+    stage = Stage(run, "sft", OPTIONS, needs=["base"])
     with pytest.raises(UserError, match=r"kept none of 4 critiques; look at .*--instructions FILE"):
         sft._written(stage, OPTIONS)
 
 
 def test_what_can_not_begin_says_so_before_anything_is_sampled(setup, asked):
-    calls = asked("")
+    calls = asked(Run(setup), "")
     with pytest.raises(ConfigError, match=r"let the base model write them \(--sft.cold-start.many"):
         sft.run_sft(Run(setup), SFT())
     long = dataclasses.replace(
