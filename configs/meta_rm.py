@@ -86,13 +86,13 @@ PAPER = MetaRM(
 SMALL = MetaRM(
     start="base",
     rft_trajectories=True,
-    records=200,
+    records=100,
     samples=3,
     rollouts=True,
     holdout=0.05,
-    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=112),
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=80),
     fitting=Fitting(
-        steps=100,
+        steps=60,
         batch_size=16,
         device_batch=8,
         optimizer=OptimizerConfig(

@@ -76,12 +76,12 @@ PAPER = RFT(
 )
 
 SMALL = RFT(
-    records=800,
+    records=400,
     samples=3,
     hinted=False,  # models of this size do not follow the hint
-    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=112),
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=80),
     fitting=Fitting(
-        steps=60,
+        steps=45,
         batch_size=16,
         device_batch=8,
         optimizer=OptimizerConfig(

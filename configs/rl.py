@@ -88,7 +88,7 @@ PAPER = RL(
 )
 
 SMALL = RL(
-    steps=60,
+    steps=40,
     prompts=16,
     group=8,
     kl_coef=0.02,
@@ -98,7 +98,7 @@ SMALL = RL(
     aggregation="token",
     train_groups=16,
     device_batch=1,
-    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=112),
+    sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=80),
     optimizer=OptimizerConfig(
         name="adamw",
         learning_rate=2e-5,

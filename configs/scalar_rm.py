@@ -68,11 +68,11 @@ PAPER = ScalarRM(
     ),
 )
 
-# One pass over 2,500 pairs.
+# Half a pass over 2,500 pairs.
 SMALL = ScalarRM(
     start="base",
     fitting=Fitting(
-        steps=156,
+        steps=78,
         batch_size=16,
         device_batch=4,
         optimizer=OptimizerConfig(
