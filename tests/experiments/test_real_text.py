@@ -27,7 +27,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-data, model = script("data"), script("model")
+data, model, report = script("data"), script("model"), script("report")
 
 
 def lines(path: Path, rows: list[dict]) -> None:
@@ -128,3 +128,37 @@ def test_consent_and_an_existing_folder_come_first(tmp_path):
         model.main(model.Arguments("gemma3_270m", tmp_path / "new"))
     with pytest.raises(UserError, match="exists; remove it or give another folder"):
         model.main(model.Arguments("smollm2_135m", tmp_path))
+
+
+def test_ties_earn_a_share_and_what_can_not_be_read_nothing(record):
+    pair = record("a", 2)
+    assert [report.credit(pair, scores) for scores in ((9, 1), (1, 9), (5, 5), None)] == [
+        1, 0, 0.5, 0
+    ]  # fmt: skip
+    assert report.credit(record("b", 3, best=2), (7, 1, 7)) == 0.5
+
+
+def verdict(*scores, scalar=None, meta=None) -> dict:
+    rows = [
+        {"scores": one, "failure": None if one else "no_box", "meta": meta and meta[i]}
+        for i, one in enumerate(scores)
+    ]
+    return {"critiques": rows, "scalar": scalar}
+
+
+def test_the_methods_of_a_report(record):
+    records = [record("a", 2), record("b", 2)]
+    verdicts = [
+        verdict([9, 1], [1, 5], None, [5, 5], scalar=[0.2, 0.1], meta=[2.0, -1.0, -2.0, 1.0]),
+        verdict([1, 2], [1, 2], [1, 2], [3, 2], scalar=[3.0, -3.0], meta=[-1.0, -2.0, -3.0, 4.0]),
+    ]
+    found, unparsable = report.credits(records, verdicts, 4)
+    assert found["1 sample"].tolist() == [1.5 / 4, 1 / 4]
+    assert found["vote@4"].tolist() == [1, 0]
+    assert found["meta@4"].tolist() == [1, 0.5]  # of two kept critiques each
+    assert found["vote@4 + scalar"].tolist() == [1, 1]  # the scalar RM is sure of the second
+    assert unparsable == 1 / 8 and "vote@8" not in found
+    nothing = [verdict(None, None, None, None)]
+    found, unparsable = report.credits(records[:1], nothing, 4)
+    assert found["vote@4"].tolist() == [0] and unparsable == 1
+    assert set(found) == {"1 sample", "vote@4"}

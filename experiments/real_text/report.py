@@ -1,0 +1,243 @@
+"""What each stage of a run on real text is worth, on held-out records.
+
+    python experiments/real_text/report.py --run runs/smollm2_135m --base models/smollm2 \
+        --heldout runs/real_text/data/heldout.jsonl --output experiments/real_text/smollm2_135m
+
+    for each model that the run has (base, sft, rft, rl; with the meta and the scalar RM, if any)
+        python -m grm_jax.judge -> verdicts, resumable line by line
+    -> accuracy of one sample, of votes, guided votes, votes plus scalar head, with 95% intervals
+    -> results.json, table.md, critiques.md
+
+The base model judges with worked examples, as text that it continues; the others with the template
+that they were trained on. A tie earns one over the number of tied responses, an unparsable critique
+or a verdict without any readable one is wrong. Chance is a guess among the responses; `p` is the
+two-sided p-value of accuracy minus chance, by a bootstrap over records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from grm_jax.critique import vote
+from grm_jax.data.preferences import Preference, read_preferences, write_preferences
+from grm_jax.errors import UserError
+from grm_jax.model.storage import is_model_dir
+from grm_jax.scoring.results import versions
+from grm_jax.scoring.statistics import paired_difference
+
+STAGES = ("sft", "rft", "rl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    run: Path
+    """The run directory."""
+    heldout: Path
+    """Records that no stage has learnt from."""
+    output: Path
+    """Where the tables go; verdicts are kept in the run directory."""
+    base: Path | None = None
+    """The base model, to judge with worked examples."""
+    k: int = 8
+    """Critiques of each record."""
+    limit: int | None = None
+    """The first so many records only."""
+    base_records: int = 200
+    """How many of them the base model judges."""
+    max_tokens: int = 1024
+    """Records whose texts are longer are left out, and counted."""
+
+
+def main(args: Arguments) -> None:
+    records = list(read_preferences(args.heldout))[: args.limit]
+    kept = [r for r in records if _characters(r) < 4 * args.max_tokens]
+    folder = args.run / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / f"heldout-{len(kept)}.jsonl"
+    write_preferences(rows, kept)
+    methods: dict[str, np.ndarray] = {}
+    failures: dict[str, float] = {}
+    shown: list[dict[str, Any]] = []
+    if args.base is not None:
+        few = kept[: args.base_records]
+        methods["base, worked examples"], failures["base, worked examples"] = base(args, few)
+    for stage in STAGES:
+        if not is_model_dir(args.run / stage / "model"):
+            continue
+        verdicts = judged(args, stage, rows, folder)
+        found, failures[stage] = credits(kept, verdicts, args.k)
+        methods |= {f"{stage}, {name}": values for name, values in found.items()}
+        shown = verdicts
+    if shown and shown[0]["scalar"] is not None:
+        methods["scalar RM"] = np.asarray(
+            [credit(record, row["scalar"]) for record, row in zip(kept, shown, strict=True)]
+        )
+    write(args, kept, len(records), methods, failures, shown)
+
+
+def _characters(record: Preference) -> int:
+    said = [turn["content"] for turn in record.turns]
+    return sum(map(len, (*said, *record.responses)))
+
+
+def judged(args: Arguments, stage: str, rows: Path, folder: Path) -> list[dict[str, Any]]:
+    """The verdicts of a stage's model; what was judged before is not judged again."""
+    output = folder / f"{stage}-{args.k}-{rows.stem}.jsonl"
+    command = [
+        sys.executable, "-m", "grm_jax.judge", "--model", str(args.run / stage / "model"),
+        "--input", str(rows), "--output", str(output), "-k", str(args.k),
+    ]  # fmt: skip
+    for option, name in (("--meta", "meta_rm"), ("--scalar", "scalar_rm")):
+        if is_model_dir(args.run / name / "model"):
+            command += [option, str(args.run / name / "model")]
+    done = subprocess.run(command, check=False)
+    if done.returncode not in (0, 3):  # 3: some rows have no verdict
+        raise UserError(f"{' '.join(command)}: ended with status {done.returncode}")
+    lines = output.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["verdict"] for line in lines]
+
+
+def base(args: Arguments, records: Sequence[Preference]) -> tuple[np.ndarray, float]:
+    """(credits of one critique each of the base model with worked examples, share unparsable)."""
+    from grm_jax import recipes
+    from grm_jax.judge.critiques import Critic
+    from grm_jax.training.cold_start import Texts, until_verdict
+    from grm_jax.training.run import Run
+
+    config = json.loads((args.run / "sft" / "config.json").read_text())
+    start, size = config["stage"]["cold_start"], config["setup"]["size"]
+    recipe = recipes.load(f"sft.py:{size}")
+    run = Run(dataclasses.replace(recipe.setup, base=str(args.base), run_dir=str(args.run)))
+    templates = recipes.TemplateConfig(start["many"], start["single"], run.setup.templates.meta)
+    critic = Critic(run.sampler, Texts(run.tokenizer, templates, order="one"))
+    params = run.sampler.take(run.params("base", dtype=run.model.compute_dtype))
+    sampling = recipes.SamplingConfig(**start["sampling"])
+    drawn = critic.critiques(params, records, [0], sampling, jax.random.key(0), salt="report")
+    read = [until_verdict(drawn[r.id][0], critic.prompts.template(r)) for r in records]
+    values = [credit(r, c.scores) for r, c in zip(records, read, strict=True)]
+    return np.asarray(values), float(np.mean([c.failure is not None for c in read]))
+
+
+def credit(record: Preference, scores: Sequence[float] | None) -> float:
+    """1 for the best response on top, a share where it ties with others, else 0."""
+    if scores is None or len(scores) != len(record.responses):
+        return 0.0
+    top = [i for i, score in enumerate(scores) if score == max(scores)]
+    return (record.best in top) / len(top)
+
+
+def credits(
+    records: Sequence[Preference], verdicts: Sequence[dict[str, Any]], k: int
+) -> tuple[dict[str, np.ndarray], float]:
+    """(credits of each method by record, the share of unparsable critiques)."""
+    found: dict[str, list[float]] = {}
+    for record, verdict in zip(records, verdicts, strict=True):
+        critiques = verdict["critiques"]
+        samples = [row["scores"] for row in critiques]
+        one = [credit(record, scores) for scores in samples]
+        found.setdefault("1 sample", []).append(float(np.mean(one)) if one else 0.0)
+        meta = [row["meta"] for row in critiques]
+        for count in (4, 8, 16):
+            if count > k:
+                continue
+            few = samples[:count]
+            readable = any(few)
+            plain = vote(few) if readable else None
+            found.setdefault(f"vote@{count}", []).append(_vote(record, plain))
+            if all(logit is not None for logit in meta):
+                guided = vote(few, meta=meta[:count], k_meta=count // 2) if readable else None
+                found.setdefault(f"meta@{count}", []).append(_vote(record, guided))
+            if verdict["scalar"] is not None:
+                means = plain.mean if plain is not None else (0.0,) * len(record.responses)
+                both = np.asarray(means) / 9 + np.tanh(_centred(verdict["scalar"]))
+                found.setdefault(f"vote@{count} + scalar", []).append(credit(record, both.tolist()))
+    failed = [row["failure"] is not None for verdict in verdicts for row in verdict["critiques"]]
+    return {name: np.asarray(values) for name, values in found.items()}, float(np.mean(failed))
+
+
+def _vote(record: Preference, result: Any) -> float:
+    return 0.0 if result is None else credit(record, result.totals)
+
+
+def _centred(values: Sequence[float]) -> np.ndarray:
+    return np.asarray(values) - np.mean(values)
+
+
+def write(
+    args: Arguments,
+    records: Sequence[Preference],
+    read: int,
+    methods: dict[str, np.ndarray],
+    failures: dict[str, float],
+    shown: Sequence[dict[str, Any]],
+) -> None:
+    chance = np.asarray([1 / len(record.responses) for record in records])
+    rows, figures = [], {}
+    for name, values in methods.items():
+        over = paired_difference(values, chance[: len(values)])
+        guess = float(np.mean(chance[: len(values)]))
+        figures[name] = {
+            "records": len(values), "accuracy": float(values.mean()), "chance": guess,
+            "over_chance": dataclasses.asdict(over),
+        }  # fmt: skip
+        low, high = (guess + (end or 0.0) for end in (over.low, over.high))
+        rows.append(
+            f"| {name} | {len(values)} | {100 * values.mean():.1f} [{100 * low:.1f}, "
+            f"{100 * high:.1f}] | {100 * guess:.1f} | {over.p_value:.3f} |"
+        )
+    unread = ", ".join(f"{name} {100 * share:.1f}%" for name, share in failures.items())
+    table = [
+        "| method | records | accuracy in percent, 95% interval | chance | p |",
+        "|---|---:|---:|---:|---:|",
+        *rows,
+        "",
+        f"{len(records)} of {read} held-out records; the others are longer than "
+        f"{4 * args.max_tokens:,} characters. Unparsable critiques: {unread}.",
+    ]
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "table.md").write_text("\n".join(table) + "\n", encoding="utf-8")
+    results = {
+        "command": " ".join(["python", "experiments/real_text/report.py", *sys.argv[1:]]),
+        "versions": versions(), "unparsable": failures, "figures": figures,
+    }  # fmt: skip
+    (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (args.output / "critiques.md").write_text(critiques(records, shown), encoding="utf-8")
+    print("\n".join(table))
+
+
+def critiques(records: Sequence[Preference], verdicts: Sequence[dict[str, Any]]) -> str:
+    """Five critiques that are right and five that are not, with their records' queries."""
+    parts = ["# Critiques of held-out records\n"]
+    for right in (True, False):
+        parts.append(f"## {'Right' if right else 'Wrong'}\n")
+        chosen = [
+            (record, verdict["critiques"][0])
+            for record, verdict in zip(records, verdicts, strict=True)
+            if verdict["critiques"] and verdict["critiques"][0]["scores"] is not None
+        ]
+        chosen = [pair for pair in chosen if (credit(pair[0], pair[1]["scores"]) == 1) == right]
+        for record, row in chosen[:5]:
+            order = ", ".join(str(place + 1) for place in row["order"])
+            parts.append(
+                f"`{record.id}`, shown in the order {order}; the best is {record.best + 1}\n\n"
+                + "\n".join(f"> {line}" for line in row["text"].splitlines())
+                + "\n"
+            )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")
