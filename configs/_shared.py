@@ -47,7 +47,7 @@ SMALL = Setup(
     long_prompts="truncate-middle",
     templates=TemplateConfig(many="short", single="short_single", meta="meta"),
     judge=JudgeDefaults(temperature=1.0, max_new_tokens=80),
-    mesh=MeshConfig(fsdp=1),
+    mesh=MeshConfig(fsdp=-1),
     engine=EngineConfig(max_rows=128, page=128, prefill_tokens=2048, chunk=32, min_lanes=16),
     length_buckets=(256, 320, 384, 448, 512, 640, 768, 1024, 1280),
     prompt_buckets=(192, 256, 320, 384, 512, 768, 1024),
