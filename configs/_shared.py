@@ -1,8 +1,8 @@
 """What the recipes share, by size: where things run, shapes, templates, and how the judge is used.
 
-if size in SMALL_SIZES:
-    return dataclasses.replace(SMALL, size=size, run_dir=f"runs/{size}")
-mesh = MeshConfig(fsdp=-1, tensor=TENSOR[size])
+`tiny` is the embedded world on two CPU cores. The others expect a pretrained model (`--base MODEL`)
+and preferences of yours (`--preferences FILE`). "Not given in the paper" is what arXiv:2504.02495
+leaves open.
 """
 
 import dataclasses

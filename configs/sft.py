@@ -12,6 +12,9 @@ itself. A model that already follows instructions needs no cold start: give it t
 
 The base model's own tokenizer has no chat template, so the second command takes another one.
 
+The sizes gemma3_270m and smollm2_135m need no rows of yours: without --instructions the base model
+writes critiques of the preference records, and learns from those that agree with the labels.
+
 What it reached: the tiny model judges 62.1% (61.3 to 63.1) of 1,000 held-out records correctly when
 greedy, and 85.0% (82.0 to 87.2) with 32 votes, after about four minutes of this stage (commit
 7bc00a2). Each figure is the mean of three seeds with the lowest and the highest, made at commit

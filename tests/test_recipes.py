@@ -120,6 +120,13 @@ def test_recipes_show_what_results_depend_on():
     assert seen >= {kind.__name__ for kind in SHOWN}
 
 
+def test_what_recipes_share_is_described_in_words():
+    path = recipes.CONFIG_DIR / "_shared.py"
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert doc is not None and "--base" in doc and "--preferences" in doc
+    assert " = " not in doc and "return" not in doc
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_commands_of_a_recipe_are_its_own(name, capsys):
     """Each command in a header names the recipe and options that it has."""
