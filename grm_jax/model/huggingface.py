@@ -54,6 +54,9 @@ from grm_jax.model.params import EMBED, HEAD, Params, ParamSpec, build_tree, get
 __all__ = ["CheckpointError", "is_checkpoint_dir", "load", "read_config", "save"]
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Files of early versions of transformers, such as those of Llama 2, also hold the frequencies of the
+# rotary embedding in every layer. They follow from config.json; transformers does not read them.
+_FREQUENCIES = ".self_attn.rotary_emb.inv_freq"
 _COMPARE_ROWS = 4096  # how many rows of the embedding and of a separate head are compared at once
 
 
@@ -141,6 +144,7 @@ def _open(root: Path) -> Iterator[dict[str, Any]]:
 
 def _text_model(root: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     """The tensors of the text model, by the names that they have in a text model's own files."""
+    tensors = {name: part for name, part in tensors.items() if not name.endswith(_FREQUENCIES)}
     wrapper = text_prefixes(root)
     if wrapper is None:
         return tensors

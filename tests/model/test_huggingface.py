@@ -66,6 +66,18 @@ def test_each_tensor_lands_in_its_place(files):
     assert (q[:, 2] == stored[2 * h : 3 * h].T).all()
 
 
+def test_stored_rotary_frequencies_are_no_parameters(files):
+    """The published files of Llama 2 hold them in every layer; they follow from config.json."""
+    _, before = huggingface.load(files.directory)
+    stored = files.read()
+    for layer in range(files.config.num_layers):
+        name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+        stored[name] = np.ones(files.config.head_dim // 2, np.float32)
+    files.write(stored)
+    _, after = huggingface.load(files.directory)
+    equal(before, after)
+
+
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("asked", [None, jnp.float32, "bfloat16"])
 def test_types_in_memory(files, stored, asked):
