@@ -26,6 +26,7 @@ from grm_jax.model import huggingface
 from grm_jax.model.attention_backends import Backend, choose
 from grm_jax.model.compute_dtype import choose_dtype
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.families import FAMILIES
 from grm_jax.model.hf_config import CheckpointError, copy_tokenizer, read_json, read_num_labels
 from grm_jax.model.options import ComputeDtype
 from grm_jax.model.params import Params, ParamSpec, build_tree, get_leaf, param_table
@@ -167,6 +168,11 @@ def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
     if isinstance(shape, dict):
         shape = {name: value for name, value in shape.items() if name not in HOW}
     config = typed.decode(ModelConfig, shape, f"{path}: config", CheckpointError)
+    if config.family not in FAMILIES:
+        raise CheckpointError(
+            f"{path}: config.family is {config.family!r}; this version knows {', '.join(FAMILIES)}. "
+            "Correct it, or install the version that wrote the file"
+        )
     return config, labels
 
 

@@ -146,6 +146,10 @@ def test_clear_errors(files, tmp_path, capsys):
     (native / "model.json").write_text(json.dumps(about))
     message = fails(capsys, "export", native, out)
     assert "params: " in message and "blocks/local/q" in message
+    about["config"] |= {"head_dim": files.config.head_dim, "family": "gemma9"}
+    (native / "model.json").write_text(json.dumps(about))
+    message = fails(capsys, "export", native, out)
+    assert "model.json: config.family is 'gemma9'; this version knows gemma2, gemma3" in message
     about["config"]["colour"] = 1
     (native / "model.json").write_text(json.dumps(about))
     assert "colour" in fails(capsys, "export", native, out)
