@@ -54,8 +54,8 @@ from grm_jax.model.params import EMBED, HEAD, Params, ParamSpec, build_tree, get
 __all__ = ["CheckpointError", "is_checkpoint_dir", "load", "read_config", "save"]
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Files of early versions of transformers, such as those of Llama 2, also hold the frequencies of the
-# rotary embedding in every layer. They follow from config.json; transformers does not read them.
+# Files of early versions of transformers, such as those of Llama 2, also hold the frequencies of
+# the rotary embedding in every layer. They follow from config.json; transformers leaves them out.
 _FREQUENCIES = ".self_attn.rotary_emb.inv_freq"
 _COMPARE_ROWS = 4096  # how many rows of the embedding and of a separate head are compared at once
 

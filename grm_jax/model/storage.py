@@ -170,8 +170,8 @@ def read_model_file(directory: str | Path) -> tuple[ModelConfig, int]:
     config = typed.decode(ModelConfig, shape, f"{path}: config", CheckpointError)
     if config.family not in FAMILIES:
         raise CheckpointError(
-            f"{path}: config.family is {config.family!r}; this version knows {', '.join(FAMILIES)}. "
-            "Correct it, or install the version that wrote the file"
+            f"{path}: config.family is {config.family!r}; this version knows "
+            f"{', '.join(FAMILIES)}. Correct it, or install the version that wrote the file"
         )
     return config, labels
 
