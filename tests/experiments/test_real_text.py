@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -28,6 +29,7 @@ def script(name: str) -> ModuleType:
 
 
 data, model, report = script("data"), script("model"), script("report")
+FILES = Path(__file__).parents[3] / "shared" / "data"
 
 
 def lines(path: Path, rows: list[dict]) -> None:
@@ -162,3 +164,15 @@ def test_the_methods_of_a_report(record):
     found, unparsable = report.credits(records[:1], nothing, 4)
     assert found["vote@4"].tolist() == [0] and unparsable == 1
     assert set(found) == {"1 sample", "vote@4"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FILES.is_dir(), reason="the public preference files are not there")
+@pytest.mark.parametrize("name", list(model.SOURCES))
+def test_real_weights_are_computed_as_transformers_does(name, tmp_path):
+    folder = Path(os.environ.get("GRM_JAX_MODELS", "models")) / name
+    if not folder.is_dir():
+        pytest.skip(f"python experiments/real_text/model.py {name} --output {folder}")
+    data.main(data.Arguments(FILES, tmp_path))
+    check = script("check")
+    assert check.main(check.Arguments(folder, tmp_path / "heldout.jsonl", records=4)) == 0
