@@ -177,6 +177,9 @@ def _get_config(path: Path) -> Callable[..., Recipe]:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        where = f"{error.filename or path}:{error.lineno or 1}"
+        raise ConfigError(f"{where}: no Python: {error.msg}; correct the recipe") from error
     finally:
         sys.path.pop(0)
     get_config = getattr(module, "get_config", None)

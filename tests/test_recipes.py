@@ -175,6 +175,13 @@ def write_recipe(path, signature: str, body: str = "RLRecipe(rl=RL(steps=3))") -
     return str(path)
 
 
+def test_a_recipe_that_is_no_python_is_named_with_its_line(tmp_path):
+    (tmp_path / "mine.py").write_text("import beside\n")
+    (tmp_path / "beside.py").write_text("x = 1\n<<<<<<< HEAD\n")
+    with pytest.raises(recipes.ConfigError, match=r"beside.py:2: no Python: .*; correct the reci"):
+        load(str(tmp_path / "mine.py"))
+
+
 def test_named_arguments_of_the_rl_recipe():
     plain, named = load("rl.py:27b"), load("rl.py:27b,group=8,lr=1e-6")
     rl = plain.rl  # pyright: ignore[reportAttributeAccessIssue]
