@@ -8,6 +8,8 @@ For a Hugging Face folder (see model.py) and a file of preference records it pri
     greedy      for how many prompts 64 greedy tokens of the sampler are those of `generate`
     tokenizer   for how many of 1,000 texts the ids are the same
     round trip  whether import and export give every tensor of the folder bit by bit
+    critiques   with --critiques, of a judge that `grm_jax.convert export` has written: for how many
+                records the judge's greedy critique is the text that `generate` writes
 
 and ends with status 1 unless all agree. transformers and torch are needed.
 """
@@ -29,6 +31,7 @@ from safetensors import safe_open
 from grm_jax import conversion
 from grm_jax.data.preferences import read_preferences
 from grm_jax.errors import UserError
+from grm_jax.judge.judge import Judge
 from grm_jax.model.heads import logits
 from grm_jax.model.params import param_table
 from grm_jax.model.storage import load_params, param_shardings, read_model_config
@@ -52,6 +55,8 @@ class Arguments:
     """How many records are computed."""
     strings: int = 1000
     """How many texts are tokenized."""
+    critiques: int = 0
+    """Of how many records an exported judge writes a greedy critique."""
 
 
 def main(args: Arguments) -> int:
@@ -74,6 +79,10 @@ def main(args: Arguments) -> int:
     tensors, alike = round_trip(args.model)
     print(f"round trip  {alike} of {tensors} tensors have the same bits", flush=True)
     good = (same, equal, alike) == (args.strings, len(prompts), tensors) and difference < CLOSE
+    if args.critiques:
+        written = critiques(args, theirs)
+        print(f"critiques   {written} of {args.critiques} are those of transformers", flush=True)
+        good = good and written == args.critiques
     print("All agree." if good else "They do not all agree.")
     return 0 if good else 1
 
@@ -97,10 +106,10 @@ class Transformers:
         with self.torch.no_grad():
             return self.model(self.torch.tensor([ids])).logits[0].numpy()
 
-    def greedy(self, ids: list[int], stops: tuple[int, ...]) -> list[int]:
+    def greedy(self, ids: list[int], stops: tuple[int, ...], new: int = NEW) -> list[int]:
         given = self.torch.tensor([ids])
         out = self.model.generate(
-            given, attention_mask=self.torch.ones_like(given), max_new_tokens=NEW, do_sample=False,
+            given, attention_mask=self.torch.ones_like(given), max_new_tokens=new, do_sample=False,
             eos_token_id=list(stops), pad_token_id=stops[0],
         )  # fmt: skip
         return out[0, len(ids) :].tolist()
@@ -138,6 +147,24 @@ def computed(folder: Path, theirs: Transformers, prompts: list[list[int]]) -> tu
         for sample in samples
     )
     return difference, equal
+
+
+def critiques(args: Arguments, theirs: Transformers) -> int:
+    """How many greedy critiques of an exported judge are the same text."""
+    records = [r for r in read_preferences(args.texts) if len(r.query) < 800][: args.critiques]
+    judge = Judge.load(
+        args.model, mesh=make_mesh(1, 1, 1, jax.devices()[:1]), compute_dtype="float32"
+    )
+    prompts = Prompts(judge.tokenizer, judge.prompts.templates, order="given")
+    equal = 0
+    for record in records:
+        verdict = judge.score(record.turns, record.responses, 1, temperature=0.0, order="given")
+        (critique,) = verdict.critiques
+        ids = list(prompts.ids(record, critique.order))
+        stops, new = judge.tokenizer.stop_ids, judge.defaults.max_new_tokens
+        text = judge.tokenizer.decode([i for i in theirs.greedy(ids, stops, new) if i not in stops])
+        equal += text == critique.text
+    return equal
 
 
 def round_trip(folder: Path) -> tuple[int, int]:
