@@ -32,6 +32,7 @@ from grm_jax import conversion
 from grm_jax.data.preferences import read_preferences
 from grm_jax.errors import UserError
 from grm_jax.judge.judge import Judge
+from grm_jax.judge.request import ScoreOptions
 from grm_jax.model.heads import logits
 from grm_jax.model.params import param_table
 from grm_jax.model.storage import load_params, param_shardings, read_model_config
@@ -152,10 +153,9 @@ def computed(folder: Path, theirs: Transformers, prompts: list[list[int]]) -> tu
 def critiques(args: Arguments, theirs: Transformers) -> int:
     """How many greedy critiques of an exported judge are the same text."""
     records = [r for r in read_preferences(args.texts) if len(r.query) < 800][: args.critiques]
-    judge = Judge.load(
-        args.model, mesh=make_mesh(1, 1, 1, jax.devices()[:1]), compute_dtype="float32"
-    )
-    prompts = Prompts(judge.tokenizer, judge.prompts.templates, order="given")
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    judge = Judge.load(args.model, mesh=mesh, compute_dtype="float32")
+    prompts = judge.prompts(ScoreOptions(order="given"))
     equal = 0
     for record in records:
         verdict = judge.score(record.turns, record.responses, 1, temperature=0.0, order="given")
