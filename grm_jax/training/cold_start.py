@@ -21,7 +21,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from grm_jax.critique import Template, is_correct, keep_hinted, read, unshuffle
+from grm_jax.critique import (
+    Template,
+    TemplateError,
+    is_correct,
+    keep_hinted,
+    read,
+    unshuffle,
+)
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
@@ -68,9 +75,11 @@ def cold_start(stage: Stage, config: SFT) -> list[Trajectory]:
 def usable_records(run: Run, config: SFT) -> list[Preference]:
     """The records of which the base model writes critiques. Their prompts must fit with worked
     examples and a hint, and without them in a training row. Raises DataError as `inputs.usable`
-    does.
+    does, and TemplateError for a template that does not end with the beginning of a critique.
     """
     start = config.cold_start
+    for template in shown(start).values():
+        opening(template)
     new = start.sampling.max_new_tokens
     with_examples = Lengths(_prompts(run, start), run.templates.meta)
     readings = [
@@ -90,6 +99,28 @@ class Texts(Prompts):
         text = self.messages(record, order, hinted=hinted)[-1]["content"].rstrip()
         begin = self.tokenizer.bos_id
         return (*(() if begin is None else (begin,)), *self.tokenizer.encode(text))
+
+
+def shown(config: ColdStart) -> dict[str, Template]:
+    """The templates with worked examples, by the option that names them; none without them."""
+    if config.many is None:
+        return {}
+    return {"many": Template.load(config.many), "single": Template.load(config.single)}
+
+
+def opening(template: Template) -> str:
+    """The last line of a template, with which the critique begins, such as "Criteria:".
+
+    Raises TemplateError where that line is not plain text.
+    """
+    line = template.source.rstrip().rpartition("\n")[2]
+    if "{%" in line or "{{" in line:
+        raise TemplateError(
+            f"{template.origin}: its last line is {line!r:.60}; for the cold start "
+            "(--sft.cold-start) a template ends with plain text that begins the critique, such as "
+            "'Criteria:'"
+        )
+    return line
 
 
 def _prompts(run: Run, config: ColdStart) -> Texts:
@@ -125,8 +156,8 @@ def until_verdict(rollout: Rollout, template: Template) -> Critique:
     """The critique from the template's last line to its first box: a base model goes on with
     another example."""
     critique = rollout.plain(rollout.sample)
-    begin = template.source.rstrip().rpartition("\n")[2]
-    critique = dataclasses.replace(critique, text=f"{begin} {critique.text.strip()}")
+    text = f"{opening(template)} {critique.text.strip()}"
+    critique = dataclasses.replace(critique, text=text)
     box = _BOX.search(critique.text)
     if box is None:
         return critique

@@ -28,8 +28,8 @@ def used(setup: Setup, stage: Any, init: str | None, content: Mapping[str, Any])
 
     Args:
       content: checksums: `data`, a sorted list; `templates`, by field; `tokenizer`; `models`, a
-        list in the order in which the stage names them, with None for a missing one; and `sources`,
-        the names of the models.
+        list in the order in which the stage names them, with None for a missing one; `sources`,
+        the names of the models; and `examples`, by field, of a stage that reads further templates.
     """
     return json.loads(to_json({"setup": setup, "stage": stage, "init": init, "content": content}))
 

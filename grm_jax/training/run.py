@@ -21,7 +21,7 @@ import logging
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax import checkpoint, files, hub
+from grm_jax.critique import Template
 from grm_jax.critique.template_set import Templates
 from grm_jax.data.holdout import split
 from grm_jax.data.preferences import Preference, Records, read_preferences
@@ -366,6 +367,7 @@ class Stage:
       used: the dataclass of the stage's options.
       init: the model of `--init`.
       needs: the models that it starts from or samples.
+      examples: further templates that it reads, by name.
 
     Raises ConfigError when the directory was begun with another recipe or other data.
     """
@@ -377,12 +379,16 @@ class Stage:
         used: Any,
         init: str | None = None,
         needs: Sequence[str] = (),
+        examples: Mapping[str, Template] = {},
     ):
         self.run, self.name, self._needs = run, name, needs
         self.directory = run.directory / name
         self.model_path = self.directory / "model"
         self._config_file = self.directory / "config.json"
-        now = origin.used(run.setup, used, init, run.content(needs))
+        content = run.content(needs)
+        if examples:
+            content["examples"] = {name: template.digest for name, template in examples.items()}
+        now = origin.used(run.setup, used, init, content)
         self._config = to_json(now)
         self._before: dict[str, Any] | None = None
         if self._config_file.exists() and origin.begun(self.directory):

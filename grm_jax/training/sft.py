@@ -37,10 +37,11 @@ log = logging.getLogger("grm_jax")
 
 def run_sft(run: Run, config: SFT) -> None:
     """Train on `setup.instructions` from the base model; does nothing when already done."""
-    stage = Stage(run, "sft", config, needs=["base"])
+    source = _source(run)
+    shown = cold_start.shown(config.cold_start) if source is None else {}
+    stage = Stage(run, "sft", config, needs=["base"], examples=shown)
     if stage.done:
         return
-    source = _source(run)
     targets = _written(stage, config) if source is None else _given(run, source)
     examples = [
         _example(run, row, place) for row, place in zip(targets.rows, targets.sources, strict=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+from pathlib import Path
 
 import pytest
 
-from grm_jax.critique import Template
+from grm_jax.critique import Template, TemplateError
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.preferences import write_preferences
 from grm_jax.data.rows import DataError
@@ -142,3 +144,38 @@ def test_what_can_not_begin_says_so_before_anything_is_sampled(setup, asked):
     with pytest.raises(DataError, match=r"smaller --sft.cold-start.sampling.max-new-tokens"):
         sft.run_sft(Run(setup), dataclasses.replace(OPTIONS, cold_start=long))
     assert not calls
+
+
+@pytest.mark.parametrize("field", ["many", "single"])
+def test_a_template_must_end_with_what_begins_a_critique(field, setup, asked):
+    """Otherwise jinja's tags would be the first words of all critiques that SFT learns from."""
+    calls = asked(Run(setup), "")
+    start = dataclasses.replace(OPTIONS.cold_start, **{field: "grm"})
+    with pytest.raises(TemplateError, match=r"grm.jinja: its last line is '.*endif.*'Criteria:'"):
+        sft.check_records(Run(setup), dataclasses.replace(OPTIONS, cold_start=start))
+    assert not calls
+
+
+def test_other_worked_examples_are_not_mixed_with_what_was_sampled(
+    setup, asked, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sft, "train_on", lambda *_: None)
+    calls = asked(Run(setup), SAID.format(more="", scores="2, 9"))
+    source = Template.load("short_examples").source
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(source)
+    start = dataclasses.replace(OPTIONS.cold_start, many=str(mine))
+    options = dataclasses.replace(OPTIONS, cold_start=start)
+    sft.run_sft(Run(setup), options)
+    sft.run_sft(Run(setup), options)
+    assert len(calls) == 2
+    mine.write_text(source.replace("Canberra", "Perth"))
+    with pytest.raises(ConfigError, match=r"content.examples.many: '\w+' -> '\w+'"):
+        sft.run_sft(Run(setup), options)
+    # A run of an earlier version, which did not note the examples, goes on.
+    file = Path(setup.run_dir) / "sft" / "config.json"
+    noted = json.loads(file.read_text())
+    noted["content"].pop("examples")
+    file.write_text(json.dumps(noted))
+    sft.run_sft(Run(setup), options)
+    assert len(calls) == 2
