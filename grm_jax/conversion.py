@@ -43,7 +43,7 @@ def import_model(given: Path, output: Path, *, dtype: Dtype | None = None) -> No
     about = _about(source)
     ids = token_ids(source)
     rows = huggingface.read_config(source).vocab_size
-    require_rows(max(ids.values(), default=-1) + 1, rows, source, source)
+    require_rows(ids, rows, source, source)
     special = special_ids(source)
     config, params = huggingface.load(source, dtype=dtype, num_labels=None)
     if dtype is not None:

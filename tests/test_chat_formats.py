@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from grm_jax.model.hf_config import token_ids
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.tokenizer.folding import conversation_ids
+from grm_jax.tokenizer.vocabulary import TokenizerError, require_rows
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -229,3 +231,27 @@ def test_qwen3_does_not_think(folder):
     ids = tokenizer.chat([{"role": "user", "content": "ok"}])
     text = tokenizer.decode(ids, show_control=True)
     assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("folder", ["gemma3"], indirect=True)
+def test_gemma_3s_image_token_needs_no_row_of_a_text_model(folder, tmp_path):
+    """In the published 270m and 1b its id is the number of the embedding's rows."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = tokenizer.get_vocab_size()
+
+    def with_token(text: str):
+        for file in folder.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        more = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        more.add_special_tokens([text])
+        more.save(str(tmp_path / "tokenizer.json"))
+        return load_tokenizer(tmp_path)
+
+    ours = with_token("<image_soft_token>")
+    assert ours.vocabulary["<image_soft_token>"] == rows
+    require_rows(ours.vocabulary, rows, "tokenizer", "model")
+    require_rows(token_ids(tmp_path), rows, "tokenizer", "model")
+    assert max(ours.encode("an <image_soft_token>")) < rows
+    message = rf"has {rows + 1} token ids, but the embedding of model has {rows} rows"
+    with pytest.raises(TokenizerError, match=message):
+        require_rows(with_token("<|im_end|>").vocabulary, rows, "tokenizer", "model")

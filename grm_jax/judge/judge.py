@@ -83,7 +83,7 @@ class Judge(JudgeModel):
         about = About.read(folder)
         model = on_devices(read_model_config(folder), mesh, compute_dtype)
         tokenizer = load_tokenizer(folder)
-        require_rows(tokenizer.vocab_size, model.vocab_size, folder, folder)
+        require_rows(tokenizer.vocabulary, model.vocab_size, folder, folder)
         folders = [folder]
         if meta is not None:
             folders.append(model_folder(meta, "meta_rm"))

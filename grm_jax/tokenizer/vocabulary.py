@@ -20,9 +20,12 @@ from grm_jax.errors import UserError
 # `tokenizer.model` writes `<start_of_turn>` with "special": false). Gemma's vocabulary also has
 # HTML tags as user-defined pieces (`<table>`, `<s>`): those are text and must stay text, hence a
 # list of shapes and not "anything in angle brackets". The bars of DeepSeek's are full-width.
+# It stands for a part of an image. Gemma-3's tokenizer has it in text models, too, whose embeddings
+# have no row for it: its id is 262,144 in the published 270m and 1b, as many as they have rows.
+IMAGE = "<image_soft_token>"
 _CONTROL_SHAPE = re.compile(
     r"<\|\S+>|<\S+\|>|<\uff5c\S+\uff5c>|<(?:start|end)_of_\w+>|<(?:unused|extra_id_)\d+>"
-    r"|<(?:pad|bos|eos|mask|cls|sep|2mass)>|\[@?(?:BOS|EOS|PAD|CLS|SEP|MASK)@?\]|\[/?INST\]"
+    r"|<(?:pad|bos|eos|mask|cls|sep|2mass|image_soft_token)>|\[@?(?:BOS|EOS|PAD|CLS|SEP|MASK)@?\]|\[/?INST\]"
 )
 _BRACKETED = re.compile(r"[<\[{(|].+[>\]})|]", re.DOTALL)
 OPEN, CLOSE = "\U000f0000", "\U000f0001"  # private-use characters around inserted random marks
@@ -34,15 +37,22 @@ class TokenizerError(UserError):
     """A tokenizer directory, chat template or text that cannot be used; says what to do instead."""
 
 
-def require_rows(ids: int, rows: int, tokenizer: str | Path, model: str | Path) -> None:
+def require_rows(
+    ids: Mapping[str, int], rows: int, tokenizer: str | Path, model: str | Path
+) -> None:
     """Raise TokenizerError when a tokenizer has more ids than a model's embedding has rows.
 
-    Fewer are usual: embeddings are padded to round sizes.
+    Fewer are usual: embeddings are padded to round sizes. One may be more: `IMAGE`, which no text
+    yields.
+
+    Args:
+      ids: piece -> id, added tokens included.
     """
-    if ids > rows:
+    count = max((id for piece, id in ids.items() if piece != IMAGE), default=-1) + 1
+    if count > rows:
         raise TokenizerError(
-            f"{tokenizer}: has {ids:,} token ids, but the embedding of {model} has {rows:,} rows: "
-            "they do not belong together; give the tokenizer that the model was trained with"
+            f"{tokenizer}: has {count:,} token ids, but the embedding of {model} has {rows:,} "
+            "rows: they do not belong together; give the tokenizer that the model was trained with"
         )
 
 

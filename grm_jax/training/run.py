@@ -132,7 +132,7 @@ class Run:
             if self.setup.base:
                 base = hub.resolve(self.setup.base)
                 rows = read_model_config(base).vocab_size
-                require_rows(tokenizer.vocab_size, rows, source, self.setup.base)
+                require_rows(tokenizer.vocabulary, rows, source, self.setup.base)
                 if self.setup.tokenizer:
                     _warn_of_other_ids(tokenizer, base)
             return tokenizer
