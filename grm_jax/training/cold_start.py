@@ -2,7 +2,8 @@ r"""The cold start without a teacher: the base model writes the critiques that S
 
     records -> texts with worked examples, a hint and the first word of the verdict
             -> continued by the base model -> each cut after its first box
-            -> kept where its scores agree with the labels -> sft/trajectories.jsonl
+            -> kept where its scores agree with the labels, and it repeats nothing of the prompt
+            -> sft/trajectories.jsonl
             -> SFT, which shows the run's own templates, without examples
 
 A base model continues text, and does not answer messages: the text is outside the chat format, and
@@ -27,6 +28,7 @@ from grm_jax.critique import (
     is_correct,
     keep_hinted,
     read,
+    shuffle,
     unshuffle,
 )
 from grm_jax.critique.template_set import TemplateConfig
@@ -144,12 +146,22 @@ def _sample(stage: Stage, config: ColdStart, records: Sequence[Preference], file
             for rollout in drawn[record.id]:
                 critique = until_verdict(rollout, template)
                 correct = is_correct(critique.scores, record.labels, threshold=template.threshold)
-                kept = keep_hinted(correct)
+                hint = template.hint_text(
+                    critique.order.index(record.best), len(critique.order),
+                    shuffle(record.labels, critique.order),
+                )  # fmt: skip
+                kept = keep_hinted(correct) and not copies(critique.text, hint)
                 yield to_trajectory(record, critique, correct, kept=kept, hinted=True)
 
     sample_in_chunks(
         file, records, draw, chunk=config.chunk, rows_each=config.samples, what="sft cold start"
     )
+
+
+def copies(text: str, hint: str) -> bool:
+    """Whether a critique repeats the hint, or a marker of the prompt's sections: SFT would learn to
+    name the best response before it has judged, or to write prompts."""
+    return hint in text or "####" in text or "[The " in text
 
 
 def until_verdict(rollout: Rollout, template: Template) -> Critique:

@@ -179,3 +179,28 @@ def test_other_worked_examples_are_not_mixed_with_what_was_sampled(
     file.write_text(json.dumps(noted))
     sft.run_sft(Run(setup), options)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (" truth.", 1),
+        (" truth. The best response is: Response {best}", 0),
+        (" truth.\n\n#### Conversation ####\nuser: more", 0),
+        (" truth. [The End of Response 2]", 0),
+    ],
+)
+def test_what_repeats_the_prompt_is_not_learnt(setup, asked, said, kept):
+    """Both orders are shown twice, and each box of two is written to each."""
+    run = Run(setup)
+    both = [said.format(best=best) + rf" Scores: \boxed{{{3 - best}, {best}}}" for best in (1, 2)]
+    asked(run, *both, *both[::-1])
+    four = dataclasses.replace(
+        OPTIONS, cold_start=dataclasses.replace(OPTIONS.cold_start, samples=4)
+    )
+    stage = Stage(run, "sft", four, needs=["base"])
+    if kept:
+        assert len(cold_start.cold_start(stage, four)) == 4
+    else:
+        with pytest.raises(UserError, match="kept none of 8 critiques"):
+            cold_start.cold_start(stage, four)
