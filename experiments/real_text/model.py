@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -152,14 +153,13 @@ def convert(gguf: Path, target: Path) -> None:
     `save_pretrained` refuses a model that was read from a quantised file, so that the weights are
     written from the state dict. Raises UserError where a package is missing.
     """
-    try:
-        import accelerate  # noqa: F401
-        import gguf as _  # noqa: F401
-        import torch
-        from safetensors.torch import save_file
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise UserError(f"{error}; pip install torch transformers gguf accelerate") from error
+    needed = ("torch", "transformers", "gguf", "accelerate")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise UserError(f"this needs more packages: pip install {' '.join(missing)}")
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     where = {"gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     state = {
