@@ -78,7 +78,9 @@ PAPER = RFT(
 SMALL = RFT(
     records=400,
     samples=3,
-    hinted=False,  # models of this size do not follow the hint
+    # Models of this size do not follow the hint: of 484 readable critiques that SmolLM2 wrote with
+    # it in the cold start, 221 agreed with the labels, which is chance.
+    hinted=False,
     sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=80),
     fitting=Fitting(
         steps=45,

@@ -28,9 +28,10 @@ import jax
 import numpy as np
 import tyro
 
-from grm_jax.critique import vote
+from grm_jax.critique import credit, is_correct, vote
 from grm_jax.data.preferences import Preference, read_preferences, write_preferences
 from grm_jax.errors import UserError
+from grm_jax.judge.request import ScoreOptions
 from grm_jax.model.storage import is_model_dir
 from grm_jax.scoring.results import versions
 from grm_jax.scoring.statistics import paired_difference
@@ -51,16 +52,16 @@ class Arguments:
     k: int = 8
     """Critiques of each record."""
     limit: int | None = None
-    """The first so many records only."""
+    """Judge only this many records, from the first one on."""
     base_records: int = 200
     """How many of them the base model judges."""
-    max_tokens: int = 1024
-    """Records whose texts are longer are left out, and counted."""
+    max_characters: int = 4096
+    """Records whose conversation and responses are longer are left out, and counted."""
 
 
 def main(args: Arguments) -> None:
     records = list(read_preferences(args.heldout))[: args.limit]
-    kept = [r for r in records if _characters(r) < 4 * args.max_tokens]
+    kept = [r for r in records if _characters(r) <= args.max_characters]
     folder = args.run / "report"
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"heldout-{len(kept)}.jsonl"
@@ -80,7 +81,10 @@ def main(args: Arguments) -> None:
         shown = verdicts
     if shown and shown[0]["scalar"] is not None:
         methods["scalar RM"] = np.asarray(
-            [credit(record, row["scalar"]) for record, row in zip(kept, shown, strict=True)]
+            [
+                credit(vote([row["scalar"]]), record.labels)
+                for record, row in zip(kept, shown, strict=True)
+            ]
         )
     write(args, kept, len(records), methods, failures, shown)
 
@@ -124,16 +128,8 @@ def base(args: Arguments, records: Sequence[Preference]) -> tuple[np.ndarray, fl
     sampling = recipes.SamplingConfig(**start["sampling"])
     drawn = critic.critiques(params, records, [0], sampling, jax.random.key(0), salt="report")
     read = [until_verdict(drawn[r.id][0], critic.prompts.template(r)) for r in records]
-    values = [credit(r, c.scores) for r, c in zip(records, read, strict=True)]
+    values = [credit(vote([c.scores]), r.labels) for r, c in zip(records, read, strict=True)]
     return np.asarray(values), float(np.mean([c.failure is not None for c in read]))
-
-
-def credit(record: Preference, scores: Sequence[float] | None) -> float:
-    """1 for the best response on top, a share where it ties with others, else 0."""
-    if scores is None or len(scores) != len(record.responses):
-        return 0.0
-    top = [i for i, score in enumerate(scores) if score == max(scores)]
-    return (record.best in top) / len(top)
 
 
 def credits(
@@ -141,36 +137,34 @@ def credits(
 ) -> tuple[dict[str, np.ndarray], float]:
     """(credits of each method by record, the share of unparsable critiques)."""
     found: dict[str, list[float]] = {}
+
+    def add(name: str, record: Preference, samples: Sequence[Any], **how: Any) -> None:
+        verdict = vote(samples, **how)
+        found.setdefault(name, []).append(credit(verdict, record.labels))
+
     for record, verdict in zip(records, verdicts, strict=True):
-        critiques = verdict["critiques"]
-        samples = [row["scores"] for row in critiques]
-        one = [credit(record, scores) for scores in samples]
-        found.setdefault("1 sample", []).append(float(np.mean(one)) if one else 0.0)
-        meta = [row["meta"] for row in critiques]
+        samples = [row["scores"] for row in verdict["critiques"]]
+        meta = [row["meta"] for row in verdict["critiques"]]
+        one = [credit(vote([scores]), record.labels) for scores in samples]
+        found.setdefault("1 sample", []).append(float(np.mean(one)))
         for count in (4, 8, 16):
             if count > k:
                 continue
-            few = samples[:count]
-            readable = any(few)
-            plain = vote(few) if readable else None
-            found.setdefault(f"vote@{count}", []).append(_vote(record, plain))
+            add(f"vote@{count}", record, samples[:count])
             if all(logit is not None for logit in meta):
-                guided = vote(few, meta=meta[:count], k_meta=count // 2) if readable else None
-                found.setdefault(f"meta@{count}", []).append(_vote(record, guided))
+                add(f"meta@{count}", record, samples[:count], meta=meta[:count], k_meta=count // 2)
             if verdict["scalar"] is not None:
-                means = plain.mean if plain is not None else (0.0,) * len(record.responses)
-                both = np.asarray(means) / 9 + np.tanh(_centred(verdict["scalar"]))
-                found.setdefault(f"vote@{count} + scalar", []).append(credit(record, both.tolist()))
+                both = hybrid(vote(samples[:count]).mean, verdict["scalar"])
+                add(f"vote@{count} + scalar", record, [both])
     failed = [row["failure"] is not None for verdict in verdicts for row in verdict["critiques"]]
     return {name: np.asarray(values) for name, values in found.items()}, float(np.mean(failed))
 
 
-def _vote(record: Preference, result: Any) -> float:
-    return 0.0 if result is None else credit(record, result.totals)
-
-
-def _centred(values: Sequence[float]) -> np.ndarray:
-    return np.asarray(values) - np.mean(values)
+def hybrid(means: Sequence[float], scalar: Sequence[float]) -> list[float]:
+    """Mean scores plus scalar scores, both centred, as the judge's method `hybrid` adds them; the
+    scalar scores alone where no critique was readable."""
+    weighed = ScoreOptions().scalar_weight * (np.asarray(scalar) - np.mean(scalar))
+    return (weighed + (np.asarray(means) - np.mean(means) if means else 0.0)).tolist()
 
 
 def write(
@@ -202,7 +196,7 @@ def write(
         *rows,
         "",
         f"{len(records)} of {read} held-out records; the others are longer than "
-        f"{4 * args.max_tokens:,} characters. Unparsable critiques: {unread}.",
+        f"{args.max_characters:,} characters. Unparsable critiques: {unread}.",
     ]
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "table.md").write_text("\n".join(table) + "\n", encoding="utf-8")
@@ -225,7 +219,11 @@ def critiques(records: Sequence[Preference], verdicts: Sequence[dict[str, Any]])
             for record, verdict in zip(records, verdicts, strict=True)
             if verdict["critiques"] and verdict["critiques"][0]["scores"] is not None
         ]
-        chosen = [pair for pair in chosen if (credit(pair[0], pair[1]["scores"]) == 1) == right]
+        chosen = [
+            (record, row)
+            for record, row in chosen
+            if is_correct(row["scores"], record.labels) == right
+        ]
         for record, row in chosen[:5]:
             order = ", ".join(str(place + 1) for place in row["order"])
             parts.append(

@@ -53,21 +53,20 @@ class Prompts:
             return orders(n, 1, mode="random", seed=seed) * count
         return orders(n, count, mode=self.order, seed=seed)
 
+    def hint(self, record: Preference, order: Sequence[int]) -> str:
+        """The hint that gives the best of the responses in `order` away (RFT)."""
+        shown = shuffle(record.labels, order)
+        return self.template(record).hint_text(order.index(record.best), len(order), shown)
+
     def messages(
         self, record: Preference, order: Sequence[int], *, hinted: bool = False
     ) -> list[Message]:
         """The prompt for the record's responses in `order`."""
-        template = self.template(record)
-        hint = None
-        if hinted:
-            shown = shuffle(record.labels, order)
-            best = order.index(record.best)
-            hint = template.hint_text(best, len(order), shown)
         return render(
-            template,
+            self.template(record),
             record.turns,
             shuffle(record.responses, order),
-            hint=hint,
+            hint=self.hint(record, order) if hinted else None,
             reference=record.reference,
             principles=record.principles,
         )

@@ -54,7 +54,8 @@ class ParamSpec:
       hf_transposed: True for linear layers, which Hugging Face stores flattened, as [outputs,
         inputs], and this tree as the transpose, reshaped; their biases are [outputs]. False where
         both layouts are the same.
-      layers: the layer of each entry of the leading dimension; None for what is not in a layer.
+      layers: for a stacked parameter, the number of the layer to which each entry of its leading
+        dimension belongs; None for a parameter outside the layers, such as the embedding.
       constant: the initial value where `init_std` is 0.
     """
 

@@ -8,8 +8,8 @@ r"""The cold start without a teacher: the base model writes the critiques that S
 
 A base model continues text, and does not answer messages: the text is outside the chat format, and
 the template's last line, such as "Criteria:", is the beginning of the critique. The worked examples
-teach the format, the hint the verdict. What SFT learns from is the format, a
-short critique, and scores that are right. The sft stage begins so without `--instructions`, where
+teach the format, the hint the verdict. What SFT learns from is the format, a short critique, and
+scores that are right. The sft stage begins so without `--instructions`, where
 `--sft.cold-start.many` names a template that shows examples.
 """
 
@@ -18,17 +18,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from grm_jax.critique import (
     Template,
     TemplateError,
+    boxes,
     is_correct,
     keep_hinted,
     read,
-    shuffle,
     unshuffle,
 )
 from grm_jax.critique.template_set import TemplateConfig
@@ -45,8 +44,6 @@ from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
 
 log = logging.getLogger("grm_jax")
-
-_BOX = re.compile(r"\\boxed[ \t]*\{[^{}]*\}")
 
 
 def cold_start(stage: Stage, config: SFT) -> list[Trajectory]:
@@ -146,10 +143,7 @@ def _sample(stage: Stage, config: ColdStart, records: Sequence[Preference], file
             for rollout in drawn[record.id]:
                 critique = until_verdict(rollout, template)
                 correct = is_correct(critique.scores, record.labels, threshold=template.threshold)
-                hint = template.hint_text(
-                    critique.order.index(record.best), len(critique.order),
-                    shuffle(record.labels, critique.order),
-                )  # fmt: skip
+                hint = critic.prompts.hint(record, critique.order)
                 kept = keep_hinted(correct) and not copies(critique.text, hint)
                 yield to_trajectory(record, critique, correct, kept=kept, hinted=True)
 
@@ -169,11 +163,10 @@ def until_verdict(rollout: Rollout, template: Template) -> Critique:
     another example."""
     critique = rollout.plain(rollout.sample)
     text = f"{opening(template)} {critique.text.strip()}"
-    critique = dataclasses.replace(critique, text=text)
-    box = _BOX.search(critique.text)
-    if box is None:
-        return critique
-    text = critique.text[: box.end()]
+    found, _ = boxes.find(text)
+    if not found:
+        return dataclasses.replace(critique, text=text)
+    text = text[: found[0].end]
     parsed = read(template, text, len(critique.order))
     return dataclasses.replace(
         critique,

@@ -132,14 +132,6 @@ def test_consent_and_an_existing_folder_come_first(tmp_path):
         model.main(model.Arguments("smollm2_135m", tmp_path))
 
 
-def test_ties_earn_a_share_and_what_can_not_be_read_nothing(record):
-    pair = record("a", 2)
-    assert [report.credit(pair, scores) for scores in ((9, 1), (1, 9), (5, 5), None)] == [
-        1, 0, 0.5, 0
-    ]  # fmt: skip
-    assert report.credit(record("b", 3, best=2), (7, 1, 7)) == 0.5
-
-
 def verdict(*scores, scalar=None, meta=None) -> dict:
     rows = [
         {"scores": one, "failure": None if one else "no_box", "meta": meta and meta[i]}
@@ -159,6 +151,7 @@ def test_the_methods_of_a_report(record):
     assert found["vote@4"].tolist() == [1, 0]
     assert found["meta@4"].tolist() == [1, 0.5]  # of two kept critiques each
     assert found["vote@4 + scalar"].tolist() == [1, 1]  # the scalar RM is sure of the second
+    assert report.hybrid((5, 2), (0.2, 0.4)) == pytest.approx([1.45, -1.45])
     assert unparsable == 1 / 8 and "vote@8" not in found
     nothing = [verdict(None, None, None, None)]
     found, unparsable = report.credits(records[:1], nothing, 4)
