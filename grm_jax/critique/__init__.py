@@ -5,6 +5,7 @@ from __future__ import annotations
 from grm_jax.critique.adaptive import beyond_reach, change_probability, decided
 from grm_jax.critique.correctness import (
     best_label,
+    decisive,
     is_correct,
     keep_hinted,
     keep_rft,
@@ -41,6 +42,7 @@ __all__ = [
     "change_probability",
     "credit",
     "decided",
+    "decisive",
     "hint_text",
     "is_correct",
     "keep_hinted",

@@ -96,6 +96,16 @@ def rule_reward(
     return 2.0 / sum(score == top for score in scores) - 1.0
 
 
+def decisive(scores: Sequence[float], *, threshold: float | None = None) -> bool:
+    """Whether one response alone has the top score; a single response is not on its threshold.
+
+    A critique that is not decisive has no vote between the responses that share its top score.
+    """
+    if len(scores) == 1:
+        return scores[0] != threshold
+    return sum(score == max(scores) for score in scores) == 1
+
+
 def too_easy(corrects: Sequence[bool]) -> bool:
     """Whether all samples of a record are correct, so that nothing can be learnt from it.
 

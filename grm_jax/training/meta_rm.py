@@ -5,7 +5,10 @@
 
 The critiques of a share of the records are held out. Accuracy and ROC-AUC on them are written to
 `meta_rm/heldout.json`. The AUC is computed within items, too: guided voting needs a meta RM that
-tells correct from wrong critiques of the same responses.
+tells correct from wrong critiques of the same responses. A critique whose top score is shared is
+wrong by Eq. (10), which anybody reads off its scores, and has no vote anyway. So two AUCs stand
+apart: right critiques against such ties (`auc_ties`), and right against wrong ones among all others
+(`auc_decisive`).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.critique import is_correct
+from grm_jax.critique import decisive, is_correct, rule_reward
 from grm_jax.data.collate import Example
 from grm_jax.data.examples import meta_example
 from grm_jax.data.holdout import in_share
@@ -72,11 +75,13 @@ def run_meta_rm(run: Run, config: MetaRM, init: str | None = None) -> None:
     rows = [*earlier, *read(run, config, sampled_rows(stage, config, grm, records))]
     heldout = [row for row in rows if in_share(row[0].example_id, config.holdout)]
     training = [row for row in rows if not in_share(row[0].example_id, config.holdout)]
+    if config.tie == "leave-out":
+        training = [row for row in training if _decisive(run, row[0])]
     if not training:
         raise UserError(
             f"meta_rm: no critique is left to learn from ({len(heldout)} parsable ones are held "
             f"out); look at {stage.directory / 'samples.jsonl'}: unparsable critiques of the GRM "
-            "are not used; lower --meta-rm.holdout, or raise --meta-rm.samples"
+            f"are not used{_no_ties(config)}; lower --meta-rm.holdout, or raise --meta-rm.samples"
         )
     correct = float(np.mean([example.label for _, example in training]))
     log.info(
@@ -211,7 +216,7 @@ def read(run: Run, config: MetaRM, rows: Sequence[Trajectory]) -> list[Row]:
             row.text,
             run.tokenizer,
             run.templates.meta,
-            float(bool(row.correct)),
+            label(row, config, run.templates.single.threshold),
             reference=row.reference,
             principles=row.principles,
         )
@@ -221,20 +226,50 @@ def read(run: Run, config: MetaRM, rows: Sequence[Trajectory]) -> list[Row]:
     return [(parsable[index], examples[index]) for index in kept]
 
 
+def _decisive(run: Run, row: Trajectory) -> bool:
+    assert row.scores is not None
+    return decisive(row.scores, threshold=run.templates.single.threshold)
+
+
+def _no_ties(config: MetaRM) -> str:
+    return "" if config.tie != "leave-out" else ", nor are those with a shared top score"
+
+
+def label(row: Trajectory, config: MetaRM, threshold: float | None) -> float:
+    """What the meta RM learns to say of a critique: the probability that it is correct."""
+    if config.tie != "expected" or row.labels is None:
+        return float(bool(row.correct))
+    reward = rule_reward(row.scores, row.labels, tie="expected", threshold=threshold)
+    return (reward + 1.0) / 2.0
+
+
 def validate(run: Run, params: Params, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
-    """Accuracy at probability one half, binary cross-entropy, ROC-AUC, and ROC-AUC within items, of
-    held-out critiques; `critiques` is their number."""
+    """Figures of held-out critiques; `critiques` is their number.
+
+    accuracy: at probability one half; loss: the binary cross-entropy; auc: of all; within items,
+    each item counting once: auc_within_item of all, auc_ties of right ones against those whose top
+    score is shared, auc_decisive of right against wrong ones whose top score is not shared.
+    """
     examples = [example for _, example in rows]
     scores = score_examples(
         params, run.model, examples, run.setup.length_buckets, batch_size, run.mesh,
         run.setup.engine.prefill_tokens,
     )  # fmt: skip
     labels = np.asarray([example.label for example in examples])
+    correct = np.asarray([bool(row.correct) for row, _ in rows])
+    alone = np.asarray([_decisive(run, row) for row, _ in rows])
+    items = np.asarray([row.example_id for row, _ in rows])
+
+    def within(chosen: np.ndarray) -> float:
+        return mean_auc_within(scores[chosen], correct[chosen], items[chosen].tolist())
+
     return {
         "accuracy": float(np.mean((scores > 0) == (labels > 0.5))),
         "loss": float(np.mean(np.logaddexp(0.0, scores) - labels * scores)),
-        "auc": roc_auc(scores, labels),
-        "auc_within_item": mean_auc_within(scores, labels, [row.example_id for row, _ in rows]),
+        "auc": roc_auc(scores, correct),
+        "auc_within_item": within(np.ones(len(rows), bool)),
+        "auc_ties": within(correct | ~alone),
+        "auc_decisive": within(alone),
         "critiques": float(len(rows)),
     }
 

@@ -145,8 +145,12 @@ class RL:
 class MetaRM:
     """The scalar head that judges critiques (BCE; section 4)."""
 
-    start: Literal["base", "sft", "rft", "rl"] = "base"
-    """Weights it starts from; the paper: the base model."""
+    start: Literal["base", "sft", "rft", "rl", "scalar_rm"] = "base"
+    """Weights it starts from; the paper: the base model. scalar_rm: with its scalar head."""
+    tie: Literal["paper", "expected", "leave-out"] = "paper"
+    """The label of a critique whose top score is shared. paper: 0, as of a wrong critique;
+    expected: how often it is right if one of the tied responses is picked at random; leave-out: the
+    meta RM does not learn from such critiques."""
     rft_trajectories: bool = True
     """Learn from all non-hinted RFT trajectories, right and wrong."""
     records: int | None = None

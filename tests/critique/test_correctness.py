@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from grm_jax.critique import is_correct, keep_hinted, keep_rft, rule_reward, too_easy
+from grm_jax.critique import decisive, is_correct, keep_hinted, keep_rft, rule_reward, too_easy
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,10 @@ def test_impossible_ground_truth_raises(scores, labels, message: str) -> None:
 def test_unknown_tie_rule_raises() -> None:
     with pytest.raises(ValueError, match="'paper' or 'expected'"):
         rule_reward((8, 9), (1, 0), tie="soft")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_critique_is_decisive_where_one_response_alone_has_the_top_score():
+    assert decisive((3.0, 7.0, 3.0))
+    assert not decisive((7.0, 3.0, 7.0))
+    assert decisive((3.0,), threshold=5.0) and not decisive((5.0,), threshold=5.0)
+    assert decisive((5.0,))

@@ -244,7 +244,7 @@ MEASURED = {
     "sft": ("accuracy", "unparsable"),
     "rft": ("accuracy", "unparsable"),
     "rl": ("accuracy", "unparsable"),
-    "meta_rm": ("accuracy", "loss", "auc", "auc_within_item"),
+    "meta_rm": ("accuracy", "loss", "auc", "auc_within_item", "auc_ties", "auc_decisive"),
     "scalar_rm": ("accuracy", "loss"),
 }
 

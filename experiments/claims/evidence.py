@@ -1,0 +1,219 @@
+"""What judges said of records, as arrays, and what a way of voting makes of it.
+
+Dimensions: R records with as many responses, n responses, K critiques of a record, k critiques of a
+vote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from grm_jax.benchmarks import synthetic
+from grm_jax.data.critiques import read_critiques
+from grm_jax.data.preferences import Preference
+from grm_jax.scoring.aggregate import subsets
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Records with n responses, and what was said of them.
+
+    Attributes:
+      records: R of them.
+      best: [R] the index of each one's best response.
+      scores: [R, K, n], NaN where a critique has no scores.
+      meta: [R, K] scores of the meta RM; zeros without one.
+      scalar: [R, n] scores of the scalar RM; zeros without one.
+    """
+
+    records: tuple[Preference, ...]
+    best: np.ndarray
+    scores: np.ndarray
+    meta: np.ndarray
+    scalar: np.ndarray
+
+    @property
+    def usable(self) -> np.ndarray:
+        """[R, K] whether a critique has scores."""
+        return ~np.isnan(self.scores[..., 0])
+
+    @property
+    def top(self) -> np.ndarray:
+        """[R, K, n] which responses have a critique's top score; none without scores."""
+        filled = np.nan_to_num(self.scores, nan=-np.inf)
+        return (filled == filled.max(axis=2, keepdims=True)) & self.usable[..., None]
+
+    @property
+    def tied(self) -> np.ndarray:
+        """[R, K] whether a critique's top score is shared."""
+        return self.top.sum(axis=2) > 1
+
+    @property
+    def right(self) -> np.ndarray:
+        """[R, K] whether the best response alone has the top score."""
+        has = np.take_along_axis(self.top, self.best[:, None, None], axis=2)[..., 0]
+        return has & ~self.tied
+
+
+Judged = Sequence[Group]
+Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(scores [R, k, n] with NaN, meta [R, k], scalar [R, n]) -> values [R, n]."""
+
+
+def heldout(world: Path, *, shifted: bool = False) -> list[Preference]:
+    """The held-out records with two responses or more: of the training distribution, or those with
+    operands and combinations that training has not seen."""
+    records = synthetic.BENCHMARK.load(world)
+    return [
+        record
+        for record in records
+        if len(record.responses) > 1 and (record.domain != synthetic.FRESH) == shifted
+    ]
+
+
+def grouped(
+    records: Sequence[Preference],
+    scores: Mapping[str, np.ndarray],
+    meta: Mapping[str, np.ndarray] | None = None,
+    scalar: Mapping[str, Sequence[float]] | None = None,
+) -> list[Group]:
+    """Scores [K, n], meta scores [K] and scalar scores [n] by record id -> groups."""
+    found = []
+    for n in sorted({len(record.responses) for record in records}):
+        chosen = [record for record in records if len(record.responses) == n]
+        drawn = np.stack([scores[r.id] for r in chosen])
+        found.append(
+            Group(
+                tuple(chosen),
+                np.asarray([int(np.argmax(r.labels)) for r in chosen]),
+                drawn,
+                np.zeros(drawn.shape[:2]) if meta is None
+                else np.stack([meta[r.id] for r in chosen]),
+                np.zeros((len(chosen), n)) if scalar is None
+                else np.asarray([scalar[r.id] for r in chosen], float),
+            )
+        )  # fmt: skip
+    return found
+
+
+def read_samples(
+    records: Sequence[Preference], file: Path, scalar: Mapping[str, Sequence[float]] | None, k: int
+) -> list[Group]:
+    """The first k critiques of each record in a samples file. Raises KeyError for a missing one."""
+    scores = {r.id: np.full((k, len(r.responses)), np.nan) for r in records}
+    meta = {r.id: np.zeros(k) for r in records}
+    seen = dict.fromkeys(scores, 0)
+    for row in read_critiques(file):
+        if row.example_id in scores and 0 <= row.sample < k:
+            seen[row.example_id] += 1
+            if row.scores is not None:
+                scores[row.example_id][row.sample] = row.scores
+                meta[row.example_id][row.sample] = row.meta or 0.0
+    if missing := [id for id, count in seen.items() if count < k]:
+        raise KeyError(f"{file}: fewer than {k} critiques of {missing[0]}")
+    return grouped(records, scores, meta, scalar)
+
+
+def scalar_scores(run: Path, records: Sequence[Preference], file: Path) -> dict[str, list[float]]:
+    """The scores of a run's scalar RM by record id; computed once, and kept in `file`."""
+    if not file.exists():
+        from grm_jax.judge.scalar import load_scalar_rm
+        from grm_jax.parallel.mesh import make_mesh
+
+        mesh = make_mesh()
+        asked = [(record.turns, record.responses) for record in records]
+        found = load_scalar_rm(run, mesh).scores(asked, mesh, 4096)
+        kept = {r.id: list(map(float, each)) for r, each in zip(records, found, strict=True)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(kept), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def by_record(judged: Judged, values: Callable[[Group], np.ndarray]) -> np.ndarray:
+    """A value of each record, group after group."""
+    return np.concatenate([values(group) for group in judged])
+
+
+def accuracy(judged: Judged, k: int, method: Method) -> np.ndarray:
+    """The mean credit of each record's votes of k critiques, group after group. A vote without a
+    readable critique is wrong."""
+
+    def credits(group: Group) -> np.ndarray:
+        votes = []
+        for chosen in subsets(group.scores.shape[1], k, group.scores.shape[2]):
+            values = method(group.scores[:, chosen], group.meta[:, chosen], group.scalar)
+            some = group.usable[:, chosen].any(axis=1)
+            votes.append(np.where(some, credit(values, group.best), 0.0))
+        return np.mean(votes, axis=0)
+
+    return by_record(judged, credits)
+
+
+def scalar_accuracy(judged: Judged) -> np.ndarray:
+    """The credit of each record by the scalar RM alone, group after group."""
+    return by_record(judged, lambda group: credit(group.scalar, group.best))
+
+
+def credit(values: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Values [R, n] -> [R]: 1 over the number of responses with the largest value, if the best one
+    is among them."""
+    rounded = np.round(values, 9)
+    top = rounded == rounded.max(axis=1, keepdims=True)
+    return np.take_along_axis(top, best[:, None], axis=1)[:, 0] / top.sum(axis=1)
+
+
+def plain(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+    """Eq. (14)."""
+    return np.nansum(scores, axis=1)
+
+
+def guided(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+    """The half that the meta RM ranks highest votes."""
+    ranked = np.argsort(np.where(np.isnan(scores[..., 0]), np.inf, -meta), axis=1, kind="stable")
+    kept = ranked[:, : max(1, meta.shape[1] // 2)]
+    return np.nansum(np.take_along_axis(scores, kept[..., None], axis=1), axis=1)
+
+
+def weighted(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+    """Each critique counts as probably as the meta RM calls it correct."""
+    return np.nansum(_sigmoid(meta)[..., None] * scores, axis=1)
+
+
+def scalar_weighted(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+    """The scalar RM as the meta RM: a critique counts as probably as its winner beats the best of
+    the others by the scalar scores (Bradley-Terry, at half of the margin)."""
+    return weighted(scores, 0.5 * margin(scores, scalar), scalar)
+
+
+def margin(scores: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+    """[R, k] the scalar score of each critique's winner less the best one of the others; of tied
+    winners their mean; 0 where all responses tie, and without scores."""
+    filled = np.nan_to_num(scores, nan=-np.inf)
+    top = filled == filled.max(axis=2, keepdims=True)
+    winner = np.where(top, scalar[:, None], 0.0).sum(axis=2) / top.sum(axis=2)
+    others = np.where(top, -np.inf, scalar[:, None]).max(axis=2)
+    return np.where(np.isinf(others), 0.0, winner - np.where(np.isinf(others), 0.0, others))
+
+
+def hybrid(weight: float) -> Method:
+    """The mean vote plus `weight` times the scalar score, both centred over the responses."""
+
+    def method(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+        read = np.maximum((~np.isnan(scores[..., 0])).sum(axis=1), 1)
+        mean = np.nansum(scores, axis=1) / read[:, None]
+        return _centred(mean) + weight * _centred(scalar)
+
+    return method
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    return values - values.mean(axis=1, keepdims=True)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))

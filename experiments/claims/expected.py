@@ -1,0 +1,98 @@
+"""The expected score: a critique's score is drawn from a distribution, whose mean says more.
+
+The same critiques vote twice: with the scores that were drawn, and with the mean of the
+distribution from which each was drawn (`--expected` of `python -m grm_jax.judge`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import evidence
+import numpy as np
+import paired
+from claim import Claim, Found
+from evidence import Judged
+from roads import Road
+from voting import STAGES
+
+
+def runs(road: Road) -> None:
+    road.pipeline()
+    for stage in STAGES:
+        road.verdicts(stage)
+
+
+def read(roads: Sequence[Road]) -> Found:
+    most = roads[0].settings.k
+    ks = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    rows, tests, numbers, ties = [], {}, {}, []
+    for stage, label in STAGES.items():
+        found = [_both(road, stage) for road in roads]
+        for name, which in (("drawn", 0), ("expected", 1)):
+            by_k = {
+                k: [evidence.accuracy(both[which], k, evidence.plain) for both in found] for k in ks
+            }
+            numbers[f"{label}, {name}"] = by_k
+            rows.append([f"{label}, {name}", *(paired.over_seeds(by_k[k]).cell() for k in ks)])
+        for k in (1, min(8, most), most):
+            tests[f"{label}, k = {k}: expected against drawn"] = paired.difference(
+                numbers[f"{label}, expected"][k], numbers[f"{label}, drawn"][k]
+            )
+        shares = [[_ties(judged) for judged in both] for both in found]
+        ties.append(
+            [label, *(paired.over_seeds([s[which] for s in shares]).cell() for which in (0, 1))]
+        )
+    text = "\n".join(
+        [
+            f"Held-out records with two responses or more, mean of {len(roads)} seeds in percent "
+            "with a 95% t interval; both rows of a model count the same critiques.\n",
+            paired.table(["model, scores", *(f"k = {k}" for k in ks)], rows),
+            paired.tests_table(tests),
+            paired.table(["critiques whose top score is shared", "drawn", "expected"], ties),
+        ]
+    )  # fmt: skip
+    figures = {
+        "accuracy": {
+            name: {str(k): paired.over_seeds(v).as_json() for k, v in by_k.items()}
+            for name, by_k in numbers.items()
+        },
+        "differences": {name: figure.as_json() for name, figure in tests.items()},
+    }
+    return Found(text, figures)
+
+
+def _both(road: Road, stage: str) -> tuple[Judged, Judged]:
+    """The items of a seed with drawn and with expected scores."""
+    records = {record.id: record for record in evidence.heldout(road.world)}
+    drawn: dict[str, np.ndarray] = {}
+    expected: dict[str, np.ndarray] = {}
+    for line in road.verdicts(stage).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        record = records.get(row["id"])
+        if record is None:
+            continue
+        critiques = row["verdict"]["critiques"]
+        missing = [np.nan] * len(record.responses)
+        drawn[record.id] = np.asarray([c["scores"] or missing for c in critiques])
+        expected[record.id] = np.asarray(
+            [(c["expected"] or c["scores"]) if c["scores"] else missing for c in critiques]
+        )
+    chosen = [record for record in records.values() if record.id in drawn]
+    return evidence.grouped(chosen, drawn), evidence.grouped(chosen, expected)
+
+
+def _ties(judged: Judged) -> float:
+    """The share of readable critiques whose top score is shared."""
+    tied = sum(int(group.tied.sum()) for group in judged)
+    return tied / sum(int(group.usable.sum()) for group in judged)
+
+
+CLAIM = Claim(
+    "expected",
+    "Is the mean of a score's distribution a better score than the digit that was drawn?",
+    runs,
+    read,
+    quick=True,
+)

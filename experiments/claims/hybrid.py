@@ -1,0 +1,231 @@
+"""Votes and the scalar head together: the mean vote plus a weight times the scalar score.
+
+The weight is chosen on one half of the held-out records (by a digest of their ids) and used on the
+other, in both directions. Records in shifted worlds use the weight that the other half of their own
+would not tell: that of all records of the training distribution. A judge may also be asked only
+where the scalar scores are close (routing).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import evidence
+import flops
+import numpy as np
+import paired
+from claim import Claim, Found
+from evidence import Judged
+from matplotlib.figure import Figure as Picture
+from roads import Road
+from voting import STAGES, read_stage
+
+from grm_jax import files
+from grm_jax.data.critiques import read_critiques
+from grm_jax.tokenizer import load_tokenizer
+
+WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
+SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
+
+
+LONGER = (2, 4)  # times the recipe's steps of the scalar RM
+
+
+def runs(road: Road) -> None:
+    road.pipeline()
+    for times in LONGER:
+        _longer(road, times)
+
+
+def _longer(road: Road, times: int) -> Path:
+    """The run of a scalar RM that was trained for longer, with the learning rate spread over it."""
+    steps = files.read_json(road.directory / "scalar_rm" / "config.json")["stage"]["fitting"][
+        "steps"
+    ]
+    name, option = f"scalar-x{times}", "--scalar-rm.fitting.steps"
+    return road.branch(name, "scalar_rm", option, str(times * steps))
+
+
+def read(roads: Sequence[Road]) -> Found:
+    most = roads[0].settings.k
+    ks = tuple(dict.fromkeys((min(8, most), most)))
+    rows, tests, numbers = [], {}, {}
+    pictured: dict[str, list[float]] = {}
+    for stage, label in STAGES.items():
+        found = [read_stage(road, stage) for road in roads]
+        scalar = [evidence.scalar_accuracy(judged) for judged in found]
+        for k in ks:
+            sweeps = [sweep(judged, k) for judged in found]
+            plain = [by[0.0] for by in sweeps]
+            chosen = [crossed(judged, by) for judged, by in zip(found, sweeps, strict=True)]
+            fixed = [by[0.5] for by in sweeps]
+            weighted = [evidence.accuracy(judged, k, evidence.scalar_weighted) for judged in found]
+            name = f"{label}, {k}"
+            pictured[name] = [paired.over_seeds([by[w] for by in sweeps]).mean for w in WEIGHTS]
+            columns = (plain, scalar, fixed, chosen, weighted)
+            rows.append([name, *(paired.over_seeds(each).cell() for each in columns)])
+            tests[f"{name}: sum against votes"] = paired.difference(chosen, plain)
+            tests[f"{name}: sum against the scalar RM"] = paired.difference(chosen, scalar)
+            numbers[name] = {
+                str(w): paired.over_seeds([by[w] for by in sweeps]).as_json() for w in WEIGHTS
+            }
+    shifted = [_shifted(road) for road in roads]
+    best = {road.seed: best_weight(sweep(read_stage(road, "rl"), most)) for road in roads}
+    moved = {
+        "votes": [evidence.accuracy(judged, most, evidence.plain) for judged in shifted],
+        "scalar RM": [evidence.scalar_accuracy(judged) for judged in shifted],
+        "sum": [
+            evidence.accuracy(judged, most, evidence.hybrid(best[road.seed]))
+            for road, judged in zip(roads, shifted, strict=True)
+        ],
+    }
+    tests["RL on shifted records: sum against the scalar RM"] = paired.difference(
+        moved["sum"], moved["scalar RM"]
+    )
+    tests["RL on shifted records: sum against votes"] = paired.difference(
+        moved["sum"], moved["votes"]
+    )
+    routed = []
+    for share in SHARES:
+        cells = [f"{100 * share:.0f}%"]
+        for stage in STAGES:
+            values = [_routed(read_stage(road, stage), most, share) for road in roads]
+            cells.append(paired.over_seeds(values).cell())
+        routed.append(cells)
+    text = "\n".join(
+        [
+            f"Held-out records with two responses or more, mean of {len(roads)} seeds in percent "
+            "with a 95% t interval. `sum`: the weight of the scalar score is chosen on the other "
+            "half of the records.\n",
+            paired.table(
+                ["model, critiques", "votes", "scalar RM", "sum, weight 0.5", "sum",
+                 "votes weighted by the scalar RM"],
+                rows,
+            ),
+            paired.tests_table(tests),
+            f"Unseen operands and combinations, RL's model, {most} critiques:\n",
+            paired.table(list(moved), [[paired.over_seeds(v).cell() for v in moved.values()]]),
+            f"The judge is asked (sum, weight 0.5, {most} critiques) only where the two highest "
+            "scalar scores of a record are closest:\n",
+            paired.table(["share of records judged", *STAGES.values()], routed),
+            "Compute of training and of judging these records once, in 10^12 FLOPs. Sampling for "
+            "RFT and RL is not counted, which favours their rows:\n",
+            paired.table(["", "FLOPs", "accuracy"], _costs(roads, numbers)),
+        ]
+    )  # fmt: skip
+    figures = {
+        "weights": numbers,
+        "differences": {name: figure.as_json() for name, figure in tests.items()},
+        "shifted": {name: paired.over_seeds(v).as_json() for name, v in moved.items()},
+    }
+    return Found(text, figures, _picture(pictured))
+
+
+def _costs(roads: Sequence[Road], numbers: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """(what, FLOPs, accuracy) of scalar RMs, votes, and sums of both with weight 0.5."""
+    rows = []
+    base = roads[0].directory
+    trained = {stage: flops.training(base / stage) for stage in (*STAGES, "scalar_rm")}
+    read = read_stage(roads[0], "sft")
+    prompt, critique = lengths(roads[0])
+    # The scalar RM reads the conversation with each response: about the judge's prompt.
+    scored = flops.judging(base / "sft", read, prompt, 0, 99)
+    for times in (1, *LONGER):
+        found = []
+        for road in roads:
+            run = road.directory if times == 1 else _longer(road, times)
+            records = evidence.heldout(road.world)
+            scalar = evidence.scalar_scores(run, records, run / "judged" / "scalar.json")
+            file = road.directory / "evaluation" / "sft.jsonl"
+            found.append(evidence.scalar_accuracy(evidence.read_samples(records, file, scalar, 1)))
+        cost = trained["sft"] + times * trained["scalar_rm"] + scored
+        name = "scalar RM" + (f", {times} times the steps" if times > 1 else "")
+        rows.append([name, f"{cost / 1e12:.1f}", paired.over_seeds(found).cell()])
+    cost = 0.0
+    for stage, label in STAGES.items():
+        cost += trained[stage]
+        for k in sorted({min(8, roads[0].settings.k), roads[0].settings.k}):
+            judged = flops.judging(base / stage, read, prompt, critique, k)
+            for name, extra, weight in (
+                (f"{label}, {k} votes", 0.0, "0.0"),
+                (f"{label}, {k} votes and scalar RM", trained["scalar_rm"] + scored, "0.5"),
+            ):
+                figure = numbers[f"{label}, {k}"][weight]
+                cell = f"{figure['mean']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
+                rows.append([name, f"{(cost + judged + extra) / 1e12:.1f}", cell])
+    return rows
+
+
+def lengths(road: Road) -> tuple[float, float]:
+    """The mean numbers of tokens of a prompt and of a critique (the RL model's)."""
+    rows = [row for row in read_critiques(road.directory / "evaluation" / "rl.jsonl")]
+    tokenizer = load_tokenizer(str(road.world / "tokenizer"))
+    records = evidence.heldout(road.world)
+    texts = [" ".join((*(turn["content"] for turn in r.turns), *r.responses)) for r in records]
+    prompt = np.mean([len(tokenizer.encode(text)) for text in texts])
+    return float(prompt), float(np.mean([row.tokens for row in rows]))
+
+
+def sweep(judged: Judged, k: int) -> dict[float, np.ndarray]:
+    """Credits [R] of each weight."""
+    return {w: evidence.accuracy(judged, k, evidence.hybrid(w)) for w in WEIGHTS}
+
+
+def best_weight(credits: dict[float, np.ndarray], chosen: np.ndarray | None = None) -> float:
+    """The weight with the largest mean credit on the chosen records; of equal ones the smaller."""
+    chosen = np.ones(len(credits[0.0]), bool) if chosen is None else chosen
+    return max(WEIGHTS, key=lambda w: (round(float(credits[w][chosen].mean()), 9), -w))
+
+
+def crossed(judged: Judged, credits: dict[float, np.ndarray]) -> np.ndarray:
+    """Credits [R] with the weight that is best on the half that a record is not in."""
+    half = np.asarray([_half(record.id) for group in judged for record in group.records])
+    return np.where(half, credits[best_weight(credits, ~half)], credits[best_weight(credits, half)])
+
+
+def _half(id: str) -> bool:
+    return hashlib.sha256(id.encode()).digest()[0] < 128
+
+
+def _shifted(road: Road) -> Judged:
+    records = evidence.heldout(road.world, shifted=True)
+    scalar = evidence.scalar_scores(
+        road.directory, records, road.directory / "judged" / "scalar-shifted.json"
+    )
+    file = road.directory / "evaluation" / "rl_shifted.jsonl"
+    return evidence.read_samples(records, file, scalar, road.settings.k)
+
+
+def _routed(judged: Judged, k: int, share: float) -> np.ndarray:
+    """Credits [R] where only the share of records with the smallest scalar margin is judged."""
+    scalar = evidence.scalar_accuracy(judged)
+    summed = evidence.accuracy(judged, k, evidence.hybrid(0.5))
+    margins = evidence.by_record(
+        judged, lambda group: np.diff(np.sort(group.scalar, axis=1)[:, -2:], axis=1)[:, 0]
+    )
+    asked = np.argsort(np.argsort(margins, kind="stable")) < round(share * len(margins))
+    return np.where(asked, summed, scalar)
+
+
+def _picture(pictured: dict[str, list[float]]) -> Picture:
+    picture = Picture(figsize=(6, 4))
+    axes = picture.subplots()
+    for name, values in pictured.items():
+        axes.plot(range(len(WEIGHTS)), values, marker="o", markersize=3, label=name)
+    axes.set_xticks(range(len(WEIGHTS)), [f"{w:g}" for w in WEIGHTS])
+    axes.set_xlabel("weight of the scalar score (0: votes alone)")
+    axes.set_ylabel("accuracy, %")
+    axes.legend(fontsize=8, title="model, critiques", title_fontsize=8)
+    return picture
+
+
+CLAIM = Claim(
+    "hybrid",
+    "Are votes and a scalar reward model together better than either?",
+    runs,
+    read,
+    quick=True,
+)

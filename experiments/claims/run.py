@@ -1,0 +1,82 @@
+"""The paper's claims on the embedded world: `python experiments/claims/run.py --all`.
+
+    --all          every claim, five seeds
+    --quick        the main claims, one seed: no intervals
+    --only NAME    one claim; may be given more than once
+    --dry          print the commands that are missing
+
+Each claim is a module: the runs that it needs (`roads.py`: commands that a user types, resumable),
+and what it reads from them (`evidence.py`, `paired.py`). Writes NAME.json, NAME.md and NAME.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import expected
+import hybrid
+import matplotlib
+import meta_rm
+import tyro
+import voting
+from claim import HERE, Claim, write
+from roads import Road, Settings
+
+from grm_jax.errors import UserError
+from grm_jax.scoring.results import versions
+
+CLAIMS: dict[str, Claim] = {
+    claim.name: claim for claim in (voting.CLAIM, hybrid.CLAIM, meta_rm.CLAIM, expected.CLAIM)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    settings: tyro.conf.OmitArgPrefixes[Settings] = Settings()
+    all: bool = False
+    """Every claim."""
+    quick: bool = False
+    """The main claims with the first seed."""
+    only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """These claims."""
+
+
+def main(args: Arguments) -> None:
+    names = [n for n, claim in CLAIMS.items() if args.all or (args.quick and claim.quick)]
+    names += [name for name in args.only if name not in names]
+    if not names or (unknown := set(names) - set(CLAIMS)):
+        asked = f"{', '.join(sorted(unknown))}: no such claim; " if names else ""
+        raise UserError(f"{asked}give --all, --quick, or --only with one of {', '.join(CLAIMS)}")
+    settings = args.settings
+    if args.quick:
+        settings = dataclasses.replace(settings, seeds=settings.seeds[:1])
+    roads = [Road(settings, seed) for seed in settings.seeds]
+    matplotlib.use("Agg")
+    for claim in (CLAIMS[name] for name in names):
+        for road in roads:
+            claim.runs(road)
+        if settings.dry:
+            continue
+        found = claim.read(roads)
+        about = {
+            "command": " ".join(["python", "experiments/claims/run.py", *sys.argv[1:]]),
+            "commit": commit(),
+            "versions": versions(),
+            "settings": {"seeds": settings.seeds, "k": settings.k, "options": settings.options},
+        }
+        write(claim, found, about)
+        print(f"\n# {claim.name}\n\n{found.text}", flush=True)
+
+
+def commit() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, cwd=HERE).stdout.strip()
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

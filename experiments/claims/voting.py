@@ -1,0 +1,149 @@
+"""Inference-time scaling (Figure 4a, Tables 3 and 5): accuracy against the number of critiques.
+
+Of the SFT, RFT and RL models: plain votes, votes guided and weighted by the meta RM (of RL's
+critiques, for which it was trained), and how far any filter could get: whether any of k critiques
+is right, and to how many independent ones the k amount (Kish).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import evidence
+import numpy as np
+import paired
+from claim import Claim, Found
+from evidence import Group, Judged
+from matplotlib.figure import Figure as Picture
+from roads import Road
+
+STAGES = {"sft": "SFT", "rft": "RFT", "rl": "RL"}
+
+
+def runs(road: Road) -> None:
+    road.pipeline()
+
+
+def read_stage(road: Road, stage: str) -> Judged:
+    """What a stage's model said of the held-out records, with the scalar RM's scores."""
+    records = evidence.heldout(road.world)
+    scalar = evidence.scalar_scores(
+        road.directory, records, road.directory / "judged" / "scalar.json"
+    )
+    file = road.directory / "evaluation" / f"{stage}.jsonl"
+    return evidence.read_samples(records, file, scalar, road.settings.k)
+
+
+def read(roads: Sequence[Road]) -> Found:
+    most = roads[0].settings.k
+    ks = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    found = {label: [read_stage(road, stage) for road in roads] for stage, label in STAGES.items()}
+    credits: dict[str, dict[int, list[np.ndarray]]] = {}
+    for label, seeds in found.items():
+        methods = {"votes": evidence.plain}
+        if label == "RL":
+            methods |= {"guided": evidence.guided, "weighted": evidence.weighted}
+        for name, method in methods.items():
+            credits[f"{label}, {name}"] = {
+                k: [evidence.accuracy(judged, k, method) for judged in seeds] for k in ks
+            }
+    scalar = [evidence.scalar_accuracy(judged) for judged in found["RL"]]
+    names = list(credits)
+    figures = {
+        name: {k: paired.over_seeds(values) for k, values in by_k.items()}
+        for name, by_k in credits.items()
+    }
+    baseline = paired.over_seeds(scalar)
+    rows = [[name, *(figures[name][k].cell() for k in ks)] for name in names]
+    rows.append(["scalar RM", baseline.cell(), *("" for _ in ks[1:])])
+    tests = {
+        f"{name}: {ks[-1]} against 1": paired.difference(by_k[ks[-1]], by_k[1])
+        for name, by_k in credits.items()
+    }
+    rl = credits["RL, votes"]
+    for k in (8, ks[-1]):
+        for name in ("guided", "weighted"):
+            tests[f"RL: {name} against plain votes of {k}"] = paired.difference(
+                credits[f"RL, {name}"][k], rl[k]
+            )
+        tests[f"RL against RFT, votes of {k}"] = paired.difference(rl[k], credits["RFT, votes"][k])
+    tests["RL against RFT, one critique"] = paired.difference(rl[1], credits["RFT, votes"][1])
+    limits = [
+        [
+            label,
+            paired.over_seeds([_of(judged, _any_right) for judged in seeds]).cell(),
+            paired.over_seeds([_of(judged, _tied) for judged in seeds]).cell(),
+            f"{np.mean([effective(judged) for judged in seeds]):.1f}",
+        ]
+        for label, seeds in found.items()
+    ]
+    text = "\n".join(
+        [
+            f"Accuracy on held-out records with two responses or more, in percent: the mean of "
+            f"{len(roads)} seeds with a 95% t interval.\n",
+            paired.table(["model, method", *(f"k = {k}" for k in ks)], rows),
+            paired.tests_table(tests),
+            paired.table(
+                ["model", f"any of {most} right", "ties among critiques",
+                 f"{most} critiques amount to"],
+                limits,
+            ),
+        ]
+    )  # fmt: skip
+    numbers = {
+        "accuracy": {n: {str(k): f.as_json() for k, f in by.items()} for n, by in figures.items()},
+        "scalar": baseline.as_json(),
+        "differences": {name: figure.as_json() for name, figure in tests.items()},
+    }
+    return Found(text, numbers, _picture(figures, baseline, ks))
+
+
+_of = evidence.by_record
+
+
+def _any_right(group: Group) -> np.ndarray:
+    """[R] whether any critique of a record is right."""
+    return np.asarray(group.right.any(axis=1))
+
+
+def _tied(group: Group) -> np.ndarray:
+    """[R] the share of a record's readable critiques whose top score is shared."""
+    return group.tied.sum(axis=1) / np.maximum(group.usable.sum(axis=1), 1)
+
+
+def effective(judged: Judged) -> float:
+    """Kish's effective number of critiques: K / (1 + (K - 1) rho), with rho the correlation of
+    being right between two critiques of the same record."""
+    right = np.concatenate([group.right for group in judged]).astype(float)  # [R, K]
+    samples, mean = right.shape[1], right.mean()
+    # An unbiased estimate of the variance between records.
+    within = right.var(axis=1, ddof=1).mean()
+    between = max(right.mean(axis=1).var(ddof=1) - within / samples, 0.0)
+    rho = between / (mean * (1.0 - mean))
+    return samples / (1.0 + (samples - 1) * rho)
+
+
+def _picture(
+    figures: dict[str, dict[int, paired.Figure]], scalar: paired.Figure, ks: Sequence[int]
+) -> Picture:
+    picture = Picture(figsize=(6, 4))
+    axes = picture.subplots()
+    for name, by_k in figures.items():
+        dashed = "--" if "guided" in name or "weighted" in name else "-"
+        axes.plot(ks, [by_k[k].mean for k in ks], dashed, marker="o", markersize=3, label=name)
+    axes.axhline(scalar.mean, color="grey", linestyle=":", label="scalar RM")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set_xlabel("critiques of a record")
+    axes.set_ylabel("accuracy, %")
+    axes.legend(fontsize=8)
+    return picture
+
+
+CLAIM = Claim(
+    "voting",
+    "Does accuracy grow with the number of critiques, and does the meta RM make it grow faster?",
+    runs,
+    read,
+    quick=True,
+)
