@@ -7,11 +7,11 @@
     python -m grm_jax.evaluate --attacks --model RUN -k 8
 
 Prints one table per benchmark. Writes results.json, table.md, samples.jsonl and accuracy.{png,svg}
-to OUTPUT/BENCH (with --attacks also card.{md,json,html} and attacks.md), and report.html, which
-opens from disk, to OUTPUT. Samples are kept in a cache as they end: a second run with other
-aggregation settings samples nothing, and a run that was stopped continues where it was. Exit
-status: 0 (also when stopped by SIGTERM), 1 for a mistake that the user can correct (one line says
-how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
+to OUTPUT/BENCH (with --scalar also scalar.json, with --attacks card.{md,json,html} and attacks.md),
+and report.html, which opens from disk, to OUTPUT. Samples are kept in a cache as they end: a second
+run with other aggregation settings samples nothing, and a run that was stopped continues where it
+was. Exit status: 0 (also when stopped by SIGTERM), 1 for a mistake that the user can correct (one
+line says how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from grm_jax.benchmarks.official import write_rewardbench
 from grm_jax.benchmarks.sources import locate
 from grm_jax.critique import Template
 from grm_jax.critique.template_set import Scales
+from grm_jax.critique.voting import SCALAR_WEIGHT
 from grm_jax.data.attacks import ATTACKS, EMBEDDED_WORLD
 from grm_jax.data.critiques import Critique, read_critiques, write_critiques
 from grm_jax.data.rows import DataError
@@ -55,6 +56,8 @@ from grm_jax.scoring.judges import JUDGE_SCALES, judge_rows
 from grm_jax.scoring.report import print_grid, print_results, write_report
 from grm_jax.scoring.results import Results, read_results
 from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.scalar_scores import FILE as SCALAR_FILE
+from grm_jax.scoring.scalar_scores import ScalarScores, read_scalar_scores, write_scalar_scores
 
 if TYPE_CHECKING:
     from grm_jax.scoring.sampling import BenchmarkSampler
@@ -100,6 +103,7 @@ class Task:
         rows: the samples of an earlier run (`--samples`), or None.
         about: the results of that run, or None.
         other: the samples of the run that this one is compared with (`--compare`), or None.
+        scalar, other_scalar: the scores of a scalar RM beside these samples, or None.
     """
 
     benchmark: Benchmark
@@ -108,17 +112,26 @@ class Task:
     rows: Sequence[Critique] | None = None
     about: Results | None = None
     other: Sequence[Critique] | None = None
+    scalar: ScalarScores | None = None
+    other_scalar: ScalarScores | None = None
 
 
 def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
-    rows = about = other = None
+    rows = about = other = scalar = other_scalar = None
     if args.samples is not None:
         file = _samples_of(args.samples, benchmark)
         rows, beside = read_critiques(file), file.with_name("results.json")
         about = read_results(beside) if beside.exists() else None
         check_k_meta(args.k_meta, rows, file)
+        scalar = _scalar_beside(file)
+        if args.scalar_weight is not None and scalar is None:
+            raise UserError(
+                f"--scalar-weight: beside {file} are no scores of a scalar RM; give --model and "
+                "--scalar"
+            )
     if args.compare is not None:
-        other = read_critiques(_samples_of(args.compare, benchmark))
+        file = _samples_of(args.compare, benchmark)
+        other, other_scalar = read_critiques(file), _scalar_beside(file)
     rules = _rules(args, benchmark, about)
     benchmark.check(rules)
     records = benchmark.load(
@@ -137,12 +150,13 @@ def _task(args: Arguments, benchmark: Benchmark, path: Path) -> Task:
         records = BenchmarkRecords(kept, records.skipped, (*records.notes, note))
     left = f", {len(records.skipped)} rows left out" if records.skipped else ""
     _say(f"{benchmark.name}: {len(records):,} records from {path}{left}")
-    return Task(benchmark, rules, records, rows, about, other)
+    return Task(benchmark, rules, records, rows, about, other, scalar, other_scalar)
 
 
 def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory: Path) -> Evaluated:
     benchmark, rules, records = task.benchmark, task.rules, task.records
     probes: Sequence[Critique] = ()
+    scalar = task.scalar
     seconds, about, scales = None, {}, _scales(task)
     adaptive = args.adaptive is not None
     if judge is not None:
@@ -150,6 +164,7 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
         if args.threshold is None:
             rules = dataclasses.replace(rules, threshold=sum(scales.single) / 2)
         records = judge.fit(benchmark, records, rules)
+        scalar = judge.scalar(benchmark, records)
         rows, probes = judge.judge(benchmark, records, rules)
         seconds, about = judge.seconds_per_sample(benchmark, rules), judge.about
     elif task.rows is not None:
@@ -165,12 +180,16 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
     if args.samples is None or _samples_of(args.samples, benchmark).resolve() != samples.resolve():
         shown = [dataclasses.replace(row, text="") for row in rows] if benchmark.private else rows
         write_critiques(samples, shown)
+        _keep_scalar(directory / SCALAR_FILE, scalar)
     options: dict[str, Any] = {
-        "k_meta": args.k_meta, "bound": args.adaptive_bound, "scales": scales
+        "k_meta": args.k_meta, "bound": args.adaptive_bound, "scales": scales,
+        "scalar_weight": SCALAR_WEIGHT if args.scalar_weight is None else args.scalar_weight,
     }  # fmt: skip
+    beside = {} if scalar is None else scalar.options()
     scored = judge_scores(
-        benchmark, records, rows, rules, threshold=rules.threshold, uneven=adaptive, **options
-    )
+        benchmark, records, rows, rules, threshold=rules.threshold, uneven=adaptive, **options,
+        **beside,
+    )  # fmt: skip
     results = assess(
         benchmark,
         records,
@@ -186,18 +205,22 @@ def _one(args: Arguments, task: Task, judge: BenchmarkSampler | None, directory:
         model=about,
         scored=scored,
         **options,
+        **beside,
     )
     if unused := [name for name in benchmark.fixed if getattr(args, name) is not None]:
         note = f"--{', --'.join(unused)}: has no effect on how {benchmark.name} is scored"
         results = dataclasses.replace(results, notes=(*results.notes, note))
     if task.other is not None:
+        theirs = {} if task.other_scalar is None else task.other_scalar.options()
         against = compare_runs(
             benchmark, records, scored, task.other, str(args.compare), rules=rules,
             resamples=args.resamples, seed=args.seed, threshold=rules.threshold, **options,
+            **theirs,
         )  # fmt: skip
         results = dataclasses.replace(results, against=against)
     # The files are written first, since printing may fail.
-    files = [samples, *write_report(directory, results)]
+    files = [samples, *([] if scalar is None else [directory / SCALAR_FILE])]
+    files += write_report(directory, results)
     method = reported(scored.aggregate)
     if benchmark.name == "rewardbench":
         files += _official(directory, results, records, method, rules)
@@ -290,7 +313,7 @@ def _settings(args: Arguments, task: Task) -> dict[str, Any]:
     }
     if task.about is None:
         return settings
-    drawn = ("model", "meta", "judge", "k", "temperature", "max_new_tokens", "adaptive",
+    drawn = ("model", "meta", "scalar", "judge", "k", "temperature", "max_new_tokens", "adaptive",
              "long_prompts", "max_prompt_tokens")  # fmt: skip
     before = task.about.settings["arguments"]
     return {**settings, **{name: before[name] for name in drawn if name in before}}
@@ -332,6 +355,7 @@ def _sampler(args: Arguments) -> BenchmarkSampler:
         args.model,
         options,
         meta=args.meta,
+        scalar=args.scalar,
         cache=args.cache,
         probes=args.probes,
         long_prompts=args.long_prompts,
@@ -393,6 +417,20 @@ def _samples_of(path: Path, benchmark: Benchmark) -> Path:
         "", f"no samples of {benchmark.name} here", "give the directory of an evaluation of it",
         str(path),
     )  # fmt: skip
+
+
+def _scalar_beside(samples: Path) -> ScalarScores | None:
+    """The scores of a scalar RM that an evaluation left beside its samples, or None."""
+    file = samples.with_name(SCALAR_FILE)
+    return read_scalar_scores(file) if file.is_file() else None
+
+
+def _keep_scalar(file: Path, scalar: ScalarScores | None) -> None:
+    """Write the scores, or remove those of an earlier evaluation: the samples are others now."""
+    if scalar is not None:
+        write_scalar_scores(file, scalar)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def _name(args: Arguments) -> str:

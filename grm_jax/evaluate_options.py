@@ -33,6 +33,7 @@ CACHE = Path("runs/cache")
 LEAST = {
     "k": 0, "probes": 0, "attack_records": 1, "attack_k": 0, "seed": 0, "k_meta": 1,
     "resamples": 1, "limit": 1, "max_new_tokens": 1, "max_prompt_tokens": 1, "score_tokens": 1,
+    "scalar_weight": 0,
 }  # fmt: skip
 PATHS = ("data", "samples", "compare", "cache", "output")  # models are resolved by the hub module
 # Options that have no effect without --model.
@@ -60,6 +61,11 @@ class Arguments:
     repo id of the hub."""
     meta: Path | None = None
     """A meta RM that guides the votes; only with --model."""
+    scalar: Path | None = None
+    """A scalar RM (`scalar_rm.py`); only with --model. Adds the rows `scalar`, the scalar RM alone,
+    and `hybrid@k`, votes plus its scores."""
+    scalar_weight: float | None = None
+    """The weight of the scalar RM's scores beside the mean scores of a vote. Default: 0.5."""
     judge: JudgeName | None = None
     """A judge without a model: `longer` (more characters win) or `random`."""
     samples: Path | None = None
@@ -126,8 +132,8 @@ class Arguments:
     """The dtype that models are computed in. auto: the checkpoint's own, unless it is bfloat16 and
     this is a CPU that is not at least 1.5 times as fast in it."""
     score_tokens: int | None = None
-    """The maximum number of tokens that the meta RM scores at once on a device. Default: as many as
-    the judge's sampler prefills at once (8192, or as trained)."""
+    """The maximum number of tokens that the meta RM and the scalar RM score at once on a device.
+    Default: as many as the judge's sampler prefills at once (8192, or as trained)."""
     output: Path | None = None
     """The directory of the results. Default: runs/evaluate/JUDGE, or the directory of --samples."""
     resamples: int = RESAMPLES
@@ -148,6 +154,10 @@ def check(args: Arguments) -> None:
         raise UserError(f"give exactly one of --model, --judge and --samples, not {what}")
     if args.meta is not None and args.model is None:
         raise UserError("--meta guides the votes of a model; give --model too")
+    if args.scalar is not None and args.model is None:
+        raise UserError("--scalar stands beside the votes of a model; give --model too")
+    if args.scalar_weight is not None and args.scalar is None and args.samples is None:
+        raise UserError("--scalar-weight is of the scalar RM's scores; give --scalar too")
     for name, least in LEAST.items():
         value = getattr(args, name)
         for one in value if isinstance(value, tuple) else (value,):
@@ -155,7 +165,7 @@ def check(args: Arguments) -> None:
                 raise UserError(f"{_option(name)} {one}: give {least} or more")
     if len(set(args.k_meta)) < len(args.k_meta):
         raise UserError(f"--k-meta {' '.join(map(str, args.k_meta))}: give each number once")
-    for name in ("threshold", "temperature", "adaptive", "adaptive_bound"):
+    for name in ("threshold", "temperature", "adaptive", "adaptive_bound", "scalar_weight"):
         value = getattr(args, name)
         if value is not None and not math.isfinite(value):
             raise UserError(f"{_option(name)} {value}: give a number")
@@ -176,8 +186,10 @@ def check(args: Arguments) -> None:
     for name in ("attack_records", "attack_k"):
         if getattr(args, name) is not None and not args.attacks:
             raise UserError(f"{_option(name)} is of --attacks; give that too")
-    if args.score_tokens is not None and args.meta is None:
-        raise UserError("--score-tokens is of the meta RM; give --meta too")
+    if args.score_tokens is not None and args.meta is None and args.scalar is None:
+        raise UserError(
+            "--score-tokens is of the meta RM and the scalar RM; give --meta or --scalar"
+        )
     if args.k_meta and args.samples is None:
         if args.meta is None:
             raise UserError("--k-meta is of votes that a meta RM guides; give --meta too")
@@ -192,8 +204,9 @@ def check(args: Arguments) -> None:
         )
     if args.adaptive is not None and not 0 <= args.adaptive < 1:
         raise UserError(f"--adaptive {args.adaptive} is a probability, 0 or more and below 1")
-    if args.adaptive is not None and args.meta is not None:
-        raise UserError("--adaptive is for plain votes of a model: leave --meta out")
+    for name in ("meta", "scalar"):
+        if args.adaptive is not None and getattr(args, name) is not None:
+            raise UserError(f"--adaptive is for plain votes of a model: leave --{name} out")
     if args.temperature is not None and not args.temperature > 0:
         raise UserError(
             f"--temperature {args.temperature}: samples of a vote need one above 0; -k 0 judges "

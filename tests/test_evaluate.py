@@ -206,6 +206,9 @@ class FakeJudge:
         probes = judge_rows("random", identical(records, 4), k=2)
         return rows, probes
 
+    def scalar(self, benchmark, records):
+        return None
+
     def scales(self, benchmark, rules):
         return Scales()
 
@@ -370,6 +373,21 @@ def test_several_benchmarks_and_a_comparison(data, tmp_path, capsys):
             "not --model and --judge",
         ),
         (["--bench", "preferences", "--judge", "longer", "--meta", "m"], "give --model too"),
+        (["--bench", "preferences", "--judge", "longer", "--scalar", "m"], "give --model too"),
+        (["--bench", "preferences", "--samples", "x", "--scalar", "m"], "give --model too"),
+        (["--bench", "preferences", "--model", "m", "--scalar-weight", "1"], "give --scalar too"),
+        (
+            [
+                *("--bench", "preferences", "--model", "m", "--scalar", "m"),
+                *("--scalar-weight", "-1"),
+            ],
+            "--scalar-weight -1.0: give 0 or more",
+        ),
+        (
+            ["--bench", "preferences", "--model", "m", "--scalar", "m", "--adaptive", "0.01"],
+            "leave --scalar out",
+        ),
+        (["--bench", "preferences", "--model", "m", "--score-tokens", "9"], "--meta or --scalar"),
         (["--bench", "preferences", "--judge", "longer", "-k", "-1"], "--k -1: give 0 or more"),
         (["--bench", "preferences", "--model", "m", "--temperature", "0"], "-k 0 judges greedily"),
         (["--bench", "preferences", "--judge", "longer", "--limit", "1"], "cannot hold all 2"),

@@ -29,9 +29,9 @@ import numpy as np
 import tyro
 
 from grm_jax.critique import credit, is_correct, vote
+from grm_jax.critique.voting import hybrid_scores
 from grm_jax.data.preferences import Preference, read_preferences, write_preferences
 from grm_jax.errors import UserError
-from grm_jax.judge.request import ScoreOptions
 from grm_jax.model.storage import is_model_dir
 from grm_jax.scoring.results import versions
 from grm_jax.scoring.statistics import paired_difference
@@ -163,8 +163,7 @@ def credits(
 def hybrid(means: Sequence[float], scalar: Sequence[float]) -> list[float]:
     """Mean scores plus scalar scores, both centred, as the judge's method `hybrid` adds them; the
     scalar scores alone where no critique was readable."""
-    weighed = ScoreOptions().scalar_weight * (np.asarray(scalar) - np.mean(scalar))
-    return (weighed + (np.asarray(means) - np.mean(means) if means else 0.0)).tolist()
+    return hybrid_scores(means or [0.0] * len(scalar), scalar)
 
 
 def write(

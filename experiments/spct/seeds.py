@@ -26,6 +26,7 @@ from grm_jax.scoring.results import versions
 HERE = Path(__file__).resolve().parent
 METHODS = (
     "greedy", "sample@1", "vote@4", "vote@8", "vote@16", "vote@32", "meta@8", "meta@16", "meta@32",
+    "hybrid@8", "hybrid@32",
 )  # fmt: skip
 
 
@@ -51,8 +52,8 @@ def main(args: Arguments) -> None:
         summary["seconds"] = json.loads((run_dir / "seconds.json").read_text())
         summary["meta_rm"] = json.loads((run_dir / "meta_rm" / "heldout.json").read_text())
         log = (args.runs / f"{seed}.log").read_text(encoding="utf-8")
-        shown = [line for line in log.splitlines() if line.startswith("devices ")]
-        summary["devices"] = shown[-1].split(maxsplit=1)[1]
+        devices = [line for line in log.splitlines() if line.startswith("devices ")]
+        summary["devices"] = devices[-1].split(maxsplit=1)[1]
         per_seed[str(seed)] = summary
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
@@ -88,19 +89,21 @@ def run(args: Arguments, seed: int) -> None:
 
 
 def table(per_seed: dict[str, Any]) -> str:
-    """Mean over seeds (lowest-highest), in percent, and the paired differences."""
+    """Mean over seeds (lowest-highest), in percent, and the paired differences.
+
+    A cell is "-" where a seed does not have the figure, such as one of an earlier version.
+    """
     labels = list(next(iter(per_seed.values()))["figures"])
     lines = [f"| model | {' | '.join(METHODS)} |", "|" + "---|" * (len(METHODS) + 1)]
     for label in labels:
         cells = []
         for method in METHODS:
-            found = [s["figures"][label].get(method) for s in per_seed.values()]
-            cells.append(spread([f["value"] for f in found if f]) if all(found) else "-")
+            cells.append(shown([s["figures"][label].get(method) for s in per_seed.values()]))
         lines.append(f"| {label} | {' | '.join(cells)} |")
     lines += ["", "| paired difference, points | mean over seeds (lowest-highest) |", "|---|---|"]
-    for name in next(iter(per_seed.values()))["differences"]:
-        found = [s["differences"][name]["value"] for s in per_seed.values()]
-        lines.append(f"| {name} | {spread(found)} |")
+    for name in dict.fromkeys(name for s in per_seed.values() for name in s["differences"]):
+        found = [s["differences"].get(name) for s in per_seed.values()]
+        lines.append(f"| {name} | {shown(found)} |")
     for name in ("auc", "auc_within_item"):
         found = [s["meta_rm"][name] for s in per_seed.values()]
         lines.append(f"| meta RM, held-out {name} (x100) | {spread(found)} |")
@@ -108,8 +111,10 @@ def table(per_seed: dict[str, Any]) -> str:
         found = [s["audit"][stage]["false_alarm_rate"] for s in per_seed.values()]
         lines.append(f"| false alarms of {stage} | {spread(found)} |")
     for domain in ("combinations", "operands"):
-        found = [s["shifted"][domain]["vote@32"]["value"] for s in per_seed.values()]
-        lines.append(f"| RL, vote@32 on unseen {domain} | {spread(found)} |")
+        for judge, method in (("RL, vote@32", "vote@32"), ("RL, hybrid@32", "hybrid@32"),
+                              ("the scalar RM", "scalar")):  # fmt: skip
+            found = [s["shifted"][domain].get(method) for s in per_seed.values()]
+            lines.append(f"| {judge} on unseen {domain} | {shown(found)} |")
     lines += ["", "With 95% intervals:", ""]
     for seed, summary in per_seed.items():
         rl = summary["figures"]["RL"]
@@ -118,6 +123,12 @@ def table(per_seed: dict[str, Any]) -> str:
         cells = [f"{name} {interval(d, signed=True)}" for name, d in summary["differences"].items()]
         lines.append(f"- seed {seed}, paired: {'; '.join(cells)}")
     return "\n".join(lines) + "\n"
+
+
+def shown(figures: list[dict[str, float] | None]) -> str:
+    """The spread of one figure of all seeds; "-" where one of them does not have it."""
+    there = [figure["value"] for figure in figures if figure is not None]
+    return spread(there) if len(there) == len(figures) else "-"
 
 
 def interval(figure: dict[str, float], *, signed: bool = False) -> str:

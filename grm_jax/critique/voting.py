@@ -10,12 +10,13 @@ import dataclasses
 import math
 import random
 from collections.abc import Sequence
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from grm_jax.critique.correctness import best_label
 
 Item = TypeVar("Item")
 Scores = Sequence[float]
+SCALAR_WEIGHT = 0.5  # of a scalar RM's scores beside a vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +192,30 @@ def weighted_vote(scores: Sequence[Scores | None], weights: Sequence[float]) -> 
         left_out=len(plain.kept) - len(kept),
         agreement=agreeing / (norm * len(best)),
     )
+
+
+def hybrid_scores(
+    means: Sequence[Any], scalar: Sequence[Any], weight: float = SCALAR_WEIGHT
+) -> list[Any]:
+    """Votes plus a scalar RM: mean scores + weight * scalar scores, each centred over n responses.
+
+    Only the differences of responses count, so that a single response always has the value 0. Round
+    the values before comparing them, since the order of float additions may break ties.
+
+    Args:
+        means: for each response its mean score in a vote, or a NumPy array of those in many votes.
+        scalar: for each response the scalar RM's score, or an array that broadcasts to those of
+            `means`.
+        weight: of the scalar scores, whose scale differs from one scalar RM to another.
+
+    Returns:
+        For each response the number, or the array, by which it is ranked.
+    """
+    n = len(means)
+    vote, other = sum(means) / n, sum(scalar) / n
+    return [
+        (mean - vote) + weight * (score - other) for mean, score in zip(means, scalar, strict=True)
+    ]
 
 
 def mean_scores(scalars: Sequence[Scores | None]) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from grm_jax.critique.prompt import Turn
+from grm_jax.critique.voting import SCALAR_WEIGHT
 from grm_jax.data.conversation import check_turns, read_turns, transcript
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError, check_text, show
@@ -81,7 +82,7 @@ class ScoreOptions:
     expected: bool = False
     """Vote with the expected scores: the mean of the distribution from which each score was drawn,
     instead of the drawn one. A critique without them votes with the drawn ones."""
-    scalar_weight: float = 0.5
+    scalar_weight: float = SCALAR_WEIGHT
     """Of the scalar RM's score with `hybrid`."""
     adaptive: float | None = None
     """Stop sampling at this probability of another winner; None: draw all k."""

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from grm_jax.critique.voting import Vote, vote, weighted_vote
+from grm_jax.critique.voting import Vote, hybrid_scores, vote, weighted_vote
 from grm_jax.data.critiques import Critique
 from grm_jax.errors import UserError
 from grm_jax.judge.request import JudgeRequest, ScoreOptions
@@ -210,8 +210,8 @@ def decide(
     values = outcome.totals
     if method == "hybrid" and used:
         assert scalar is not None
-        pairs = zip(_centred(outcome.mean), _centred(scalar), strict=True)
-        values = tuple(round(mean + options.scalar_weight * other, 9) for mean, other in pairs)
+        hybrid = hybrid_scores(outcome.mean, scalar, options.scalar_weight)
+        values = tuple(round(value, 9) for value in hybrid)
     failed = collections.Counter(str(row.failure) for row in critiques if row.failure)
     return Verdict(
         id=request.record.id,
@@ -265,11 +265,6 @@ def _vote(
         weights = [0.0 if logit is None else 1 / (1 + math.exp(-logit)) for logit in meta]
         return weighted_vote(samples, weights)
     return vote(samples)
-
-
-def _centred(values: Sequence[float]) -> list[float]:
-    mean = math.fsum(values) / len(values)
-    return [value - mean for value in values]
 
 
 def _rewards(

@@ -5,7 +5,10 @@
     vote@k      Eq. (14): k samples vote
     meta@k      guided votes: of k samples, the k // 2 that the meta RM ranks highest vote;
                 meta@k/m: the m that it ranks highest
+    hybrid@k    the mean scores of k samples plus `scalar_weight` times the scores of a scalar RM,
+                both centred over the responses; a single response is judged by the vote alone
     adaptive@k  samples vote in turn until further ones, up to k, would hardly change the verdict
+    scalar      the scalar RM alone: one verdict a record
 
 Votes are over subsets of the samples drawn (`subsets`): disjoint blocks of k, then blocks of
 reshuffled samples, so that vote@8 of 32 samples is a mean over sixteen votes or more. Samples are
@@ -30,14 +33,17 @@ import numpy as np
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.parse import commonest_boxes
 from grm_jax.critique.template_set import Scales
+from grm_jax.critique.voting import SCALAR_WEIGHT
 from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference
 from grm_jax.data.rows import DataError
+from grm_jax.scoring.items import by_responses
 from grm_jax.scoring.measures import Verdicts, Votes, credit
 from grm_jax.scoring.replay import decided_after
 from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.scalar_scores import add_scalar, scalar_votes
 
-Kind = Literal["greedy", "sample", "vote", "meta", "adaptive"]
+Kind = Literal["greedy", "sample", "vote", "meta", "hybrid", "adaptive", "scalar"]
 _Grouped = dict[str, list[Critique]]  # rows by record id
 _VOTES = 16  # verdicts a record, where the samples allow it
 
@@ -47,10 +53,13 @@ class Method:
     """The verdicts of one method.
 
     Attributes:
-        name: "greedy", "sample@1", "vote@8", "meta@8", "meta@8/2", "adaptive@8".
+        name: "greedy", "sample@1", "vote@8", "meta@8", "meta@8/2", "hybrid@8", "adaptive@8",
+            "scalar".
         k: the number of samples in a verdict; for adaptive votes the maximum.
         votes: the verdicts.
         samples: the mean number of samples that a verdict took.
+        threshold: what scores of single responses are compared with; None: the rules' threshold;
+            NaN: nothing, so that single responses do not count.
     """
 
     name: str
@@ -58,10 +67,17 @@ class Method:
     k: int
     votes: Votes
     samples: float
+    threshold: float | None = None
+
+    def verdicts(self, records: Sequence[Preference], rules: Rules) -> Verdicts:
+        """What measures are computed from: the votes, and the rules with its own threshold."""
+        if self.threshold is not None:
+            rules = dataclasses.replace(rules, threshold=self.threshold)
+        return Verdicts(records, self.votes, rules)
 
     def credits(self, records: Sequence[Preference], rules: Rules = Rules()) -> dict[str, float]:
         """Record id -> mean credit over its verdicts that count; NaN if none counts."""
-        values = credit(Verdicts(records, self.votes, rules))
+        values = credit(self.verdicts(records, rules))
         counted = (~np.isnan(values)).sum(axis=1)
         mean = np.nansum(values, axis=1) / np.where(counted > 0, counted, np.nan)
         return dict(zip((record.id for record in records), mean.tolist(), strict=True))
@@ -157,6 +173,9 @@ def aggregate(
     scales: Scales = Scales(),
     threshold: float | None = None,
     uneven: bool = False,
+    scalar: Mapping[str, Sequence[float]] | None = None,
+    scalar_weight: float = SCALAR_WEIGHT,
+    scalar_threshold: float | None = None,
 ) -> Aggregate:
     """The verdicts of every method on every record.
 
@@ -171,10 +190,16 @@ def aggregate(
         threshold: for adaptive votes on single responses; default: the middle of their range.
         uneven: records have as many samples as it took to decide them. The only vote, "adaptive@k",
             is over all samples of a record; "sample@1" uses the samples that every record has.
+        scalar: record id -> a scalar RM's score of each response. Those of other records are not
+            read.
+        scalar_weight: of these scores in "hybrid@k".
+        scalar_threshold: what the row "scalar" compares the score of a single response with; None:
+            single responses do not count in it.
 
     Raises:
         DataError: no records, a repeated id, a record without critiques, gaps in the samples, meta
-            scores for only a part of the samples, another number of scores than responses.
+            scores for only a part of the samples, another number of scores than responses, a record
+            without scalar scores, or with other than one finite number a response.
         ValueError: a `ks` or `k_meta` that the samples do not allow.
     """
     greedy, sampled = _group(records, rows, uneven=uneven)
@@ -186,6 +211,7 @@ def aggregate(
     for m in k_meta:
         if m < 1:
             raise ValueError(f"k_meta is {m}; a guided vote keeps 1 sample or more")
+    beside = None if scalar is None else scalar_votes(records, scalar)
     methods: list[Method] = []
     if greedy:
         methods.append(Method("greedy", "greedy", 1, Tables(records, greedy).singles(1), 1.0))
@@ -196,8 +222,12 @@ def aggregate(
         methods.append(Method(f"adaptive@{count}", "adaptive", count, table.vote(None), mean))
     elif sampled:
         methods += _sampled(
-            Tables(records, sampled), count, chosen, k_meta, bound, scales, threshold
-        )
+            Tables(records, sampled), count, chosen, k_meta, bound, scales, threshold,
+            beside, scalar_weight,
+        )  # fmt: skip
+    if beside is not None:
+        compared = math.nan if scalar_threshold is None else scalar_threshold
+        methods.append(Method("scalar", "scalar", 1, beside, 0.0, threshold=compared))
     rates = {
         name: _rates([row for part in grouped.values() for row in part])
         for name, grouped in (("greedy", greedy), ("sampled", sampled))
@@ -221,19 +251,25 @@ def _sampled(
     bound: float,
     scales: Scales,
     threshold: float | None,
+    scalar: Votes | None,
+    scalar_weight: float,
 ) -> list[Method]:
     methods = [Method("sample@1", "sample", 1, table.singles(count), 1.0)]
-    for k in ks:
-        methods.append(Method(f"vote@{k}", "vote", k, table.vote(k), k))
+    votes = {k: table.vote(k) for k in ks}
+    methods += [Method(f"vote@{k}", "vote", k, vote, k) for k, vote in votes.items()]
     if table.guided:
         for k in ks:
             kept = {f"meta@{k}": max(1, k // 2)}
             kept |= {f"meta@{k}/{m}": m for m in k_meta if m <= k}
             for name, m in kept.items():
                 methods.append(Method(name, "meta", k, table.guided_vote(k, m), k))
+    if scalar is not None:
+        for k, vote in votes.items():
+            added = add_scalar(vote, scalar, scalar_weight)
+            methods.append(Method(f"hybrid@{k}", "hybrid", k, added, k))
     if count > 4:
-        votes, mean = table.adaptive(bound, scales, threshold)
-        methods.append(Method(f"adaptive@{count}", "adaptive", count, votes, mean))
+        decided, mean = table.adaptive(bound, scales, threshold)
+        methods.append(Method(f"adaptive@{count}", "adaptive", count, decided, mean))
     return methods
 
 
@@ -246,10 +282,8 @@ class Tables:
     def __init__(self, records: Sequence[Preference], grouped: _Grouped):
         self.guided = _has_meta(grouped)
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        sizes = np.asarray([len(record.responses) for record in records])
         count = max(map(len, grouped.values()))
-        for n in np.unique(sizes).tolist():
-            members = np.flatnonzero(sizes == n)
+        for n, members in by_responses(records):
             scores = np.full((len(members), count, n), np.nan)
             meta = np.full((len(members), count), -np.inf)
             for r, index in enumerate(members.tolist()):

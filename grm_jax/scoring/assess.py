@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from grm_jax.critique.adaptive import BOUND
 from grm_jax.critique.template_set import Scales
+from grm_jax.critique.voting import SCALAR_WEIGHT
 from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import Preference, Records
 from grm_jax.data.rows import DataError
@@ -20,7 +22,7 @@ from grm_jax.scoring.bias import bias_table
 from grm_jax.scoring.figures import Figure, FigureLike, Resampled
 from grm_jax.scoring.items import BenchmarkRecords
 from grm_jax.scoring.judges import JUDGES
-from grm_jax.scoring.measures import Verdicts, credit, credit_where
+from grm_jax.scoring.measures import credit, credit_where
 from grm_jax.scoring.results import (
     Against,
     Comparison,
@@ -74,7 +76,7 @@ def judge_scores(
     wanted = {name for figure in figures for name in figure.measures}
     values = []
     for method in aggregated.methods:
-        verdicts = Verdicts(records, method.votes, rules)
+        verdicts = method.verdicts(records, rules)
         values.append({name: measures[name](verdicts) for name in sorted(wanted)})
     once = np.ones((1, len(records)))
     defined = tuple(
@@ -104,6 +106,9 @@ def assess(
     bound: float = BOUND,
     scales: Scales = Scales(),
     adaptive: bool = False,
+    scalar: Mapping[str, Sequence[float]] | None = None,
+    scalar_weight: float = SCALAR_WEIGHT,
+    scalar_threshold: float | None = None,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
     probes: Sequence[Critique] = (),
@@ -117,7 +122,8 @@ def assess(
     Args:
         judge: its name in tables.
         rules: default: those of the benchmark's authors.
-        ks, k_meta, bound, scales: see `aggregate.aggregate`.
+        ks, k_meta, bound, scales, scalar, scalar_weight, scalar_threshold: see
+            `aggregate.aggregate`.
         adaptive: the `uneven` of `aggregate.aggregate`.
         resamples, seed: of the bootstrap.
         probes: critiques of records with identical responses (`bias.identical`).
@@ -134,6 +140,7 @@ def assess(
     scored = scored or judge_scores(
         benchmark, records, rows, rules, ks=ks, k_meta=k_meta, bound=bound, scales=scales,
         threshold=rules.threshold, uneven=adaptive,
+        scalar=scalar, scalar_weight=scalar_weight, scalar_threshold=scalar_threshold,
     )  # fmt: skip
     aggregated = scored.aggregate
     methods, comparisons = _intervals(benchmark, records, rules, scored, resamples, seed)
@@ -150,6 +157,9 @@ def assess(
         "bootstrap_seed": seed,
         "level": statistics.LEVEL,
     }
+    if scalar is not None:
+        used |= {"scalar_weight": scalar_weight, "scalar_threshold": scalar_threshold}
+    notes = records.notes if isinstance(records, BenchmarkRecords) else ()
     return Results(
         benchmark=benchmark.name,
         judge=judge,
@@ -160,7 +170,7 @@ def assess(
         rates=aggregated.rates,
         unjudged=aggregated.unjudged,
         skipped=records.skipped if isinstance(records, Records) else (),
-        notes=records.notes if isinstance(records, BenchmarkRecords) else (),
+        notes=(*notes, *_scalar_notes(benchmark, records, aggregated)),
         settings={**used, "arguments": dict(settings or {})},
         versions=versions(),
         model=dict(model or {}),
@@ -175,6 +185,27 @@ def assess(
             sees_order=judge not in JUDGES,
         ),
         cost=_cost(rows, {} if benchmark.rating else credits, seconds_per_sample, shown),
+    )
+
+
+def _scalar_notes(
+    benchmark: Benchmark, records: Sequence[Preference], aggregated: Aggregate
+) -> list[str]:
+    """What does not count in the row of the scalar RM. Ratings are ranked, without a threshold."""
+    singles = sum(len(record.responses) == 1 for record in records)
+    if not _uncompared(aggregated) or not singles or benchmark.rating:
+        return []
+    return [
+        f"scalar: {singles:,} single responses do not count in this row, because the scalar RM has "
+        "no calibrated threshold (calibration.json of its stage) to compare their scores with"
+    ]
+
+
+def _uncompared(aggregated: Aggregate) -> bool:
+    """Whether single responses do not count in the row of the scalar RM."""
+    return any(
+        method.threshold is not None and math.isnan(method.threshold)
+        for method in aggregated.methods
     )
 
 
@@ -204,7 +235,7 @@ def _intervals(
             nested.setdefault(figure.group, {})[figure.name] = _interval(
                 figure, scored.values[m], float(point[m, f]), drawn[m, f], clusters
             )
-        undecided = method.votes.undecided(rules.threshold)
+        undecided = method.votes.undecided(method.verdicts(records, rules).rules.threshold)
         methods.append(
             MethodResult(
                 method.name,
@@ -231,7 +262,7 @@ def _intervals(
                 ),
             ),
         )
-        for first, second in _pairs(aggregated)
+        for first, second in _pairs(records, aggregated)
         if not np.isnan(point[[index[first], index[second]], 0]).any()
     )
     return tuple(methods), comparisons
@@ -264,9 +295,7 @@ def _evidence(
 
 def _pair_credits(records: Sequence[Preference], method: Method, rules: Rules) -> dict[str, float]:
     """Record id -> credit, for records with one best response and a verdict that counts."""
-    values = credit_where(
-        Verdicts(records, method.votes, rules), lambda record: record.has_unique_best
-    )
+    values = credit_where(method.verdicts(records, rules), lambda record: record.has_unique_best)
     return {
         record.id: float(np.nanmean(one))
         for record, one in zip(records, values, strict=True)
@@ -392,8 +421,11 @@ def compare(
     )
 
 
-def _pairs(aggregated: Aggregate) -> list[tuple[str, str]]:
-    """The pairs of methods to compare: what voting gains, and what guiding the vote gains."""
+def _pairs(records: Sequence[Preference], aggregated: Aggregate) -> list[tuple[str, str]]:
+    """The pairs of methods to compare: what voting, guiding the vote and a scalar RM gain.
+
+    Methods are not compared with a scalar RM whose row leaves out single responses that they judge.
+    """
     names = [method.name for method in aggregated.methods]
     votes = [method for method in aggregated.methods if method.kind == "vote"]
     pairs = []
@@ -402,4 +434,8 @@ def _pairs(aggregated: Aggregate) -> list[tuple[str, str]]:
         pairs = [(largest, "sample@1"), (largest, "greedy")]
         pairs += [(f"adaptive@{vote.k}", vote.name) for vote in votes]
     pairs += [(f"meta@{vote.k}", vote.name) for vote in votes]
+    pairs += [(f"hybrid@{vote.k}", vote.name) for vote in votes]
+    single = any(len(record.responses) == 1 for record in records)
+    if votes and not (single and _uncompared(aggregated)):
+        pairs.append((f"hybrid@{max(vote.k for vote in votes)}", "scalar"))
     return [(first, second) for first, second in pairs if first in names and second in names]

@@ -139,14 +139,14 @@ def accuracy_grid(results: Results) -> Grid:
     kinds = {method.kind: method for method in results.methods}  # the last of a kind is the largest
     rows = []
     for method in kinds.values():
-        rate = results.rates["greedy" if method.kind == "greedy" else "sampled"]
+        rate = results.rate(method)
         rows.append(
             (
                 method.name,
                 _cell(results.figure(method.name)),
                 f"{method.samples:.3g}",
                 percent(method.ties),
-                percent(rate.failed),
+                _NONE if rate is None else percent(rate.failed),
             )
         )
     title = f"{results.benchmark}, {results.records:,} records"

@@ -105,7 +105,7 @@ def _bench(results: Results, about: str) -> dict[str, Any]:
     largest = max(method.k for method in results.methods)
     for method in results.methods:
         value = results.figure(method.name)
-        chosen = method.kind in ("greedy", "sample") or method.k == largest
+        chosen = method.kind in ("greedy", "sample", "scalar") or method.k == largest
         if value is not None and chosen:
             shown = TOO_FEW
             if value.bounds is not None:

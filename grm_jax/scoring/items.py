@@ -62,6 +62,12 @@ class BenchmarkRecords(Records):
     """Records, the rows that were left out (`skipped`), and notes for the results (`notes`)."""
 
 
+def by_responses(records: Sequence[Preference]) -> list[tuple[int, np.ndarray]]:
+    """(n, indices of the records with n responses), n ascending."""
+    sizes = np.asarray([len(record.responses) for record in records])
+    return [(n, np.flatnonzero(sizes == n)) for n in np.unique(sizes).tolist()]
+
+
 def group_by(
     records: Sequence[Preference], key: Callable[[Preference], str]
 ) -> dict[str, np.ndarray]:

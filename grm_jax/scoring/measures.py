@@ -9,6 +9,7 @@ the pairs of a list: verdict s of one record then goes with verdict s of the oth
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -107,7 +108,10 @@ def credit(verdicts: Verdicts) -> np.ndarray:
 
 
 def credit_where(verdicts: Verdicts, counts: Callable[[Preference], bool]) -> np.ndarray:
-    """Credit [N, S] of the records that count; NaN for the others, which may have tied labels."""
+    """Credit [N, S] of the records that count; NaN for the others, which may have tied labels.
+
+    With a threshold of NaN single responses do not count.
+    """
     rules, credits = verdicts.rules, verdicts.empty()
     for members, scores, labels in verdicts.groups():
         n = scores.shape[2]
@@ -116,6 +120,8 @@ def credit_where(verdicts: Verdicts, counts: Callable[[Preference], bool]) -> np
             hit = (says == (labels == 1)).astype(float)
             winners = np.where(scores[..., 0] == rules.threshold, 2, 1)
             hit = np.where(winners > 1, 1.0, hit)  # either answer shares the top
+            if math.isnan(rules.threshold):
+                hit = np.full_like(hit, np.nan)  # there is nothing to compare with
         else:
             best = labels == labels.max(axis=1, keepdims=True)
             leading = top(scores)

@@ -23,7 +23,16 @@ _BLUE, _VERMILLION, _GREEN, _PURPLE, _ORANGE = (
     "#CC79A7",
     "#E69F00",
 )
-_LINES = {"vote": (_BLUE, "o", "-"), "meta": (_VERMILLION, "s", "--")}
+_LINES = {
+    "vote": (_BLUE, "o", "-"),
+    "meta": (_VERMILLION, "s", "--"),
+    "hybrid": ("#000000", "D", "-."),
+}
+_LABELS = {
+    "vote": "voting",
+    "meta": "voting, guided by the meta RM",
+    "hybrid": "voting plus the scalar RM",
+}
 _LEVELS = ((_GREEN, "-."), (_PURPLE, ":"), (_ORANGE, (0, (6, 1.5))), ("#555555", (0, (1, 3))))
 
 
@@ -67,7 +76,8 @@ def accuracy_canvas(
     baselines: Mapping[str, Interval] | None = None,
     figure: tuple[str, str] | None = None,
 ) -> Figure:
-    """Accuracy against k, with a line for each kind of vote and horizontal lines for baselines.
+    """Accuracy against k, with a line for each kind of vote and horizontal lines for the greedy
+    critique, the scalar RM and baselines.
 
     Args:
         baselines: further horizontal lines by name, e.g. the scalar baseline.
@@ -83,8 +93,9 @@ def accuracy_canvas(
     if not lines:
         raise ValueError("no sampled method in the results: nothing to plot against k")
     levels = dict(baselines or {})
-    greedy = results.figure("greedy", figure)
-    levels = {**({"greedy": greedy} if greedy else {}), **levels}
+    for name, method in (("scalar RM", "scalar"), ("greedy", "greedy")):
+        if (value := results.figure(method, figure)) is not None:
+            levels = {name: value, **levels}
     canvas = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes: Axes = canvas.add_subplot()
     for (name, value), (colour, dashes) in zip(levels.items(), _cycle(len(levels)), strict=True):
@@ -104,7 +115,6 @@ def accuracy_canvas(
             alpha=0.16,
             linewidth=0,
         )
-        label = {"vote": "voting", "meta": "voting, guided by the meta RM"}[kind]
         axes.plot(
             ks,
             [100 * value.value for _, value in points],
@@ -113,7 +123,7 @@ def accuracy_canvas(
             linestyle=dashes,
             linewidth=2,
             markersize=5,
-            label=label,
+            label=_LABELS[kind],
         )
     ticks = sorted({k for points in lines.values() for k, _ in points})
     axes.set_xscale("log", base=2)
@@ -150,14 +160,14 @@ def accuracy_canvas(
 def _lines(
     results: Results, figure: tuple[str, str] | None
 ) -> dict[str, list[tuple[int, Interval]]]:
-    """Points (k, figure) of the vote line, which starts with a single sample, and the meta line."""
+    """Points (k, figure) of the vote line, which starts with a single sample, and of the others."""
     lines: dict[str, list[tuple[int, Interval]]] = {}
     for method in results.methods:
         if "/" in method.name:  # another k_meta than half of k
             continue
         value = results.figure(method.name, figure)
-        kind = {"sample": "vote", "vote": "vote", "meta": "meta"}.get(method.kind)
-        if value is not None and kind is not None:
+        kind = "vote" if method.kind == "sample" else method.kind
+        if value is not None and kind in _LINES:
             lines.setdefault(kind, []).append((method.k, value))
     return {kind: sorted(points, key=lambda point: point[0]) for kind, points in lines.items()}
 

@@ -29,6 +29,10 @@ COMPARED = (
     "meta@8",
     "meta@16",
     "meta@32",
+    "hybrid@8",
+    "hybrid@16",
+    "hybrid@32",
+    "scalar",
 )
 MAIN = ("overall", "levels", "sections", "classes", "games")  # groups of the first table
 FINE = ("subsets", "responses", "sections by level")  # in files, not on the terminal
@@ -79,7 +83,7 @@ def methods_grid(results: Results) -> Grid:
     keys = [key for i, key in enumerate(keys) if names.index(key[1]) == i]
     rows = []
     for method in results.methods:
-        rate = results.rates["greedy" if method.kind == "greedy" else "sampled"]
+        rate = results.rate(method)
         rows.append(
             (
                 method.name,
@@ -87,8 +91,8 @@ def methods_grid(results: Results) -> Grid:
                 f"{method.samples:.3g}",
                 percent(method.ties),
                 percent(method.unjudged),
-                percent(rate.failed),
-                percent(rate.truncated),
+                _NONE if rate is None else percent(rate.failed),
+                _NONE if rate is None else percent(rate.truncated),
             )
         )
     columns = ("samples", "ties", "unjudged", "unparsed", "cut off")

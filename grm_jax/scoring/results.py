@@ -95,6 +95,12 @@ class Results:
     cost: Mapping[str, float] = dataclasses.field(default_factory=dict)
     against: tuple[Against, ...] = ()
 
+    def rate(self, method: MethodResult) -> Rates | None:
+        """The failures among the critiques of a method; None for a scalar RM, which has none."""
+        if method.kind == "scalar":
+            return None
+        return self.rates["greedy" if method.kind == "greedy" else "sampled"]
+
     def figure(self, method: str, figure: tuple[str, str] | None = None) -> Interval | None:
         """A method's figure (default: the headline); None if there is no such method or figure."""
         group, name = figure or self.headline

@@ -1,6 +1,8 @@
 """A model as the judge of a benchmark: long prompts, samples from a cache or drawn, probes.
 
-model folder (+ meta RM) -> BenchmarkSampler -> fit(records) -> judge(records) -> rows, probe rows
+model folder (+ meta RM, scalar RM) -> BenchmarkSampler -> fit(records)
+    -> judge(records) -> rows, probe rows
+    -> scalar(records) -> scores of the scalar RM
 """
 
 from __future__ import annotations
@@ -36,13 +38,15 @@ from grm_jax.scoring.bias import identical
 from grm_jax.scoring.items import BenchmarkRecords
 from grm_jax.scoring.long_prompts import fit
 from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.scalar_rm import ScalarScorer
+from grm_jax.scoring.scalar_scores import ScalarScores
 
 
 class BenchmarkSampler:
-    """A judge and its meta RM, loaded from files, with a cache of their critiques and meta scores.
+    """A judge, its meta RM and its scalar RM, loaded from files, with a cache of what they say.
 
     Args:
-      model, meta: as `Judge.load` takes them.
+      model, meta, scalar: as `Judge.load` takes them.
       options: how the judge is sampled; order and rating follow the benchmark.
       cache: the directory of the caches.
       probes: the number of records with identical responses that are judged too.
@@ -62,6 +66,7 @@ class BenchmarkSampler:
         options: JudgeOptions,
         *,
         meta: Path | None = None,
+        scalar: Path | None = None,
         cache: Path,
         probes: int = 0,
         long_prompts: LongPrompts = "error",
@@ -91,6 +96,15 @@ class BenchmarkSampler:
             }
             self._meta_limit = (template, read_model_config(folder).max_position)
         self._caches: dict[str, SampleCache] = {}
+        self._scalar: ScalarScorer | None = None
+        if scalar is not None:
+            self._scalar = ScalarScorer(
+                scalar,
+                cache=cache,
+                mesh=self._judge.mesh,
+                compute_dtype=compute_dtype,
+                score_tokens=score_tokens or self._judge.sampler.engine.prefill_tokens,
+            )
 
     def options(self, benchmark: Benchmark, rules: Rules) -> JudgeOptions:
         order: OrderMode = self._options.order if rules.order == "random" else "given"
@@ -119,11 +133,15 @@ class BenchmarkSampler:
         return limit if self._most is None else min(limit, self._most)
 
     def _tokens(self, record: Preference, options: JudgeOptions) -> int:
-        """Tokens of the record's longest prompt; more if the meta RM's limit is tighter.
+        """Tokens of the record's longest prompt; more if a limit of another model is tighter.
 
-        The meta RM reads the record and a critique, so its prompt too must fit its positions.
+        The meta RM reads the record and a critique, and the scalar RM the record with each
+        response, so that these too must fit their positions.
         """
         tokens = self._judge.prompt_tokens(record, options)
+        if self._scalar is not None:
+            above = self._scalar.tokens(record) - self._scalar.limit
+            tokens = max(tokens, self._limit(options) + above)
         if self._meta_limit is None:
             return tokens
         template, most = self._meta_limit
@@ -152,6 +170,12 @@ class BenchmarkSampler:
         probes = [probe for probe in identical(records, self._probes) if self.fits(probe, asked)]
         rows = self.ask(f"judging {benchmark.name}", records, options, guided=True)
         return rows, self.ask(f"identical pairs {benchmark.name}", probes, asked)
+
+    def scalar(self, benchmark: Benchmark, records: Sequence[Preference]) -> ScalarScores | None:
+        """The scalar RM's scores of the records; None without a scalar RM."""
+        if self._scalar is None:
+            return None
+        return self._scalar.scores(f"scalar RM {benchmark.name}", records)
 
     def ask(
         self, title: str, records: Sequence[Preference], options: JudgeOptions, guided: bool = False
@@ -184,7 +208,11 @@ class BenchmarkSampler:
         made_from = folder.parent / "config.json"  # of the stage that wrote the model
         if self.about.get("stage") and made_from.is_file():
             found["made from"] = files.read_json(made_from).get("content")
-        return found | ({"meta": self._meta["meta"]} if self._meta else {})
+        if self._meta:
+            found["meta"] = self._meta["meta"]
+        if self._scalar is not None:
+            found["scalar"] = self._scalar.weights
+        return found
 
     def seconds_per_sample(self, benchmark: Benchmark, rules: Rules) -> float | None:
         """The mean cost of a sample, as the cache has recorded it; None if unknown."""

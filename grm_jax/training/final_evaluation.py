@@ -2,6 +2,7 @@
 records.
 
 heldout.jsonl -> greedy and k samples of SFT, RFT, RL (meta scores of RL's) -> votes
+              -> scores of the scalar RM -> alone, and added to the votes (hybrid)
               -> one table with intervals, paired differences, an audit, the plot
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,9 @@ from grm_jax.scoring.aggregate import aggregate
 from grm_jax.scoring.assess import assess, compare
 from grm_jax.scoring.results import Results
 from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.scalar_rm import CALIBRATION, read_threshold, scalar_row
+from grm_jax.scoring.scalar_scores import FILE as SCALAR_FILE
+from grm_jax.scoring.scalar_scores import ScalarScores, write_scalar_scores
 from grm_jax.scoring.statistics import mean_interval
 from grm_jax.training.options import Evaluation
 from grm_jax.training.run import Run
@@ -42,8 +47,10 @@ log = logging.getLogger("grm_jax")
 
 COLUMNS = (
     "greedy", "sample@1", "vote@4", "vote@8", "vote@16", "vote@32", "meta@8", "meta@16", "meta@32",
+    "hybrid@8", "hybrid@32",
 )  # fmt: skip
 ROWS = {"sft": "SFT", "rft": "RFT", "rl": "RL"}
+SCALAR = "scalar (Bradley-Terry)"  # the row of the scalar RM alone; its figure is in "greedy"
 
 
 def evaluate_pipeline(run: Run, config: Evaluation, batch_size: int) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def evaluate_pipeline(run: Run, config: Evaluation, batch_size: int) -> dict[str
         rows[stage] = sample(run, judge, stage, fresh, options, directory / f"{stage}.jsonl")
     plain = make_judge(run, "rl", guided=False)
     on_shifted = sample(run, plain, "rl", shifted, options, directory / "rl_shifted.jsonl")
-    scalar = scalar_rows(run, fresh, batch_size)
+    scalar = scalar_scores(run, [*fresh, *shifted], batch_size)
     return summarise(run, rows, scalar, on_shifted, fresh, shifted, directory)
 
 
@@ -134,28 +141,21 @@ def sample(
     return rows
 
 
-def scalar_rows(run: Run, records: Sequence[Preference], batch_size: int) -> list[Critique]:
-    """The scores of the Bradley-Terry baseline, less its threshold for single responses."""
-    folder = run.directory / "scalar_rm" / "calibration.json"
-    threshold = files.read_json(folder)["threshold"]
+def scalar_scores(run: Run, records: Sequence[Preference], batch_size: int) -> ScalarScores:
+    """The scores of the Bradley-Terry baseline, and its threshold for single responses."""
+    directory = run.directory / "evaluation"
     scores = reply_scores(run, run.params("scalar_rm", num_labels=1), records, batch_size)
-    return [
-        Critique(
-            example_id=record.id,
-            sample=GREEDY,
-            order=tuple(range(len(values))),
-            scores=tuple(value - threshold for value in values),
-            failure=None,
-            finish_reason="stop",
-        )
-        for record, values in zip(records, scores, strict=True)
-    ]
+    return ScalarScores(
+        dict(zip((record.id for record in records), scores, strict=True)),
+        read_threshold(run.directory / "scalar_rm" / CALIBRATION),
+        fingerprint(run.model_dir("scalar_rm"), directory / "digests.json", write=first()),
+    )
 
 
 def summarise(
     run: Run,
     rows: Mapping[str, Sequence[Critique]],
-    scalar: Sequence[Critique],
+    scalar: ScalarScores,
     on_shifted: Sequence[Critique],
     fresh: Sequence[Preference],
     shifted: Sequence[Preference],
@@ -167,24 +167,34 @@ def summarise(
     rules = dataclasses.replace(benchmark.authors, threshold=sum(scales.single) / 2)
     results: dict[str, Results] = {
         ROWS[stage]: assess(
-            benchmark, fresh, critiques, judge=ROWS[stage], rules=rules, scales=scales
+            benchmark,
+            fresh,
+            critiques,
+            judge=ROWS[stage],
+            rules=rules,
+            scales=scales,
+            **scalar.options(),
         )
         for stage, critiques in rows.items()
     }
-    baseline = assess(benchmark, fresh, scalar, judge="scalar", rules=Rules(threshold=0.0))
-    results["scalar (Bradley-Terry)"] = baseline
+    alone = [scalar_row(record, scalar.scores[record.id]) for record in fresh]
+    compared = math.nan if scalar.threshold is None else scalar.threshold
+    results[SCALAR] = assess(
+        benchmark, fresh, alone, judge="scalar", rules=Rules(threshold=compared)
+    )
     grid = report.comparison_grid(results, methods=COLUMNS)
     if first():
         report.print_grid(grid)
-    level = baseline.figure("greedy")
-    levels = {"scalar (Bradley-Terry)": level} if level else {}
-    if first():
         with files.named(directory):
-            report.write_report(directory, results["RL"], baselines=levels)
+            report.write_report(directory, results["RL"])
+            write_scalar_scores(directory / SCALAR_FILE, scalar)
         with files.written_whole(directory / "table.md") as partial:
             partial.write_text(grid.markdown(), encoding="utf-8")
 
-    voted = {stage: aggregate(fresh, sampled, scales=scales) for stage, sampled in rows.items()}
+    voted = {
+        stage: aggregate(fresh, sampled, scales=scales, **scalar.options())
+        for stage, sampled in rows.items()
+    }
     top = max(m.k for m in voted["rl"].methods)
     pairs = [
         ("RL over RFT at one sample", ("rl", "sample@1"), ("rft", "sample@1")),
@@ -195,7 +205,11 @@ def summarise(
             (f"RL: meta@{k} over vote@{k}", ("rl", f"meta@{k}"), ("rl", f"vote@{k}"))
             for k in (8, 16, 32)
         ),
+        (f"RL: hybrid@{top} over vote@{top}", ("rl", f"hybrid@{top}"), ("rl", f"vote@{top}")),
     ]
+    if scalar.threshold is not None:  # without one it does not judge single responses
+        name = f"RL: hybrid@{top} over the scalar RM"
+        pairs.append((name, ("rl", f"hybrid@{top}"), ("rl", "scalar")))
     summary: dict[str, Any] = {"differences": {}, "audit": {}, "shifted": {}}
     there = {(stage, method.name) for stage, each in voted.items() for method in each.methods}
     for name, (a, one), (b, other) in pairs:
@@ -223,12 +237,14 @@ def summarise(
         records = [record for record in shifted if record.domain == name]
         ids = {record.id for record in records}
         tables = aggregate(
-            records, [row for row in on_shifted if row.example_id in ids], scales=scales
-        )
-        shown = {
-            method.name: mean_interval(list(method.credits(records, rules).values()))
-            for method in tables.methods
-        }
+            records, [row for row in on_shifted if row.example_id in ids], scales=scales,
+            **scalar.options(),
+        )  # fmt: skip
+        shown = {}
+        for method in tables.methods:
+            credits = [c for c in method.credits(records, rules).values() if not math.isnan(c)]
+            if credits:
+                shown[method.name] = mean_interval(credits)
         summary["shifted"][name] = {method: vars(value) for method, value in shown.items()}
         text = "  ".join(f"{method} {report.cell(value)}" for method, value in shown.items())
         log.info("RL on unseen %-17s %s", name, text)

@@ -4,7 +4,7 @@
 
 Single responses form no pairs. So that the baseline can judge them too, a threshold is chosen after
 training, on the single responses of the training records: a response with a higher score counts as
-correct (`calibration.json`).
+correct (`calibration.json`; null where there are none to choose it on).
 """
 
 from __future__ import annotations
@@ -170,11 +170,14 @@ def pair_accuracy(run: Run, records: Sequence[Preference], batch_size: int) -> M
     return measure
 
 
-def calibrate(run: Run, params: Params, records: Sequence[Preference], batch_size: int) -> float:
-    """The score that best separates right from wrong single responses of the training records."""
+def calibrate(
+    run: Run, params: Params, records: Sequence[Preference], batch_size: int
+) -> float | None:
+    """The score that best separates right from wrong single responses of the training records; None
+    where there are none."""
     singles = [record for record in records if len(record.responses) == 1]
     if not singles:
-        return 0.0
+        return None
     scores = np.asarray([s[0] for s in reply_scores(run, params, singles, batch_size)])
     labels = np.asarray([record.labels[0] for record in singles]) > 0.5
     order = np.argsort(scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +19,22 @@ from grm_jax.critique import (
     unshuffle,
     vote,
 )
+from grm_jax.critique.voting import hybrid_scores
 
 NAN = float("nan")
+
+
+def test_hybrid_scores_are_two_centred_scores_added() -> None:
+    rng = np.random.default_rng(0)
+    means, scalar = rng.uniform(1, 10, (5, 3)), rng.normal(size=(5, 3))
+    wanted = means - means.mean(1, keepdims=True)
+    wanted += 2 * (scalar - scalar.mean(1, keepdims=True))
+    np.testing.assert_allclose(np.stack(hybrid_scores(means.T, scalar.T, 2.0), 1), wanted)
+    one = hybrid_scores((6.0, 5.0, 1.0), (0.2, 0.4, 0.0))
+    assert one == pytest.approx([2.0, 1.1, -3.1])  # 6 - 4 + (0.2 - 0.2) / 2, ...
+    # Only differences count: neither side's level matters, and one response differs from none.
+    assert hybrid_scores((106.0, 105.0, 101.0), (9.2, 9.4, 9.0)) == pytest.approx(one)
+    assert hybrid_scores((7.0,), (3.0,)) == [0.0]
 
 
 @given(st.integers(1, 6), st.integers(0, 20), st.integers())

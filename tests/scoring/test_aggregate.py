@@ -209,6 +209,80 @@ def test_methods_agree_with_the_votes_they_stand_for(record, row):
                 assert mean[name][one.id] == pytest.approx(sum(wanted) / len(wanted))
 
 
+def test_hybrid_votes_are_the_same_votes_plus_the_scalar_scores(record, row):
+    rng = np.random.default_rng(1)
+    records = [record(f"r{i}", int(rng.integers(1, 5))) for i in range(40)]
+    rows, scalar = [], {}
+    for one in records:
+        n = len(one.responses)
+        scalar[one.id] = rng.normal(size=n).tolist()
+        for sample in range(8):
+            failed = rng.random() < 0.2
+            scores = None if failed else rng.integers(1, 11, n).tolist()
+            rows.append(row(one.id, sample, scores, n))
+    plain = aggregate(records, rows)
+    found = aggregate(records, rows, scalar={**scalar, "other": (1.0,)}, scalar_weight=0.7)
+    assert [m.name for m in found.methods] == [
+        "sample@1", "vote@2", "vote@4", "vote@8", "hybrid@2", "hybrid@4", "hybrid@8",
+        "adaptive@8", "scalar",
+    ]  # fmt: skip
+    alone = found.method("scalar")
+    assert alone.votes.count == 1 and alone.samples == 0
+    for one, scores in zip(records, alone.votes.scores(), strict=True):
+        assert scores.tolist() == [scalar[one.id]]
+    for k in (2, 4, 8):
+        votes = plain.method(f"vote@{k}").votes.scores()
+        hybrids = found.method(f"hybrid@{k}").votes.scores()
+        for one, vote_means, hybrid in zip(records, votes, hybrids, strict=True):
+            n = len(one.responses)
+            mine = [r for r in rows if r.example_id == one.id]
+            for s, plan in enumerate(subsets(8, k, n)):
+                drawn = [mine[i].scores for i in plan if mine[i].scores is not None]
+                if not drawn:
+                    assert np.isnan(hybrid[s]).all(), "a scalar RM does not stand in for a vote"
+                    continue
+                mean, other = np.mean(drawn, axis=0), np.array(scalar[one.id])
+                np.testing.assert_allclose(mean, vote_means[s])
+                wanted = mean - mean.mean() + 0.7 * (other - other.mean())
+                np.testing.assert_allclose(hybrid[s], wanted if n > 1 else mean, atol=1e-8)
+    # A large weight leaves the scalar RM's order, none the votes'.
+    of = credits(aggregate(records, rows, scalar=scalar, scalar_weight=0.0), records)
+    assert of["hybrid@8"] == pytest.approx(of["vote@8"])
+    several = [one for one in records if len(one.responses) > 1]
+    of = credits(
+        aggregate(records, rows, scalar=scalar, scalar_weight=1e6),
+        records,
+        Rules(unparsed="excluded"),
+    )
+    judged = [one.id for one in several if not np.isnan(of["hybrid@8"][one.id])]
+    assert [of["hybrid@8"][id] for id in judged] == [of["scalar"][id] for id in judged]
+
+
+def test_a_scalar_rm_compares_single_responses_with_its_own_threshold(record, row):
+    records = [record("good", 1, label=1.0), record("bad", 1, label=0.0), record("two")]
+    rows = [row(r.id, 0, [0.0] * len(r.responses), len(r.responses)) for r in records]
+    scalar = {"good": [-1.0], "bad": [-3.0], "two": [-5.0, -6.0]}
+    for threshold, wanted in ((-2.0, [1, 1, 1]), (-0.5, [0, 1, 1]), (-1.0, [0.5, 1, 1])):
+        found = aggregate(records, rows, ks=[1], scalar=scalar, scalar_threshold=threshold)
+        mine = credits(found, records)
+        assert list(mine["scalar"].values()) == wanted
+        assert mine["hybrid@1"] == {"good": 0, "bad": 1, "two": 1}, "singles by the vote alone"
+    mine = credits(aggregate(records, rows, scalar=scalar), records)["scalar"]
+    assert np.isnan(mine["good"]) and np.isnan(mine["bad"]) and mine["two"] == 1
+
+
+def test_scalar_scores_of_other_data_are_named(record, row):
+    records = [record("a"), record("b")]
+    rows = [row(id, 0, [2, 1]) for id in ("a", "b")]
+    for scalar, words in (
+        ({"a": (1.0, 2.0)}, "1 of 2 records have no scores of the scalar RM, the first is 'b'"),
+        ({"a": (1.0, 2.0), "b": (1.0,)}, "the scores of 'b' are .1.0,., it has 2 responses"),
+        ({"a": (1.0, float("nan")), "b": (1.0, 2.0)}, "one finite number a response"),
+    ):
+        with pytest.raises(DataError, match=words):
+            aggregate(records, rows, scalar=scalar)
+
+
 def test_adaptive_votes_stop_where_the_rule_says():
     rng = np.random.default_rng(0)
     for n in (2, 3):

@@ -437,6 +437,11 @@ def evaluated(whole_run, tmp_path, monkeypatch) -> Callable[..., tuple[list[str]
             patch.setattr(Critic, "critiques", counted)
             summary = evaluate_pipeline(Run(recipe.setup), recipe.evaluation, 8)
         assert set(summary["figures"]) == {"SFT", "RFT", "RL", "scalar (Bradley-Terry)"}
+        for stage in ("SFT", "RFT", "RL"):
+            assert f"hybrid@{wanted.k}" in summary["figures"][stage]
+        assert f"RL: hybrid@{wanted.k} over the scalar RM" in summary["differences"]
+        for shifted in summary["shifted"].values():
+            assert {"scalar", f"hybrid@{wanted.k}"} <= set(shifted)
         table = (run_dir / "evaluation" / "table.md").read_text(encoding="utf-8")
         header = next(line for line in table.splitlines() if line.startswith("| model"))
         return [cell.strip() for cell in header.split("|")], sum(drawn)
