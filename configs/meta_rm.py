@@ -29,6 +29,7 @@ from grm_jax.recipes import Fitting, MetaRM, MetaRMRecipe, OptimizerConfig, Samp
 
 TINY = MetaRM(
     start="sft",  # its weights still see every check; RL has narrowed its own
+    tie="paper",
     rft_trajectories=True,
     records=400,
     samples=3,
@@ -56,6 +57,7 @@ TINY = MetaRM(
 
 PAPER = MetaRM(
     start="base",  # Figure 5
+    tie="paper",
     rft_trajectories=True,  # those without a hint, correct and wrong: section 4, appendix C.1
     records=None,  # all; how many is not given in the paper
     samples=3,  # of the GRM to be guided: section 4, appendix C.1
@@ -85,6 +87,7 @@ PAPER = MetaRM(
 
 SMALL = MetaRM(
     start="base",
+    tie="paper",
     rft_trajectories=True,
     records=100,
     samples=3,

@@ -40,6 +40,8 @@ TINY = RL(
     # With the paper's rule this small policy learns false alarms that break ties: 5.0% of the met
     # criteria are called violated, against 2.4% with this rule (experiments/spct/tie_rule.md).
     tie="expected",
+    rare=0.0,
+    vote=0.0,
     aggregation="token",
     # All groups of a step that have signal; the others do not feel the KL penalty.
     train_groups=32,
@@ -68,6 +70,8 @@ PAPER = RL(
     clip_low=0.2,  # epsilon: not given in the paper
     clip_high=0.2,
     tie="paper",  # a tie for the top score is wrong: Eq. 11
+    rare=0.0,
+    vote=0.0,
     aggregation="sequence",  # 1/G sum of 1/|o_i| sum over tokens: Eq. 15
     train_groups=None,  # all groups: Eq. 15
     device_batch=1,
@@ -95,6 +99,8 @@ SMALL = RL(
     clip_low=0.2,
     clip_high=0.2,
     tie="expected",
+    rare=0.0,
+    vote=0.0,
     aggregation="token",
     train_groups=16,
     device_batch=1,

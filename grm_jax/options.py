@@ -86,6 +86,8 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "kl_coef": (0, INF),
         "clip_low": (0, 1),
         "clip_high": (0, INF),
+        "rare": (0, 1),
+        "vote": (0, INF),
         "train_groups": (1, INF),
         "device_batch": (0, INF),
     },

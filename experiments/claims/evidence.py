@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from grm_jax.benchmarks import synthetic
+from grm_jax.critique.voting import hybrid_scores
 from grm_jax.data.critiques import read_critiques
 from grm_jax.data.preferences import Preference
 from grm_jax.scoring.aggregate import subsets
@@ -206,13 +207,9 @@ def hybrid(weight: float) -> Method:
     def method(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
         read = np.maximum((~np.isnan(scores[..., 0])).sum(axis=1), 1)
         mean = np.nansum(scores, axis=1) / read[:, None]
-        return _centred(mean) + weight * _centred(scalar)
+        return np.stack(hybrid_scores(mean.T, scalar.T, weight), axis=1)
 
     return method
-
-
-def _centred(values: np.ndarray) -> np.ndarray:
-    return values - values.mean(axis=1, keepdims=True)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -122,6 +122,12 @@ class RL:
     tie: Literal["paper", "expected"] = "paper"
     """The reward of a critique whose top score is shared. paper: -1, as for a wrong critique;
     expected: the mean reward if one of the tied responses were picked at random."""
+    rare: float = 0.0
+    """A right rollout earns up to this share less, the more probable it is among those of its group
+    (the unlikeliness reward of arXiv:2506.02355); 0: all right ones earn the same (the paper)."""
+    vote: float = 0.0
+    """Added to the reward: this times how much more often votes of half of the group are right with
+    the rollout than without it; 0: single critiques alone are rewarded (the paper)."""
     aggregation: Literal["sequence", "token"] = "sequence"
     """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
     mean over all tokens of the batch."""

@@ -1,7 +1,7 @@
 """Rule-based online RL (section 3.2 of arXiv:2504.02495): GRPO with a KL penalty.
 
 One step:
-    records -> G rollouts each (one order of responses a group) -> rule reward, Eq. (11)
+    records -> G rollouts each (one order of responses a group) -> reward, Eq. (11) (`rewards.py`)
             -> group-normalised advantages -> one gradient step of Eq. (15)
 
 The old policy is given by the sampler's own log-probabilities, with which the tokens were drawn.
@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.critique import is_correct, rule_reward
+from grm_jax.critique import is_correct
 from grm_jax.data.collate import collate_groups, round_up
 from grm_jax.data.loader import batches, group_by_length
 from grm_jax.data.preferences import Preference
@@ -42,6 +42,7 @@ from grm_jax.model.flops import train_flops
 from grm_jax.model.params import Params
 from grm_jax.model.storage import param_shardings
 from grm_jax.parallel.mesh import own_rows, put_batch, use_mesh
+from grm_jax.training import rewards
 from grm_jax.training.heldout import critique_accuracy, critique_records
 from grm_jax.training.inputs import sampled, usable
 from grm_jax.training.lengths import Reading
@@ -65,6 +66,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             "are not theirs: give --rl.sampling.temperature above 0, --rl.sampling.top-k 0, "
             f"--rl.sampling.top-p 1 and --rl.sampling.min-p 0, not {config.sampling}"
         )
+    rewards.check(config)
     start = init or "rft"
     stage = Stage(run, "rl", config, init, [start])
     if stage.done:
@@ -107,38 +109,20 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
                 )
             with loop.timer.phase("reward"):
                 groups = [rollouts[record.id] for record in asked]
-                rewards = group_rewards(asked, groups, config, critic.prompts.single.threshold)
-                batch = rollout_batch(groups, rewards, config, run.setup.prompt_buckets)
+                threshold = critic.prompts.single.threshold
+                earned = rewards.rule(asked, groups, config, threshold)
+                learnt = rewards.learnt(earned, asked, groups, config, threshold)
+                batch = rollout_batch(groups, learnt, config, run.setup.prompt_buckets)
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
                 local["reference"] = reference.logprobs(local, parts)
-            host_metrics = rollout_metrics(groups, rewards)
+            host_metrics = rollout_metrics(groups, earned)
             tokens, seconds = host_metrics.pop("tokens"), loop.timer.seconds["rollout"]
             host_metrics["rollout_tokens_per_second"] = tokens / seconds
             loop.take(train_step, local, _work(run, batch), host_metrics)
             if config.save_rollouts:
-                rollout_log.write(
-                    _rows(step, asked, groups, rewards, critic.prompts.single.threshold)
-                )
+                rollout_log.write(_rows(step, asked, groups, earned, threshold))
     stage.finish(trainable.whole(loop.state.params))
-
-
-def group_rewards(
-    records: list[Preference],
-    groups: list[list[Rollout]],
-    config: RL,
-    threshold: float | None = None,
-) -> np.ndarray:
-    """The reward of every rollout by Eq. (11), [N, G] float32; `threshold`: the score above which a
-    single response counts as correct."""
-    rewards = [
-        [
-            rule_reward(critique.scores, record.labels, tie=config.tie, threshold=threshold)
-            for critique in group
-        ]
-        for record, group in zip(records, groups, strict=True)
-    ]
-    return np.asarray(rewards, np.float32)
 
 
 class Reference:

@@ -14,7 +14,7 @@ from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.judge.prompts import Prompts
 from grm_jax.sampler.options import SamplingConfig
-from grm_jax.training import rl
+from grm_jax.training import rewards, rl
 from grm_jax.training.lengths import Lengths
 from grm_jax.training.options import RL
 from grm_jax.training.rl import by_length, record_batches, rollout_batch, rollout_metrics, run_rl
@@ -105,8 +105,8 @@ def test_describe(make_critique):
             make_critique("b", 1, None, tokens=8, finish_reason="length"),
         ],
     ]
-    rewards = np.asarray([[1.0, -1.0], [0.0, 0.0]], np.float32)
-    assert rollout_metrics(groups, rewards) == {
+    earned = np.asarray([[1.0, -1.0], [0.0, 0.0]], np.float32)
+    assert rollout_metrics(groups, earned) == {
         "reward": 0.0,
         "correct": 0.25,
         "signal": 0.5,
@@ -121,7 +121,7 @@ def test_single_responses_are_rewarded_on_their_side_of_the_threshold(make_criti
     records = [make_record("a", (1,)), make_record("b", (0,))]
     groups = [[make_critique(r.id, i, (s,)) for i, s in enumerate((85, 1, 50))] for r in records]
     config = RL(tie="expected")
-    found = rl.group_rewards(records, groups, config, 50.0)
+    found = rewards.rule(records, groups, config, 50.0)
     assert found.tolist() == [[1, -1, 0], [-1, 1, 0]]
     rows = rl._rows(1, records, groups, found, 50.0)
     assert [row["correct"] for row in rows] == [True, False, False, False, True, False]

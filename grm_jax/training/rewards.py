@@ -1,0 +1,131 @@
+"""What a rollout of RL earns: the rule of Eq. (11), and what may be added to it.
+
+    scores, labels -> +1 or -1 (`rule`)
+        * less for right rollouts that are probable for their group (`rarity`, --rl.rare)
+        + what a rollout adds to the votes of half of its group (`vote_gains`, --rl.vote)
+        -> normalised within the group (`losses.group_advantages`)
+
+The rule alone makes one critique right. A verdict is a vote of many, which gains most from
+critiques that are right where the others are wrong.
+
+Dimensions: N groups, G rollouts of a group, n responses, S votes.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from grm_jax.critique import rule_reward
+from grm_jax.critique.correctness import best_label
+from grm_jax.data.preferences import Preference
+from grm_jax.judge.critiques import Rollout
+from grm_jax.training.options import RL
+from grm_jax.training.setup import ConfigError
+
+MOST = 16  # rollouts of a group whose votes are counted: 12,870 votes
+
+
+def check(config: RL) -> None:
+    """Raise ConfigError for a group whose votes are too many to count."""
+    if config.vote and not 2 <= config.group <= MOST:
+        raise ConfigError(
+            f"--rl.vote counts the votes of half of a group of 2 to {MOST} rollouts, and "
+            f"--rl.group is {config.group}; change it, or give --rl.vote 0"
+        )
+
+
+def rule(
+    records: Sequence[Preference],
+    groups: Sequence[Sequence[Rollout]],
+    config: RL,
+    threshold: float | None = None,
+) -> np.ndarray:
+    """The reward of every rollout by Eq. (11), [N, G] float32; `threshold`: the score above which a
+    single response counts as correct."""
+    rewards = [
+        [
+            rule_reward(critique.scores, record.labels, tie=config.tie, threshold=threshold)
+            for critique in group
+        ]
+        for record, group in zip(records, groups, strict=True)
+    ]
+    return np.asarray(rewards, np.float32)
+
+
+def learnt(
+    rewards: np.ndarray,
+    records: Sequence[Preference],
+    groups: Sequence[Sequence[Rollout]],
+    config: RL,
+    threshold: float | None = None,
+) -> np.ndarray:
+    """The rewards [N, G] that the policy learns from: those of the rule with `config.rare` and
+    `config.vote`; without either the rewards themselves."""
+    found = rewards
+    if config.rare:
+        logprobs = np.asarray([[float(np.sum(c.logprobs)) for c in group] for group in groups])
+        found = np.where(rewards == 1.0, rewards * rarity(logprobs, config.rare), rewards)
+    if config.vote:
+        gains = [
+            vote_gains([c.scores for c in group], record.labels, threshold)
+            for record, group in zip(records, groups, strict=True)
+        ]
+        found = found + config.vote * np.asarray(gains)
+    return found.astype(np.float32)
+
+
+def rarity(logprobs: np.ndarray, weight: float) -> np.ndarray:
+    """Factors [N, G] from 1 - `weight` for a group's most probable rollout up to 1 - `weight` / G
+    for the least probable one, in equal steps (the unlikeliness reward of arXiv:2506.02355).
+
+    Args:
+      logprobs: [N, G] log-probability of each whole rollout.
+    """
+    group = logprobs.shape[1]
+    rank = np.argsort(np.argsort(-logprobs, axis=1, kind="stable"), axis=1)  # 0: most probable
+    return 1.0 - weight * (group - rank) / group
+
+
+def vote_gains(
+    scores: Sequence[Sequence[float] | None],
+    labels: Sequence[float],
+    threshold: float | None = None,
+) -> np.ndarray:
+    """[G] how much more often a vote of half of the group is right with a rollout in it than
+    without it, over all such votes; a tie counts as often as a random pick from it is right.
+
+    A rollout without scores has no vote, so that its gain is what the place is worth to others.
+
+    Args:
+      scores: G rollouts of one record, each with n scores, or None where it failed.
+    """
+    group, n = len(scores), len(labels)
+    votes = _halves(group)  # [S, G]
+    cast = np.asarray([row if row is not None else (0.0,) * n for row in scores])  # [G, n]
+    usable = np.asarray([row is not None for row in scores])
+    used = votes @ usable  # [S]
+    totals = np.round(votes @ cast, 9)  # [S, n]
+    if n == 1:
+        assert threshold is not None
+        bar = threshold * used
+        right = ((totals[:, 0] > bar) == (labels[0] == 1)).astype(float)
+        right = np.where(totals[:, 0] == np.round(bar, 9), 0.5, right)
+    else:
+        top = totals == totals.max(axis=1, keepdims=True)
+        right = top[:, best_label(labels)] / top.sum(axis=1)
+    right = np.where(used > 0, right, 0.0)
+    inside = votes.sum(axis=0)
+    return (right @ votes) / inside - (right @ (1.0 - votes)) / (len(votes) - inside)
+
+
+@functools.cache
+def _halves(group: int) -> np.ndarray:
+    """[S, G] which rollouts are in each vote of half of a group."""
+    chosen = list(itertools.combinations(range(group), group // 2))
+    votes = np.zeros((len(chosen), group))
+    np.put_along_axis(votes, np.asarray(chosen), 1.0, axis=1)
+    return votes

@@ -1,0 +1,67 @@
+"""The rewards of rollouts beside plain enumeration."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from grm_jax.critique import credit, vote
+from grm_jax.training import rewards
+from grm_jax.training.options import RL
+from grm_jax.training.setup import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "threshold"),
+    [
+        ([(9, 1), (1, 9), (5, 5), None, (8, 7), (2, 3)], (1, 0), None),
+        ([(9, 1, 4), (1, 9, 9), (5, 5, 5), (8.3, 7.1, 8.3)], (0, 0, 1), None),
+        ([(7,), (5,), (1,), None], (0,), 5.0),
+        ([None, None], (1, 0), None),
+    ],
+)
+def test_gains_are_those_of_all_votes_of_half_of_the_group(scores, labels, threshold):
+    group = len(scores)
+    found = rewards.vote_gains(scores, labels, threshold)
+    for i in range(group):
+        values: dict[bool, list[float]] = {True: [], False: []}
+        for chosen in itertools.combinations(range(group), group // 2):
+            verdict = vote([scores[j] for j in chosen])
+            values[i in chosen].append(credit(verdict, labels, threshold))
+        assert found[i] == pytest.approx(np.mean(values[True]) - np.mean(values[False]))
+
+
+def test_the_one_who_turns_a_vote_gains_most():
+    # Three tie, one is right, one is wrong by little: with the right one every vote is won.
+    gains = rewards.vote_gains([(5, 5), (5, 5), (9, 1), (4, 5)], (1, 0))
+    assert gains.argmax() == 2 and gains.argmin() == 3
+    assert gains[0] == gains[1]
+
+
+def test_rare_rollouts_earn_more_by_their_rank():
+    factors = rewards.rarity(np.asarray([[-1.0, -8.0, -3.0, -2.0]]), 0.4)
+    np.testing.assert_allclose(factors, [[0.6, 0.9, 0.8, 0.7]])
+
+
+def test_what_is_learnt_is_the_rule_unless_asked_for(make_critique, make_record):
+    records = [make_record("a", (1, 0))]
+    scores = [(9, 1), (9, 1), (1, 9), (5, 5)]
+    groups = [[make_critique("a", g, s, tokens=1 + g) for g, s in enumerate(scores)]]
+    config = RL(group=4)
+    earned = rewards.rule(records, groups, config)
+    assert earned.tolist() == [[1, 1, -1, -1]]
+    assert rewards.learnt(earned, records, groups, config).tolist() == earned.tolist()
+    # The longer of the two right ones is less probable; wrong ones keep their reward.
+    rare = rewards.learnt(earned, records, groups, dataclasses.replace(config, rare=0.4))
+    np.testing.assert_allclose(rare, [[0.6, 0.7, -1, -1]])
+    voted = rewards.learnt(earned, records, groups, dataclasses.replace(config, vote=2.0))
+    np.testing.assert_allclose(voted, earned + 2 * rewards.vote_gains(scores, (1, 0)), atol=1e-6)
+
+
+def test_a_group_with_too_many_votes_is_refused():
+    rewards.check(RL(vote=1.0, group=16))
+    with pytest.raises(ConfigError, match=r"group of 2 to 16 rollouts, and --rl.group is 17"):
+        rewards.check(RL(vote=1.0, group=17))
