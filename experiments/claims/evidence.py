@@ -207,7 +207,7 @@ def hybrid(weight: float) -> Method:
     def method(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
         read = np.maximum((~np.isnan(scores[..., 0])).sum(axis=1), 1)
         mean = np.nansum(scores, axis=1) / read[:, None]
-        return np.stack(hybrid_scores(mean.T, scalar.T, weight), axis=1)
+        return np.stack(hybrid_scores(list(mean.T), list(scalar.T), weight), axis=1)
 
     return method
 

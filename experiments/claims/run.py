@@ -15,6 +15,7 @@ import dataclasses
 import subprocess
 import sys
 
+import ceiling
 import expected
 import hybrid
 import matplotlib
@@ -28,7 +29,8 @@ from grm_jax.errors import UserError
 from grm_jax.scoring.results import versions
 
 CLAIMS: dict[str, Claim] = {
-    claim.name: claim for claim in (voting.CLAIM, hybrid.CLAIM, meta_rm.CLAIM, expected.CLAIM)
+    claim.name: claim
+    for claim in (voting.CLAIM, hybrid.CLAIM, meta_rm.CLAIM, expected.CLAIM, ceiling.CLAIM)
 }
 
 

@@ -71,8 +71,8 @@ def read(roads: Sequence[Road]) -> Found:
     limits = [
         [
             label,
-            paired.over_seeds([_of(judged, _any_right) for judged in seeds]).cell(),
-            paired.over_seeds([_of(judged, _tied) for judged in seeds]).cell(),
+            paired.over_seeds([any_right(judged) for judged in seeds]).cell(),
+            paired.over_seeds([evidence.by_record(judged, _tied) for judged in seeds]).cell(),
             f"{np.mean([effective(judged) for judged in seeds]):.1f}",
         ]
         for label, seeds in found.items()
@@ -98,12 +98,9 @@ def read(roads: Sequence[Road]) -> Found:
     return Found(text, numbers, _picture(figures, baseline, ks))
 
 
-_of = evidence.by_record
-
-
-def _any_right(group: Group) -> np.ndarray:
-    """[R] whether any critique of a record is right."""
-    return np.asarray(group.right.any(axis=1))
+def any_right(judged: Judged) -> np.ndarray:
+    """Whether any critique of a record is right, group after group."""
+    return evidence.by_record(judged, lambda group: np.asarray(group.right.any(axis=1)))
 
 
 def _tied(group: Group) -> np.ndarray:

@@ -1,0 +1,175 @@
+"""RL and the ceiling: what RL does to the spread of critiques, and what keeps it.
+
+RL is run again from the same RFT model with other rewards and penalties. Read from the rollouts of
+each run: the entropy of a token, and how many different principles a record's critiques name; from
+the critiques of held-out records: one critique, votes, ties, and to how many independent critiques
+they amount (Kish).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import evidence
+import numpy as np
+import paired
+import voting
+from claim import Claim, Found
+from evidence import Judged
+from matplotlib.figure import Figure as Picture
+from roads import Road
+
+# Name -> options of the rl stage. The recipe: tie expected, KL 0.02, groups of 8.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "the paper's tie rule": ("--rl.tie", "paper"),
+    "no KL penalty": ("--rl.kl-coef", "0"),
+    "KL 0.08": ("--rl.kl-coef", "0.08"),
+    "groups of 16": ("--rl.group", "16", "--rl.prompts", "16", "--rl.train-groups", "16"),
+    "rare right ones": ("--rl.rare", "0.5"),
+    "votes as well": ("--rl.vote", "2"),
+    "votes and rare": ("--rl.vote", "2", "--rl.rare", "0.5"),
+}
+RECIPE = "the recipe"
+
+
+def runs(road: Road) -> None:
+    road.pipeline()
+    for name in VARIANTS:
+        road.judged(_stage(road, name))
+
+
+def _stage(road: Road, name: str) -> Path:
+    """The directory of the rl stage of a variant."""
+    if name == RECIPE:
+        return road.directory / "rl"
+    folder = "rl-" + name.replace(" ", "-").replace("'", "").replace(".", "")
+    return road.branch(folder, "rl", *VARIANTS[name]) / "rl"
+
+
+def _judged(road: Road, name: str) -> Judged:
+    if name == RECIPE:
+        return voting.read_stage(road, "rl")
+    records = evidence.heldout(road.world)
+    return evidence.read_samples(records, road.judged(_stage(road, name)), None, road.settings.k)
+
+
+def read(roads: Sequence[Road]) -> Found:
+    most = roads[0].settings.k
+    ks = tuple(dict.fromkeys((1, min(8, most), most)))
+    found = {
+        "RFT, before RL": [voting.read_stage(road, "rft") for road in roads],
+        **{name: [_judged(road, name) for road in roads] for name in (RECIPE, *VARIANTS)},
+    }
+    credits = {
+        name: {k: [evidence.accuracy(judged, k, evidence.plain) for judged in seeds] for k in ks}
+        for name, seeds in found.items()
+    }
+    start = credits["RFT, before RL"]
+    rows, tests = [], {}
+    for name, seeds in found.items():
+        entropy, named = "", ""
+        if name != "RFT, before RL":
+            entropy, named = _spread([_stage(road, name) for road in roads])
+            tests[f"{name}: one critique against the recipe's"] = paired.difference(
+                credits[name][1], credits[RECIPE][1]
+            )
+            tests[f"{name}: {most} votes against RFT's"] = paired.difference(
+                credits[name][most], start[most]
+            )
+            tests[f"{name}: {most} votes against the recipe's"] = paired.difference(
+                credits[name][most], credits[RECIPE][most]
+            )
+        rows.append(
+            [
+                name,
+                *(paired.over_seeds(credits[name][k]).cell() for k in ks),
+                f"{np.mean([voting.effective(judged) for judged in seeds]):.1f}",
+                paired.over_seeds([voting.any_right(judged) for judged in seeds]).cell(),
+                entropy,
+                named,
+            ]
+        )
+    for name in (f"{RECIPE}: one critique against the recipe's",
+                 f"{RECIPE}: {most} votes against the recipe's"):  # fmt: skip
+        del tests[name]
+    text = "\n".join(
+        [
+            f"Held-out records with two responses or more, mean of {len(roads)} seeds in percent "
+            "with a 95% t interval. Entropy of a token in nats and different sets of principles "
+            "among the rollouts of a group: means over the last ten steps.\n",
+            paired.table(
+                ["RL", *(f"k = {k}" for k in ks), f"{most} critiques amount to",
+                 f"any of {most} right", "entropy", "sets of principles"],
+                rows,
+            ),
+            paired.tests_table(tests),
+        ]
+    )  # fmt: skip
+    figures = {
+        "accuracy": {
+            name: {str(k): paired.over_seeds(v).as_json() for k, v in by_k.items()}
+            for name, by_k in credits.items()
+        },
+        "differences": {name: figure.as_json() for name, figure in tests.items()},
+    }
+    return Found(text, figures, _picture(roads))
+
+
+def _spread(stages: Sequence[Path]) -> tuple[str, str]:
+    """(entropy, distinct sets of principles in a group), means over the last ten steps."""
+    entropies, named = [], []
+    for stage in stages:
+        entropies += [row["entropy"] for row in _metrics(stage)[-10:]]
+        named.append(np.mean(principles(stage)[-10:]))
+    return f"{np.mean(entropies):.2f}", f"{np.mean(named):.1f}"
+
+
+def _metrics(stage: Path) -> list[dict[str, float]]:
+    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if "entropy" in row]
+
+
+def principles(stage: Path) -> list[float]:
+    """By step: how many different sets of principles the rollouts of a group name, on average."""
+    groups: dict[int, dict[str, set[str]]] = {}
+    with (stage / "rollouts.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            found = re.search(r"Criteria:(.*)", row["text"])
+            words = " ".join(sorted((found[1] if found else "").split()))
+            groups.setdefault(row["step"], {}).setdefault(row["example_id"], set()).add(words)
+    return [
+        float(np.mean([len(sets) for sets in groups[step].values()])) for step in sorted(groups)
+    ]
+
+
+def _picture(roads: Sequence[Road]) -> Picture:
+    picture = Picture(figsize=(9, 3.5))
+    left, right = picture.subplots(1, 2)
+    for name in (RECIPE, *VARIANTS):
+        stages = [_stage(road, name) for road in roads]
+        entropy = np.mean([[row["entropy"] for row in _metrics(stage)] for stage in stages], axis=0)
+        left.plot(_smooth(entropy), label=name)
+        right.plot(_smooth(np.mean([principles(stage) for stage in stages], axis=0)))
+    left.set_ylabel("entropy of a token, nats")
+    right.set_ylabel("sets of principles in a group")
+    for axes in (left, right):
+        axes.set_xlabel("step of RL")
+    left.legend(fontsize=7)
+    picture.tight_layout()
+    return picture
+
+
+def _smooth(values: np.ndarray, width: int = 9) -> np.ndarray:
+    return np.convolve(values, np.ones(width) / width, mode="valid")
+
+
+CLAIM = Claim(
+    "ceiling",
+    "Why do votes gain less after RL, and which reward keeps what they gain?",
+    runs,
+    read,
+)
