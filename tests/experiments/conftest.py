@@ -1,9 +1,9 @@
-"""The programs of `experiments/gpu` import each other by their file names."""
+"""Programs of `experiments/gpu` and `experiments/claims` import each other by file names."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-GPU = Path(__file__).parents[2] / "experiments" / "gpu"
-sys.path.insert(0, str(GPU))
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+sys.path[:0] = [str(EXPERIMENTS / name) for name in ("gpu", "claims")]
