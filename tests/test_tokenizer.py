@@ -440,12 +440,9 @@ def test_templates(tmp_path: Path) -> None:
     # A text that looks like a template is text.
     t = built("{{ messages[0].content }}")
     assert t.decode(t.chat(user("{{ 7 * 7 }}{% raw %}"))) == "{{ 7 * 7 }}{% raw %}"
-    # A cached scaffold that has gone stale (a date) is made again.
-    t = built("{{ strftime_now('%Y') }} {{ messages[0].content }}")
-    year = t.chat(user("a"))
-    plan = t._plans[(("user",), True)]
-    t._plans[(("user",), True)] = type(plan)(("1999 ", *plan.pieces[1:]), plan.steps)
-    assert t.chat(user("a")) == year
+    # The same prompt on every day.
+    t = built("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}")
+    assert t.decode(t.chat(user("a"))) == "26 Jul 2024 a"
     for template, words in [
         ("{{ raise_exception('no ' + messages[0].role) }}", "refused roles.*no user"),
         ("{{ messages[3].content.x() }}", "refused"),

@@ -225,15 +225,13 @@ class ChatTokenizer:
     ) -> _Plan:
         """The plan for these roles, checked against the template's own rendering."""
         key = (roles, generation_prompt)
-        # A template may print the date, so a cached plan may be out of date and is made again.
-        for fresh in (False, True):
-            plan = None if fresh else self._plans.get(key)
-            if plan is None:
-                if len(self._plans) >= _MAX_PLANS:
-                    self._plans.clear()
-                plan = self._plans[key] = self._make_plan(roles, generation_prompt)
-            if _join(plan.pieces, contents) == rendered:
-                return plan
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = self._make_plan(roles, generation_prompt)
+        if _join(plan.pieces, contents) == rendered:
+            return plan
         raise TokenizerError(
             f"{self._template.where}: the chat template does more with a message's text than "
             "insert or trim it (for example cuts at a tag), so text and scaffold cannot be told "
