@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -332,6 +333,34 @@ def test_bos_stands_once(every: dict[str, Tokenizer]) -> None:
         assert t.bos_id not in t.encode("a") + t.completion("a")
 
 
+def test_a_text_begins_as_in_transformers(gemma_dir: Path, gemma_json_dir: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for folder in (gemma_dir, gemma_json_dir):
+        theirs = transformers.AutoTokenizer.from_pretrained(str(folder))("bad").input_ids
+        t = load_tokenizer(folder)
+        assert t.begin_ids == (t.bos_id,) == (theirs[0],)
+    assert embedded().begin_ids == ()  # it has a bos, which nothing puts before a text
+
+
+def test_a_post_processor_says_what_begins_a_text(gemma_json_dir: Path, tmp_path: Path) -> None:
+    """Llama-3 has a sequence of processors, SmolLM2 none that adds a token."""
+    shutil.copytree(gemma_json_dir, tmp_path / "t")
+    file = tmp_path / "t" / "tokenizer.json"
+    spec = json.loads(file.read_text(encoding="utf-8"))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False,
+                  "use_regex": True}  # fmt: skip
+    for processor, begins in (
+        (None, False),
+        (byte_level, False),
+        ({"type": "Sequence", "processors": [byte_level, spec["post_processor"]]}, True),
+    ):
+        file.write_text(json.dumps({**spec, "post_processor": processor}), encoding="utf-8")
+        t = load_tokenizer(tmp_path / "t")
+        assert t.begin_ids == ((t.bos_id,) if begins else ())
+        theirs = tokenizers.Tokenizer.from_file(str(file)).encode("bad").ids
+        assert (theirs[0] == t.bos_id) == begins
+
+
 def test_ids_of_gemma(every: dict[str, Tokenizer]) -> None:
     for kind in ("gemma.model", "gemma.json"):
         t = every[kind]
@@ -372,7 +401,15 @@ def test_save_then_load_is_the_identity(
     t = every[kind]
     t.save(tmp_path / "a")
     again = load_tokenizer(tmp_path / "a")
-    for field in ("vocab_size", "pad_id", "bos_id", "eos_id", "end_id", "stop_ids", "control_ids"):
+    for field in (
+        "vocab_size",
+        "pad_id",
+        "begin_ids",
+        "eos_id",
+        "end_id",
+        "stop_ids",
+        "control_ids",
+    ):
         assert getattr(again, field) == getattr(t, field)
     for text in PLAIN_TEXTS:
         assert again.encode(text) == t.encode(text)

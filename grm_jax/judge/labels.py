@@ -111,14 +111,14 @@ class LabelReader:
     def rows(self, asked: LabelRequest) -> list[LabelRow]:
         """The prompt of each item, and the labels.
 
-        Query and item are encoded one by one, and only the query gets the token that begins a text,
+        Query and item are encoded one by one, and only the query gets what begins a text,
         also where the item stands first: so does vLLM. Raises DataError for an empty prompt, one
         longer than the model can read, and ids that the model does not have.
         """
         self._require_ids("label_token_ids", asked.labels)
         query = self._ids("query", asked.query)
-        if isinstance(asked.query, str) and asked.special and self.tokenizer.bos_id is not None:
-            query = (self.tokenizer.bos_id, *query)
+        if isinstance(asked.query, str) and asked.special:
+            query = (*self.tokenizer.begin_ids, *query)
         found = []
         for i, item in enumerate(asked.items):
             ids = self._ids(f"items[{i}]", item)

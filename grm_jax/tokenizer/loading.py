@@ -87,7 +87,20 @@ def _from_spec(
     source = pick_template(config, literals, where)
     backend = TokenizersVocabulary(spec, named, source, file)
     blobs = {"tokenizer.json": blob}
-    return _assemble(backend, named, source, blobs, config, stops, where, name)
+    adds_bos = _adds(spec.get("post_processor"), named.get("bos_token"))
+    return _assemble(backend, named, source, blobs, config, stops, where, name, adds_bos=adds_bos)
+
+
+def _adds(processor: Any, literal: str | None) -> bool:
+    """Whether a post-processor of tokenizer.json puts this token before a text."""
+    if not isinstance(processor, Mapping):
+        return False
+    if processor.get("type") == "Sequence":
+        return any(_adds(part, literal) for part in processor.get("processors", ()))
+    match processor.get("single"):
+        case [{"SpecialToken": {"id": first}}, *_]:
+            return first == literal
+    return False
 
 
 def _from_sentencepiece(
@@ -118,7 +131,8 @@ def _from_sentencepiece(
         added[literal] = key
     backend = SentencePieceVocabulary(blob, named, added, source)
     blobs = {"tokenizer.model": blob}
-    return _assemble(backend, named, source, blobs, config, stops, where, name)
+    adds_bos = config.get("add_bos_token") is not False
+    return _assemble(backend, named, source, blobs, config, stops, where, name, adds_bos=adds_bos)
 
 
 def _added_tokens(config: Mapping[str, Any], folder: Path) -> dict[int, Mapping[str, Any]]:
@@ -148,6 +162,8 @@ def _assemble(
     stops: Sequence[int],
     where: Path,
     name: str,
+    *,
+    adds_bos: bool,
 ) -> ChatTokenizer:
     id_of = backend.ids
     for field, literal in named.items():
@@ -170,4 +186,6 @@ def _assemble(
         )  # fmt: skip
     template = ChatTemplate(source, named, str(where))
     kind = "tokenizers" if "tokenizer.json" in blobs else "sentencepiece"
-    return ChatTokenizer(backend, ids, template, blobs, config, stops, f"{name}: {kind}")
+    return ChatTokenizer(
+        backend, ids, template, blobs, config, stops, f"{name}: {kind}", adds_bos=adds_bos
+    )

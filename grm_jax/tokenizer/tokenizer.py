@@ -54,6 +54,12 @@ class Tokenizer(Protocol):
     def bos_id(self) -> int | None: ...
 
     @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What the checkpoint's own tokenizer puts before a text that is not in its chat format:
+        bos, or nothing, even where there is a bos (SmolLM2)."""
+        ...
+
+    @property
     def eos_id(self) -> int: ...
 
     @property
@@ -132,6 +138,8 @@ class ChatTokenizer:
         config: Mapping[str, Any],
         stops: Sequence[int],
         name: str,
+        *,
+        adds_bos: bool,
     ) -> None:
         self._backend, self._template = backend, template
         self._blobs, self._config = dict(blobs), dict(config)
@@ -143,6 +151,7 @@ class ChatTokenizer:
         self.vocab_size = backend.vocab_size
         self.eos_id = ids["eos_token"]
         self.bos_id = ids.get("bos_token")
+        self.begin_ids = () if self.bos_id is None or not adds_bos else (self.bos_id,)
         self.pad_id = ids.get("pad_token", self.eos_id)
         self.name = f"{name} ({self.vocab_size:,} ids)"
         self.end_id = self._find_end()

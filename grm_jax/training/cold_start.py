@@ -94,10 +94,9 @@ class Texts(Prompts):
     def ids(
         self, record: Preference, order: Sequence[int], *, hinted: bool = False
     ) -> tuple[int, ...]:
-        """The text's token ids, after the one that begins a text where the model has one."""
+        """The text's token ids, after what the checkpoint's tokenizer puts before a text."""
         text = self.messages(record, order, hinted=hinted)[-1]["content"].rstrip()
-        begin = self.tokenizer.bos_id
-        return (*(() if begin is None else (begin,)), *self.tokenizer.encode(text))
+        return (*self.tokenizer.begin_ids, *self.tokenizer.encode(text))
 
 
 def shown(config: ColdStart) -> dict[str, Template]:

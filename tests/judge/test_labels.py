@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -111,7 +114,10 @@ def reader(config, params, tokenizer, one_device) -> LabelReader:
 
 
 def test_prompts_are_made_as_vllm_makes_them(reader, tokenizer):
-    """Query and item are encoded one by one; the query alone gets the token that begins a text."""
+    """Query and item are encoded one by one; the query alone gets what begins a text."""
+    begins = copy.copy(tokenizer)
+    begins.begin_ids = (tokenizer.bos_id,)  # the embedded world's puts nothing before a text
+    reader = dataclasses.replace(reader, tokenizer=begins)
     query, items = " larger 1 2", (" anna", " ben 1")
     q, (a, b) = tuple(tokenizer.encode(query)), (tuple(tokenizer.encode(item)) for item in items)
     bos = (tokenizer.bos_id,)

@@ -63,8 +63,8 @@ def asked(monkeypatch, make_critique):
                 said = self.prompts.messages(record, orders[0], hinted=hinted)
                 prompt = said[-1]["content"].rstrip()
                 ids, tokenizer = self.prompts.ids(record, orders[0], hinted=hinted), run.tokenizer
-                begin = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-                assert ids == (*begin, *tokenizer.encode(prompt))  # not in the chat format
+                # Not in the chat format.
+                assert ids == (*tokenizer.begin_ids, *tokenizer.encode(prompt))
                 calls.append((record.id, prompt, len(samples)))
                 found[record.id] = [
                     dataclasses.replace(
