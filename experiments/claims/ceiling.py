@@ -52,7 +52,7 @@ def _stage(road: Road, name: str) -> Path:
 def _judged(road: Road, name: str) -> Judged:
     if name == RECIPE:
         return voting.read_stage(road, "rl")
-    records = evidence.heldout(road.world)
+    records = road.records()
     return evidence.read_samples(records, road.judged(_stage(road, name)), None, road.settings.k)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_jax.benchmarks import synthetic
 from grm_jax.critique.voting import hybrid_scores
 from grm_jax.data.critiques import read_critiques
 from grm_jax.data.preferences import Preference
@@ -64,17 +63,6 @@ class Group:
 Judged = Sequence[Group]
 Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(scores [R, k, n] with NaN, meta [R, k], scalar [R, n]) -> values [R, n]."""
-
-
-def heldout(world: Path, *, shifted: bool = False) -> list[Preference]:
-    """The held-out records with two responses or more: of the training distribution, or those with
-    operands and combinations that training has not seen."""
-    records = synthetic.BENCHMARK.load(world)
-    return [
-        record
-        for record in records
-        if len(record.responses) > 1 and (record.domain != synthetic.FRESH) == shifted
-    ]
 
 
 def grouped(

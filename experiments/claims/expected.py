@@ -65,7 +65,7 @@ def read(roads: Sequence[Road]) -> Found:
 
 def _both(road: Road, stage: str) -> tuple[Judged, Judged]:
     """The items of a seed with drawn and with expected scores."""
-    records = {record.id: record for record in evidence.heldout(road.world)}
+    records = {record.id: record for record in road.records()}
     drawn: dict[str, np.ndarray] = {}
     expected: dict[str, np.ndarray] = {}
     for line in road.verdicts(stage).read_text(encoding="utf-8").splitlines():

@@ -72,7 +72,7 @@ def read(roads: Sequence[Road]) -> Found:
             numbers[name] = {
                 str(w): paired.over_seeds([by[w] for by in sweeps]).as_json() for w in WEIGHTS
             }
-    shifted = [_shifted(road) for road in roads]
+    shifted = [_shifted(road) for road in roads] if roads[0].records(shifted=True) else []
     best = {road.seed: best_weight(sweep(read_stage(road, "rl"), most)) for road in roads}
     moved = {
         "votes": [evidence.accuracy(judged, most, evidence.plain) for judged in shifted],
@@ -82,12 +82,10 @@ def read(roads: Sequence[Road]) -> Found:
             for road, judged in zip(roads, shifted, strict=True)
         ],
     }
-    tests["RL on shifted records: sum against the scalar RM"] = paired.difference(
-        moved["sum"], moved["scalar RM"]
-    )
-    tests["RL on shifted records: sum against votes"] = paired.difference(
-        moved["sum"], moved["votes"]
-    )
+    if shifted:
+        name = "RL on unseen operands and combinations: sum against"
+        tests[f"{name} the scalar RM"] = paired.difference(moved["sum"], moved["scalar RM"])
+        tests[f"{name} votes"] = paired.difference(moved["sum"], moved["votes"])
     routed = []
     for share in SHARES:
         cells = [f"{100 * share:.0f}%"]
@@ -106,8 +104,7 @@ def read(roads: Sequence[Road]) -> Found:
                 rows,
             ),
             paired.tests_table(tests),
-            f"Unseen operands and combinations, RL's model, {most} critiques:\n",
-            paired.table(list(moved), [[paired.over_seeds(v).cell() for v in moved.values()]]),
+            *(_unseen(moved, most) if shifted else ()),
             f"The judge is asked (sum, weight 0.5, {most} critiques) only where the two highest "
             "scalar scores of a record are closest:\n",
             paired.table(["share of records judged", *STAGES.values()], routed),
@@ -119,9 +116,15 @@ def read(roads: Sequence[Road]) -> Found:
     figures = {
         "weights": numbers,
         "differences": {name: figure.as_json() for name, figure in tests.items()},
-        "shifted": {name: paired.over_seeds(v).as_json() for name, v in moved.items()},
+        "shifted": {name: paired.over_seeds(v).as_json() for name, v in moved.items() if v},
     }
     return Found(text, figures, _picture(pictured))
+
+
+def _unseen(moved: dict[str, list[np.ndarray]], most: int) -> list[str]:
+    cells = [paired.over_seeds(values).cell() for values in moved.values()]
+    head = f"Unseen operands and combinations, RL's model, {most} critiques:\n"
+    return [head, paired.table(list(moved), [cells])]
 
 
 def _costs(roads: Sequence[Road], numbers: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -137,9 +140,9 @@ def _costs(roads: Sequence[Road], numbers: dict[str, dict[str, Any]]) -> list[li
         found = []
         for road in roads:
             run = road.directory if times == 1 else _longer(road, times)
-            records = evidence.heldout(road.world)
+            records = road.records()
             scalar = evidence.scalar_scores(run, records, run / "judged" / "scalar.json")
-            file = road.directory / "evaluation" / "sft.jsonl"
+            file = road.samples("sft")
             found.append(evidence.scalar_accuracy(evidence.read_samples(records, file, scalar, 1)))
         cost = trained["sft"] + times * trained["scalar_rm"] + scored
         name = "scalar RM" + (f", {times} times the steps" if times > 1 else "")
@@ -161,9 +164,9 @@ def _costs(roads: Sequence[Road], numbers: dict[str, dict[str, Any]]) -> list[li
 
 def lengths(road: Road) -> tuple[float, float]:
     """The mean numbers of tokens of a prompt and of a critique (the RL model's)."""
-    rows = [row for row in read_critiques(road.directory / "evaluation" / "rl.jsonl")]
-    tokenizer = load_tokenizer(str(road.world / "tokenizer"))
-    records = evidence.heldout(road.world)
+    rows = read_critiques(road.samples("rl"))
+    tokenizer = load_tokenizer(str(road.directory / "rl" / "model"))
+    records = road.records()
     texts = [" ".join((*(turn["content"] for turn in r.turns), *r.responses)) for r in records]
     prompt = np.mean([len(tokenizer.encode(text)) for text in texts])
     return float(prompt), float(np.mean([row.tokens for row in rows]))
@@ -191,11 +194,11 @@ def _half(id: str) -> bool:
 
 
 def _shifted(road: Road) -> Judged:
-    records = evidence.heldout(road.world, shifted=True)
+    records = road.records(shifted=True)
     scalar = evidence.scalar_scores(
         road.directory, records, road.directory / "judged" / "scalar-shifted.json"
     )
-    file = road.directory / "evaluation" / "rl_shifted.jsonl"
+    file = road.samples("rl", shifted=True)
     return evidence.read_samples(records, file, scalar, road.settings.k)
 
 

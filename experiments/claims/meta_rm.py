@@ -43,7 +43,7 @@ def runs(road: Road) -> None:
 
 def _samples(road: Road, name: str) -> Path:
     if name == RECIPE:
-        return road.directory / "evaluation" / "rl.jsonl"
+        return road.samples("rl")
     folder = road.branch(
         f"meta-{name.replace(' ', '-').replace(',', '')}", "meta_rm", *VARIANTS[name]
     )
@@ -51,7 +51,7 @@ def _samples(road: Road, name: str) -> Path:
 
 
 def _judged(road: Road, name: str) -> Judged:
-    records = evidence.heldout(road.world)
+    records = road.records()
     file = road.directory / "judged" / "scalar.json"
     scalar = evidence.scalar_scores(road.directory, records, file)
     return evidence.read_samples(records, _samples(road, name), scalar, road.settings.k)

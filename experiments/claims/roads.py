@@ -5,7 +5,8 @@
     RUNS/*/judged       critiques that `python -m grm_jax.evaluate` keeps
 
 Commands are those that a user types. One whose result is there is not run again, and one that was
-stopped goes on where it was.
+stopped goes on where it was. With another size than `tiny` the same commands train a pretrained
+model on preferences of yours, and judge held-out records of yours.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grm_jax.benchmarks import synthetic
+from grm_jax.data.preferences import Preference, read_preferences
+from grm_jax.errors import UserError
 from grm_jax.model.storage import is_model_dir
 
 STAGES = ("sft", "rft", "rl", "scalar_rm", "meta_rm")  # each starts from some before it
@@ -32,10 +36,22 @@ class Settings:
     """One pipeline each."""
     k: int = 32
     """The most critiques of a record."""
+    config: str = "spct.py"
+    """The recipe of the pipeline. With a size, such as spct.py:27b, the branches have it, too."""
+    heldout: Path | None = None
+    """Preferences with labels, on which judges are compared; None: the embedded world's."""
     options: tuple[str, ...] = ("--compute-dtype", "bfloat16", "--mesh.cpu-devices", "1")
-    """Further options of each training command."""
+    """Further options of each training command, such as --base MODEL --preferences FILE."""
+    plan: str | None = None
+    """Only ask `python -m grm_jax.plan` whether the training commands fit this topology, such as
+    v5p:2x2x4 or h100:64."""
     dry: bool = False
     """Print the commands that are missing, and run none."""
+
+    @property
+    def size(self) -> str:
+        """The recipes' size: tiny, 27b, .."""
+        return self.config.partition(":")[2] or "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,47 +67,66 @@ class Road:
         return self.settings.runs / str(self.seed)
 
     @property
-    def world(self) -> Path:
-        """The directory of the embedded world's files."""
-        return self.directory / "world"
+    def scored(self) -> Path:
+        """Where the scalar RM's scores are kept, by the run that has it."""
+        return self.directory / "judged"
+
+    def records(self, *, shifted: bool = False) -> list[Preference]:
+        """The held-out records with two responses or more: of the training distribution, or those
+        with operands and combinations that training has not seen."""
+        if self.settings.heldout is not None:
+            found = [] if shifted else list(read_preferences(self.settings.heldout))
+        else:
+            world = synthetic.BENCHMARK.load(self.directory / "world")
+            found = [r for r in world if (r.domain != synthetic.FRESH) == shifted]
+        return [record for record in found if len(record.responses) > 1]
+
+    def samples(self, stage: str, *, shifted: bool = False) -> Path:
+        """The critiques of a stage's model on the held-out records."""
+        if self.settings.heldout is not None:
+            return self.judged(self.directory / stage, meta=self._meta(stage))
+        name = f"{stage}_shifted.jsonl" if shifted else f"{stage}.jsonl"
+        return self.directory / "evaluation" / name
 
     def pipeline(self) -> None:
-        """All stages and the evaluation at their end."""
-        if not (self.directory / "evaluation" / "summary.json").exists():
-            self._train("spct.py", self.directory)
+        """All stages, and critiques of each one's model."""
+        last = "evaluation/summary.json" if self.settings.size == "tiny" else "scalar_rm/model"
+        if not (self.directory / last).exists():
+            self._train(self.settings.config, self.directory)
+        if self.settings.heldout is not None:
+            for stage in STAGES[:3]:
+                self.judged(self.directory / stage, meta=self._meta(stage))
 
     def branch(self, name: str, stage: str, *options: str) -> Path:
         """A stage trained with other options, from the pipeline's models; returns its run
         directory, in which all other stages are links to the pipeline's."""
         directory = self.settings.runs / f"{self.seed}-{name}"
         if not is_model_dir(directory / stage / "model"):
-            directory.mkdir(parents=True, exist_ok=True)
-            for part in ("world", *STAGES[: STAGES.index(stage)]):
-                link = directory / part
-                if not link.is_symlink():
-                    link.symlink_to((self.directory / part).resolve(), target_is_directory=True)
-            self._train(f"{stage}.py", directory, *options)
+            if not (self.settings.dry or self.settings.plan):
+                self._link(directory, STAGES[: STAGES.index(stage)])
+            size = self.settings.config.partition(":")[2]
+            self._train(f"{stage}.py:{size}" if size else f"{stage}.py", directory, *options)
         return directory
 
-    def judged(self, model: Path, *, meta: Path | None = None, k: int | None = None) -> Path:
-        """The samples of a model on the held-out records of the world: samples.jsonl.
+    def judged(self, model: Path, *, meta: Path | None = None) -> Path:
+        """The samples of a model on the held-out records: samples.jsonl.
 
         Args:
           model: the directory of a stage, such as RUNS/0/rl.
           meta: the run of a meta RM whose scores the samples get.
         """
-        count = self.settings.k if k is None else k
-        folder = (
-            model.parent
-            / "judged"
-            / "-".join([model.name, str(count), *([] if meta is None else [meta.name])])
-        )
-        file = folder / "synthetic" / "samples.jsonl"
+        settings = self.settings
+        parts = [model.name, str(settings.k), *([] if meta is None else [meta.name])]
+        folder = model.parent / "judged" / "-".join(parts)
+        bench, data = "synthetic", self.directory
+        if settings.heldout is not None:
+            bench, data = "preferences", settings.heldout
+        file = folder / bench / "samples.jsonl"
         if not file.exists():
             command = [
-                "-m", "grm_jax.evaluate", "--bench", "synthetic", "--data", str(self.directory),
-                "--model", str(model), "-k", str(count), "--probes", "0", "--resamples", "200",
-                "--seed", str(self.seed), "--output", str(folder),
+                "-m", "grm_jax.evaluate", "--bench", bench, "--data", str(data),
+                "--model", str(model), "-k", str(settings.k), "--probes", "0",
+                "--resamples", "200", "--seed", str(self.seed), "--output", str(folder),
                 "--cache", str(self.directory / "evaluation" / "cache"),
                 "--compute-dtype", "bfloat16",
             ]  # fmt: skip
@@ -101,27 +136,50 @@ class Road:
     def verdicts(self, stage: str) -> Path:
         """Verdicts of a stage's model on the held-out records, with the expected scores of each
         critique: what `python -m grm_jax.judge` writes."""
-        file = self.directory / "judged" / f"{stage}-expected-{self.settings.k}.jsonl"
+        settings = self.settings
+        file = self.directory / "judged" / f"{stage}-expected-{settings.k}.jsonl"
+        rows = settings.heldout or self.directory / "world" / "heldout.jsonl"
         if not file.with_suffix(".done").exists():
             self._run(
                 [
                     "-m", "grm_jax.judge", "--model", str(self.directory / stage / "model"),
-                    "--input", str(self.world / "heldout.jsonl"), "--output", str(file),
-                    "-k", str(self.settings.k), "--seed", str(self.seed), "--expected",
-                    "--compute-dtype", "bfloat16",
+                    "--input", str(rows), "--output", str(file), "-k", str(settings.k),
+                    "--seed", str(self.seed), "--expected", "--compute-dtype", "bfloat16",
                 ]
             )  # fmt: skip
-            if not self.settings.dry:
+            if file.exists():
                 file.with_suffix(".done").touch()
         return file
 
+    def _meta(self, stage: str) -> Path | None:
+        """The meta RM was trained to guide the RL model."""
+        return self.directory if stage == "rl" else None
+
+    def _link(self, directory: Path, stages: Sequence[str]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        for part in ("world", *stages):
+            source, link = self.directory / part, directory / part
+            if part == "world" and not source.exists():
+                continue
+            if not source.exists():
+                raise UserError(f"{source} is missing; run the pipeline of seed {self.seed} first")
+            if not link.is_symlink():
+                link.symlink_to(source.resolve(), target_is_directory=True)
+
     def _train(self, recipe: str, directory: Path, *options: str) -> None:
+        if self.settings.plan is not None:
+            command = ["-m", "grm_jax.plan", "--config", recipe, "--topology", self.settings.plan]
+            self._run([*command, *options], allow_plan=True)
+            return
         seed = str(self.seed)
         command = ["-m", "grm_jax.train", "--config", recipe, "--run-dir", str(directory)]
-        command += ["--seed", seed, "--world.seed", seed, *self.settings.options, *options]
-        self._run(command)
+        command += ["--seed", seed]
+        command += ["--world.seed", seed] if self.settings.size == "tiny" else []
+        self._run([*command, *self.settings.options, *options])
 
-    def _run(self, command: Sequence[str]) -> None:
+    def _run(self, command: Sequence[str], *, allow_plan: bool = False) -> None:
+        if self.settings.plan is not None and not allow_plan:
+            return
         print(shlex.join(["python", *command]), flush=True)
         if not self.settings.dry:
             subprocess.run([sys.executable, *command], check=True)

@@ -26,11 +26,11 @@ def runs(road: Road) -> None:
 
 def read_stage(road: Road, stage: str) -> Judged:
     """What a stage's model said of the held-out records, with the scalar RM's scores."""
-    records = evidence.heldout(road.world)
+    records = road.records()
     scalar = evidence.scalar_scores(
         road.directory, records, road.directory / "judged" / "scalar.json"
     )
-    file = road.directory / "evaluation" / f"{stage}.jsonl"
+    file = road.samples(stage)
     return evidence.read_samples(records, file, scalar, road.settings.k)
 
 
