@@ -27,17 +27,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "the paper's tie rule": ("--rl.tie", "paper"),
     "no KL penalty": ("--rl.kl-coef", "0"),
     "KL 0.08": ("--rl.kl-coef", "0.08"),
-    "groups of 16": ("--rl.group", "16", "--rl.prompts", "16", "--rl.train-groups", "16"),
     "rare right ones": ("--rl.rare", "0.5"),
     "votes as well": ("--rl.vote", "2"),
     "votes and rare": ("--rl.vote", "2", "--rl.rare", "0.5"),
 }
+GROUPS = "groups of 16"  # from fewer records, so that a step has as many rollouts
 RECIPE = "the recipe"
 
 
 def runs(road: Road) -> None:
     road.pipeline()
-    for name in VARIANTS:
+    for name in (*VARIANTS, GROUPS):
         road.judged(_stage(road, name))
 
 
@@ -46,7 +46,8 @@ def _stage(road: Road, name: str) -> Path:
     if name == RECIPE:
         return road.directory / "rl"
     folder = "rl-" + name.replace(" ", "-").replace("'", "").replace(".", "")
-    return road.branch(folder, "rl", *VARIANTS[name]) / "rl"
+    arguments = "group=16" if name == GROUPS else ""
+    return road.branch(folder, "rl", *VARIANTS.get(name, ()), arguments=arguments) / "rl"
 
 
 def _judged(road: Road, name: str) -> Judged:
@@ -61,7 +62,7 @@ def read(roads: Sequence[Road]) -> Found:
     ks = tuple(dict.fromkeys((1, min(8, most), most)))
     found = {
         "RFT, before RL": [voting.read_stage(road, "rft") for road in roads],
-        **{name: [_judged(road, name) for road in roads] for name in (RECIPE, *VARIANTS)},
+        **{name: [_judged(road, name) for road in roads] for name in (RECIPE, *VARIANTS, GROUPS)},
     }
     credits = {
         name: {k: [evidence.accuracy(judged, k, evidence.plain) for judged in seeds] for k in ks}
@@ -149,7 +150,7 @@ def principles(stage: Path) -> list[float]:
 def _picture(roads: Sequence[Road]) -> Picture:
     picture = Picture(figsize=(9, 3.5))
     left, right = picture.subplots(1, 2)
-    for name in (RECIPE, *VARIANTS):
+    for name in (RECIPE, *VARIANTS, GROUPS):
         stages = [_stage(road, name) for road in roads]
         entropy = np.mean([[row["entropy"] for row in _metrics(stage)] for stage in stages], axis=0)
         left.plot(_smooth(entropy), label=name)

@@ -97,15 +97,21 @@ class Road:
             for stage in STAGES[:3]:
                 self.judged(self.directory / stage, meta=self._meta(stage))
 
-    def branch(self, name: str, stage: str, *options: str) -> Path:
+    def branch(self, name: str, stage: str, *options: str, arguments: str = "") -> Path:
         """A stage trained with other options, from the pipeline's models; returns its run
-        directory, in which all other stages are links to the pipeline's."""
+        directory, in which all other stages are links to the pipeline's.
+
+        Args:
+          arguments: of the recipe, such as "group=16".
+        """
         directory = self.settings.runs / f"{self.seed}-{name}"
         if not is_model_dir(directory / stage / "model"):
             if not (self.settings.dry or self.settings.plan):
                 self._link(directory, STAGES[: STAGES.index(stage)])
-            size = self.settings.config.partition(":")[2]
-            self._train(f"{stage}.py:{size}" if size else f"{stage}.py", directory, *options)
+            recipe = ",".join(
+                [f"{stage}.py:{self.settings.size}", *([arguments] * bool(arguments))]
+            )
+            self._train(recipe, directory, *options)
         return directory
 
     def judged(self, model: Path, *, meta: Path | None = None) -> Path:

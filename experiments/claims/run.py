@@ -59,7 +59,7 @@ def main(args: Arguments) -> None:
     for claim in (CLAIMS[name] for name in names):
         for road in roads:
             claim.runs(road)
-        if settings.dry:
+        if settings.dry or settings.plan:
             continue
         found = claim.read(roads)
         about = {

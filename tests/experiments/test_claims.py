@@ -136,7 +136,9 @@ def test_a_branch_links_what_it_starts_from(tmp_path, monkeypatch):
     assert (branch / "rft").resolve() == (road.directory / "rft").resolve()
     (command,) = commands
     assert (
-        command[-2:] == ["--rl.kl-coef", "0"] and "rl.py" in command and "--world.seed" in command
+        command[-2:] == ["--rl.kl-coef", "0"]
+        and "rl.py:tiny" in command
+        and "--world.seed" in command
     )
     dry = dataclasses.replace(road, settings=dataclasses.replace(road.settings, dry=True))
     assert dry.branch("kl", "rl") == branch
