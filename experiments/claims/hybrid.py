@@ -23,7 +23,7 @@ from matplotlib.figure import Figure as Picture
 from roads import Road
 from voting import STAGES, read_stage
 
-from grm_jax import files
+from grm_jax import recipes
 from grm_jax.data.critiques import read_critiques
 from grm_jax.tokenizer import load_tokenizer
 
@@ -42,9 +42,9 @@ def runs(road: Road) -> None:
 
 def _longer(road: Road, times: int) -> Path:
     """The run of a scalar RM that was trained for longer, with the learning rate spread over it."""
-    steps = files.read_json(road.directory / "scalar_rm" / "config.json")["stage"]["fitting"][
-        "steps"
-    ]
+    recipe = recipes.load(f"scalar_rm.py:{road.settings.size}")
+    assert isinstance(recipe, recipes.ScalarRMRecipe)
+    steps = recipe.scalar_rm.fitting.steps
     name, option = f"scalar-x{times}", "--scalar-rm.fitting.steps"
     return road.branch(name, "scalar_rm", option, str(times * steps))
 
