@@ -15,6 +15,7 @@ import dataclasses
 import subprocess
 import sys
 
+import adaptive_k
 import ceiling
 import expected
 import hybrid
@@ -30,7 +31,14 @@ from grm_jax.scoring.results import versions
 
 CLAIMS: dict[str, Claim] = {
     claim.name: claim
-    for claim in (voting.CLAIM, hybrid.CLAIM, meta_rm.CLAIM, expected.CLAIM, ceiling.CLAIM)
+    for claim in (
+        voting.CLAIM,
+        hybrid.CLAIM,
+        meta_rm.CLAIM,
+        expected.CLAIM,
+        adaptive_k.CLAIM,
+        ceiling.CLAIM,
+    )
 }
 
 
