@@ -40,8 +40,8 @@ class Settings:
     """The recipe of the pipeline. With a size, such as spct.py:27b, the branches have it, too."""
     heldout: Path | None = None
     """Preferences with labels, on which judges are compared; None: the embedded world's."""
-    options: tuple[str, ...] = ("--compute-dtype", "bfloat16", "--mesh.cpu-devices", "1")
-    """Further options of each training command, such as --base MODEL --preferences FILE."""
+    options: str = "--compute-dtype bfloat16 --mesh.cpu-devices 1"
+    """Further options of each training command: --options="--base MODEL --preferences FILE"."""
     plan: str | None = None
     """Only ask `python -m grm_jax.plan` whether the training commands fit this topology, such as
     v5p:2x2x4 or h100:64."""
@@ -181,7 +181,7 @@ class Road:
         command = ["-m", "grm_jax.train", "--config", recipe, "--run-dir", str(directory)]
         command += ["--seed", seed]
         command += ["--world.seed", seed] if self.settings.size == "tiny" else []
-        self._run([*command, *self.settings.options, *options])
+        self._run([*command, *shlex.split(self.settings.options), *options])
 
     def _run(self, command: Sequence[str], *, allow_plan: bool = False) -> None:
         if self.settings.plan is not None and not allow_plan:

@@ -128,7 +128,7 @@ def test_the_weight_comes_from_the_other_half():
 def test_a_branch_links_what_it_starts_from(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(Road, "_run", lambda self, command: commands.append(command))
-    road = Road(Settings(runs=tmp_path, options=()), 3)
+    road = Road(Settings(runs=tmp_path, options=""), 3)
     for part in ("world", "sft", "rft", "rl", "scalar_rm"):
         (road.directory / part).mkdir(parents=True)
     branch = road.branch("kl", "rl", "--rl.kl-coef", "0")
