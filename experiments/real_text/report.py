@@ -4,8 +4,9 @@
         --heldout runs/real_text/data/heldout.jsonl --output experiments/real_text/smollm2_135m
 
     for each model that the run has (base, sft, rft, rl; with the meta and the scalar RM, if any)
-        python -m grm_jax.judge -> verdicts, resumable line by line
-    -> accuracy of one sample, of votes, guided votes, votes plus scalar head, with 95% intervals
+        python -m grm_jax.evaluate --bench preferences -> samples, resumable; RUN/report/STAGE has
+        its figures, the bias table and the HTML report
+    -> accuracy of one sample, of votes, guided votes, votes plus scalar head, against chance
     -> results.json, table.md, critiques.md
 
 The base model judges with worked examples, as text that it continues; the others with the template
@@ -22,18 +23,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import tyro
 
-from grm_jax.critique import credit, is_correct, vote
-from grm_jax.critique.voting import hybrid_scores
+from grm_jax.critique import best_label, credit, is_correct, vote
+from grm_jax.data.critiques import Critique, read_critiques
 from grm_jax.data.preferences import Preference, read_preferences, write_preferences
 from grm_jax.errors import UserError
 from grm_jax.model.storage import is_model_dir
+from grm_jax.scoring import scalar_scores
+from grm_jax.scoring.aggregate import aggregate
 from grm_jax.scoring.results import versions
+from grm_jax.scoring.rules import Rules
+from grm_jax.scoring.scalar_scores import read_scalar_scores
 from grm_jax.scoring.statistics import paired_difference
 
 STAGES = ("sft", "rft", "rl")
@@ -46,7 +50,7 @@ class Arguments:
     heldout: Path
     """Records that no stage has learnt from."""
     output: Path
-    """Where the tables go; verdicts are kept in the run directory."""
+    """Where the tables go; samples are kept in the run directory."""
     base: Path | None = None
     """The base model, to judge with worked examples."""
     k: int = 8
@@ -68,24 +72,20 @@ def main(args: Arguments) -> None:
     write_preferences(rows, kept)
     methods: dict[str, np.ndarray] = {}
     failures: dict[str, float] = {}
-    shown: list[dict[str, Any]] = []
+    shown: list[Critique] = []
     if args.base is not None:
         few = kept[: args.base_records]
         methods["base, worked examples"], failures["base, worked examples"] = base(args, few)
     for stage in STAGES:
         if not is_model_dir(args.run / stage / "model"):
             continue
-        verdicts = judged(args, stage, rows, folder)
-        found, failures[stage] = credits(kept, verdicts, args.k)
+        judged = evaluate(args, stage, rows, folder) / "preferences"
+        shown = read_critiques(judged / "samples.jsonl")
+        found, failures[stage] = credits(kept, shown, judged / scalar_scores.FILE)
+        scalar = found.pop("scalar", None)
         methods |= {f"{stage}, {name}": values for name, values in found.items()}
-        shown = verdicts
-    if shown and shown[0]["scalar"] is not None:
-        methods["scalar RM"] = np.asarray(
-            [
-                credit(vote([row["scalar"]]), record.labels)
-                for record, row in zip(kept, shown, strict=True)
-            ]
-        )
+        if scalar is not None:
+            methods["scalar RM"] = scalar
     write(args, kept, len(records), methods, failures, shown)
 
 
@@ -94,21 +94,19 @@ def _characters(record: Preference) -> int:
     return sum(map(len, (*said, *record.responses)))
 
 
-def judged(args: Arguments, stage: str, rows: Path, folder: Path) -> list[dict[str, Any]]:
-    """The verdicts of a stage's model; what was judged before is not judged again."""
-    output = folder / f"{stage}-{args.k}-{rows.stem}.jsonl"
+def evaluate(args: Arguments, stage: str, rows: Path, folder: Path) -> Path:
+    """The results of a stage's model; what was sampled before is not sampled again."""
+    output = folder / stage
     command = [
-        sys.executable, "-m", "grm_jax.judge", "--model", str(args.run / stage / "model"),
-        "--input", str(rows), "--output", str(output), "-k", str(args.k),
+        sys.executable, "-m", "grm_jax.evaluate", "--bench", "preferences", "--data", str(rows),
+        "--model", str(args.run / stage / "model"), "-k", str(args.k), "--output", str(output),
+        "--cache", str(folder / "cache"), "--long-prompts", "truncate-middle",
     ]  # fmt: skip
     for option, name in (("--meta", "meta_rm"), ("--scalar", "scalar_rm")):
         if is_model_dir(args.run / name / "model"):
-            command += [option, str(args.run / name / "model")]
-    done = subprocess.run(command, check=False)
-    if done.returncode not in (0, 3):  # 3: some rows have no verdict
-        raise UserError(f"{' '.join(command)}: ended with status {done.returncode}")
-    lines = output.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["verdict"] for line in lines]
+            command += [option, str(args.run / name)]
+    subprocess.run(command, check=True)
+    return output
 
 
 def base(args: Arguments, records: Sequence[Preference]) -> tuple[np.ndarray, float]:
@@ -133,37 +131,21 @@ def base(args: Arguments, records: Sequence[Preference]) -> tuple[np.ndarray, fl
 
 
 def credits(
-    records: Sequence[Preference], verdicts: Sequence[dict[str, Any]], k: int
+    records: Sequence[Preference], rows: Sequence[Critique], scalar: Path
 ) -> tuple[dict[str, np.ndarray], float]:
-    """(credits of each method by record, the share of unparsable critiques)."""
-    found: dict[str, list[float]] = {}
+    """(credits of each method by record, the share of unparsable samples).
 
-    def add(name: str, record: Preference, samples: Sequence[Any], **how: Any) -> None:
-        verdict = vote(samples, **how)
-        found.setdefault(name, []).append(credit(verdict, record.labels))
-
-    for record, verdict in zip(records, verdicts, strict=True):
-        samples = [row["scores"] for row in verdict["critiques"]]
-        meta = [row["meta"] for row in verdict["critiques"]]
-        one = [credit(vote([scores]), record.labels) for scores in samples]
-        found.setdefault("1 sample", []).append(float(np.mean(one)))
-        for count in (4, 8, 16):
-            if count > k:
-                continue
-            add(f"vote@{count}", record, samples[:count])
-            if all(logit is not None for logit in meta):
-                add(f"meta@{count}", record, samples[:count], meta=meta[:count], k_meta=count // 2)
-            if verdict["scalar"] is not None:
-                both = hybrid(vote(samples[:count]).mean, verdict["scalar"])
-                add(f"vote@{count} + scalar", record, [both])
-    failed = [row["failure"] is not None for verdict in verdicts for row in verdict["critiques"]]
-    return {name: np.asarray(values) for name, values in found.items()}, float(np.mean(failed))
-
-
-def hybrid(means: Sequence[float], scalar: Sequence[float]) -> list[float]:
-    """Mean scores plus scalar scores, both centred, as the judge's method `hybrid` adds them; the
-    scalar scores alone where no critique was readable."""
-    return hybrid_scores(means or [0.0] * len(scalar), scalar)
+    Args:
+      scalar: the file of the scalar RM's scores, if there is one.
+    """
+    known = read_scalar_scores(scalar).options() if scalar.exists() else {}
+    found = aggregate(records, rows, **known)
+    rules = Rules(ties="shared", unparsed="wrong")
+    values = {
+        method.name: np.asarray(list(method.credits(records, rules).values()))
+        for method in found.methods
+    }
+    return values, found.rates["sampled"].failed
 
 
 def write(
@@ -172,7 +154,7 @@ def write(
     read: int,
     methods: dict[str, np.ndarray],
     failures: dict[str, float],
-    shown: Sequence[dict[str, Any]],
+    shown: Sequence[Critique],
 ) -> None:
     chance = np.asarray([1 / len(record.responses) for record in records])
     rows, figures = [], {}
@@ -208,26 +190,20 @@ def write(
     print("\n".join(table))
 
 
-def critiques(records: Sequence[Preference], verdicts: Sequence[dict[str, Any]]) -> str:
-    """Five critiques that are right and five that are not, with their records' queries."""
+def critiques(records: Sequence[Preference], rows: Sequence[Critique]) -> str:
+    """Five critiques that are right and five that are not: each record's first sample."""
+    by_id = {record.id: record for record in records}
+    first = [row for row in rows if row.sample == 0 and row.scores is not None]
     parts = ["# Critiques of held-out records\n"]
     for right in (True, False):
         parts.append(f"## {'Right' if right else 'Wrong'}\n")
-        chosen = [
-            (record, verdict["critiques"][0])
-            for record, verdict in zip(records, verdicts, strict=True)
-            if verdict["critiques"] and verdict["critiques"][0]["scores"] is not None
-        ]
-        chosen = [
-            (record, row)
-            for record, row in chosen
-            if is_correct(row["scores"], record.labels) == right
-        ]
-        for record, row in chosen[:5]:
-            order = ", ".join(str(place + 1) for place in row["order"])
+        chosen = [r for r in first if is_correct(r.scores, by_id[r.example_id].labels) == right]
+        for row in chosen[:5]:
+            order = ", ".join(str(place + 1) for place in row.order)
+            best = best_label(by_id[row.example_id].labels) + 1
             parts.append(
-                f"`{record.id}`, shown in the order {order}; the best is {record.best + 1}\n\n"
-                + "\n".join(f"> {line}" for line in row["text"].splitlines())
+                f"`{row.example_id}`, shown in the order {order}; the best is {best}\n\n"
+                + "\n".join(f"> {line}" for line in row.text.splitlines())
                 + "\n"
             )
     return "\n".join(parts)

@@ -13,8 +13,10 @@ from types import ModuleType
 
 import pytest
 
+from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import read_preferences
 from grm_jax.errors import UserError
+from grm_jax.scoring.scalar_scores import ScalarScores, write_scalar_scores
 
 SCRIPTS = Path(__file__).parents[2] / "experiments" / "real_text"
 
@@ -132,31 +134,30 @@ def test_consent_and_an_existing_folder_come_first(tmp_path):
         model.main(model.Arguments("smollm2_135m", tmp_path))
 
 
-def verdict(*scores, scalar=None, meta=None) -> dict:
-    rows = [
-        {"scores": one, "failure": None if one else "no_box", "meta": meta and meta[i]}
-        for i, one in enumerate(scores)
-    ]
-    return {"critiques": rows, "scalar": scalar}
-
-
-def test_the_methods_of_a_report(record):
+def test_the_methods_of_a_report(record, tmp_path):
     records = [record("a", 2), record("b", 2)]
-    verdicts = [
-        verdict([9, 1], [1, 5], None, [5, 5], scalar=[0.2, 0.1], meta=[2.0, -1.0, -2.0, 1.0]),
-        verdict([1, 2], [1, 2], [1, 2], [3, 2], scalar=[3.0, -3.0], meta=[-1.0, -2.0, -3.0, 4.0]),
+    scores = {
+        "a": [(9, 1), (1, 5), None, (5, 5)],
+        "b": [(1, 2), (1, 2), (1, 2), (3, 2)],
+    }
+    rows = [
+        Critique(id, i, (0, 1), s, None if s else "no_box", "stop", f"{id} says {s}")
+        for id, each in scores.items()
+        for i, s in enumerate(each)
     ]
-    found, unparsable = report.credits(records, verdicts, 4)
-    assert found["1 sample"].tolist() == [1.5 / 4, 1 / 4]
-    assert found["vote@4"].tolist() == [1, 0]
-    assert found["meta@4"].tolist() == [1, 0.5]  # of two kept critiques each
-    assert found["vote@4 + scalar"].tolist() == [1, 1]  # the scalar RM is sure of the second
-    assert report.hybrid((5, 2), (0.2, 0.4)) == pytest.approx([1.45, -1.45])
-    assert unparsable == 1 / 8 and "vote@8" not in found
-    nothing = [verdict(None, None, None, None)]
-    found, unparsable = report.credits(records[:1], nothing, 4)
-    assert found["vote@4"].tolist() == [0] and unparsable == 1
-    assert set(found) == {"1 sample", "vote@4"}
+    file = tmp_path / "scalar.json"
+    found, unparsable = report.credits(records, rows, file)
+    assert found["sample@1"].tolist() == [1.5 / 4, 1 / 4]
+    assert found["vote@4"].tolist() == [1, 0] and "scalar" not in found
+    assert unparsable == 1 / 8
+    known = ScalarScores({"a": (0.2, 0.1), "b": (3.0, -3.0)}, None, "digest")
+    write_scalar_scores(file, known)
+    found, _ = report.credits(records, rows, file)
+    assert found["hybrid@4"].tolist() == [1, 1]  # the scalar RM is sure of the second
+    assert found["scalar"].tolist() == [1, 1]
+    text = report.critiques(records, rows)
+    right, wrong = text.split("## Wrong")
+    assert "> a says (9, 1)" in right and "> b says (1, 2)" in wrong and "the best is 1" in text
 
 
 @pytest.mark.slow
