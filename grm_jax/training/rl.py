@@ -58,8 +58,8 @@ log = logging.getLogger("grm_jax")
 T = TypeVar("T")
 
 
-def run_rl(run: Run, config: RL, init: str | None = None) -> None:
-    """Train from `init` (default: the rft stage); does nothing when already done."""
+def check_options(config: RL) -> None:
+    """Raise ConfigError for options that do not go together."""
     if not config.sampling.unfiltered:
         raise ConfigError(
             "rollouts must be drawn from the whole distribution, or the policy's log-probabilities "
@@ -67,6 +67,11 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             f"--rl.sampling.top-p 1 and --rl.sampling.min-p 0, not {config.sampling}"
         )
     rewards.check(config)
+
+
+def run_rl(run: Run, config: RL, init: str | None = None) -> None:
+    """Train from `init` (default: the rft stage); does nothing when already done."""
+    check_options(config)
     start = init or "rft"
     stage = Stage(run, "rl", config, init, [start])
     if stage.done:

@@ -21,6 +21,7 @@ from grm_jax.training.final_evaluation import evaluate_pipeline
 from grm_jax.training.heldout import critique_records
 from grm_jax.training.options import Pipeline
 from grm_jax.training.run import Run
+from grm_jax.training.setup import ConfigError
 
 log = logging.getLogger("grm_jax")
 
@@ -55,9 +56,11 @@ def run_spct(run: Run, recipe: Pipeline) -> None:
 
 
 def check_records(run: Run, recipe: Pipeline) -> None:
-    """Raise a UserError for records that a stage which is not done yet could not learn from, or not
-    be measured on, before the first one begins."""
+    """Before the first stage begins, raise a UserError for what a stage that is not done yet could
+    not use: options, or records that it could not learn from or be measured on."""
     checks: list[tuple[str, Callable[[], object]]] = [
+        ("rl", lambda: rl.check_options(recipe.rl)),
+        ("meta_rm", lambda: _check_start(run, recipe)),
         ("sft", lambda: sft.check_records(run, recipe.sft)),
         ("rft", lambda: rft.usable_records(run, recipe.rft)),
         ("rft", lambda: critique_records(run, "rft", run.records)),
@@ -70,6 +73,16 @@ def check_records(run: Run, recipe: Pipeline) -> None:
     for name, check in checks:
         if not storage.is_model_dir(run.directory / name / "model"):
             check()
+
+
+def _check_start(run: Run, recipe: Pipeline) -> None:
+    there = storage.is_model_dir(run.directory / "scalar_rm" / "model")
+    if recipe.meta_rm.start == "scalar_rm" and not there:
+        raise ConfigError(
+            "--meta-rm.start scalar_rm: the pipeline trains the meta RM before the scalar RM. Give "
+            "another start, or train the scalar RM first, with --config scalar_rm.py and the same "
+            "--run-dir"
+        )
 
 
 class StageTimes:
