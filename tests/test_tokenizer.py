@@ -404,6 +404,7 @@ def test_save_then_load_is_the_identity(
     for field in (
         "vocab_size",
         "pad_id",
+        "bos_id",
         "begin_ids",
         "eos_id",
         "end_id",
