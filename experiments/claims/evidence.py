@@ -7,7 +7,6 @@ vote.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,9 @@ import numpy as np
 from grm_jax.critique.voting import hybrid_scores
 from grm_jax.data.critiques import read_critiques
 from grm_jax.data.preferences import Preference
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.scoring.aggregate import subsets
+from grm_jax.scoring.scalar_rm import ScalarScorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,19 +109,14 @@ def read_samples(
     return grouped(records, scores, meta, scalar)
 
 
-def scalar_scores(run: Path, records: Sequence[Preference], file: Path) -> dict[str, list[float]]:
-    """The scores of a run's scalar RM by record id; computed once, and kept in `file`."""
-    if not file.exists():
-        from grm_jax.judge.scalar import load_scalar_rm
-        from grm_jax.parallel.mesh import make_mesh
-
-        mesh = make_mesh()
-        asked = [(record.turns, record.responses) for record in records]
-        found = load_scalar_rm(run, mesh).scores(asked, mesh, 4096)
-        kept = {r.id: list(map(float, each)) for r, each in zip(records, found, strict=True)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(kept), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+def scalar_scores(run: Path, records: Sequence[Preference]) -> Mapping[str, Sequence[float]]:
+    """The scores of a run's scalar RM by record id. They are computed once for the same weights and
+    texts, and kept in the run's directory."""
+    scorer = ScalarScorer(
+        run, cache=run / "judged" / "cache", mesh=make_mesh(), compute_dtype="auto",
+        score_tokens=4096,
+    )  # fmt: skip
+    return scorer.scores("scalar RM", records).scores
 
 
 def by_record(judged: Judged, values: Callable[[Group], np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from pathlib import Path
 
 from evidence import Judged
@@ -20,15 +21,17 @@ def parameters(stage: Path) -> int:
 def training(stage: Path) -> float:
     """FLOPs of a stage's gradient steps: 6 N a token. Sampling is not in them.
 
-    The tokens of its steps are read from its log: tokens a second times the time since the row
-    before.
+    The tokens of a step are read from its log: tokens a second times the time since the row before.
+    The median of all rows is taken, since the time between two rows is longer where the stage was
+    stopped and went on later.
     """
     lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "train_tokens_per_second" in row]
-    pairs = list(itertools.pairwise(rows))
-    tokens = sum(b["train_tokens_per_second"] * (b["time"] - a["time"]) for a, b in pairs)
-    counted = rows[-1]["step"] - rows[0]["step"]
-    return 6.0 * parameters(stage) * tokens / counted * rows[-1]["step"]
+    tokens = statistics.median(
+        b["train_tokens_per_second"] * (b["time"] - a["time"]) / (b["step"] - a["step"])
+        for a, b in itertools.pairwise(rows)
+    )
+    return 6.0 * parameters(stage) * tokens * rows[-1]["step"]
 
 
 def judging(stage: Path, judged: Judged, prompt: float, critique: float, k: int) -> float:
@@ -41,4 +44,9 @@ def judging(stage: Path, judged: Judged, prompt: float, critique: float, k: int)
         len(group.records) * (min(k, group.scalar.shape[1]) * prompt + k * critique)
         for group in judged
     )
+    return reading(stage, tokens)
+
+
+def reading(stage: Path, tokens: float) -> float:
+    """FLOPs of tokens that are read or written: 2 N each."""
     return 2.0 * parameters(stage) * tokens

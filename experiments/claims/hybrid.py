@@ -1,17 +1,16 @@
 """Votes and the scalar head together: the mean vote plus a weight times the scalar score.
 
 The weight is chosen on one half of the held-out records (by a digest of their ids) and used on the
-other, in both directions. Records in shifted worlds use the weight that the other half of their own
-would not tell: that of all records of the training distribution. A judge may also be asked only
-where the scalar scores are close (routing).
+other, in both directions. Records with unseen operands and combinations have the weight that is
+best on all held-out records of the training distribution. A judge may also be asked only where the
+scalar scores are close (routing).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import evidence
 import flops
@@ -25,6 +24,7 @@ from voting import STAGES, read_stage
 
 from grm_jax import recipes
 from grm_jax.data.critiques import read_critiques
+from grm_jax.data.examples import reply_example
 from grm_jax.tokenizer import load_tokenizer
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -52,8 +52,8 @@ def _longer(road: Road, times: int) -> Path:
 def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     ks = tuple(dict.fromkeys((min(8, most), most)))
-    rows, tests, numbers = [], {}, {}
-    pictured: dict[str, list[float]] = {}
+    rows, tests = [], {}
+    by_weight: dict[str, dict[float, paired.Figure]] = {}
     for stage, label in STAGES.items():
         found = [read_stage(road, stage) for road in roads]
         scalar = [evidence.scalar_accuracy(judged) for judged in found]
@@ -64,14 +64,11 @@ def read(roads: Sequence[Road]) -> Found:
             fixed = [by[0.5] for by in sweeps]
             weighted = [evidence.accuracy(judged, k, evidence.scalar_weighted) for judged in found]
             name = f"{label}, {k}"
-            pictured[name] = [paired.over_seeds([by[w] for by in sweeps]).mean for w in WEIGHTS]
             columns = (plain, scalar, fixed, chosen, weighted)
             rows.append([name, *(paired.over_seeds(each).cell() for each in columns)])
             tests[f"{name}: sum against votes"] = paired.difference(chosen, plain)
             tests[f"{name}: sum against the scalar RM"] = paired.difference(chosen, scalar)
-            numbers[name] = {
-                str(w): paired.over_seeds([by[w] for by in sweeps]).as_json() for w in WEIGHTS
-            }
+            by_weight[name] = {w: paired.over_seeds([by[w] for by in sweeps]) for w in WEIGHTS}
     shifted = [_shifted(road) for road in roads] if roads[0].records(shifted=True) else []
     best = {road.seed: best_weight(sweep(read_stage(road, "rl"), most)) for road in roads}
     moved = {
@@ -110,15 +107,18 @@ def read(roads: Sequence[Road]) -> Found:
             paired.table(["share of records judged", *STAGES.values()], routed),
             "Compute of training and of judging these records once, in 10^12 FLOPs. Sampling for "
             "RFT and RL is not counted, which favours their rows:\n",
-            paired.table(["", "FLOPs", "accuracy"], _costs(roads, numbers)),
+            paired.table(["", "FLOPs", "accuracy"], _costs(roads, by_weight)),
         ]
     )  # fmt: skip
     figures = {
-        "weights": numbers,
+        "weights": {
+            name: {str(w): figure.as_json() for w, figure in by.items()}
+            for name, by in by_weight.items()
+        },
         "differences": {name: figure.as_json() for name, figure in tests.items()},
         "shifted": {name: paired.over_seeds(v).as_json() for name, v in moved.items() if v},
     }
-    return Found(text, figures, _picture(pictured))
+    return Found(text, figures, _picture(by_weight))
 
 
 def _unseen(moved: dict[str, list[np.ndarray]], most: int) -> list[str]:
@@ -127,21 +127,22 @@ def _unseen(moved: dict[str, list[np.ndarray]], most: int) -> list[str]:
     return [head, paired.table(list(moved), [cells])]
 
 
-def _costs(roads: Sequence[Road], numbers: dict[str, dict[str, Any]]) -> list[list[str]]:
+def _costs(
+    roads: Sequence[Road], by_weight: Mapping[str, Mapping[float, paired.Figure]]
+) -> list[list[str]]:
     """(what, FLOPs, accuracy) of scalar RMs, votes, and sums of both with weight 0.5."""
     rows = []
     base = roads[0].directory
     trained = {stage: flops.training(base / stage) for stage in (*STAGES, "scalar_rm")}
     read = read_stage(roads[0], "sft")
     prompt, critique = lengths(roads[0])
-    # The scalar RM reads the conversation with each response: about the judge's prompt.
-    scored = flops.judging(base / "sft", read, prompt, 0, 99)
+    scored = flops.reading(base / "scalar_rm", scalar_tokens(roads[0]))
     for times in (1, *LONGER):
         found = []
         for road in roads:
             run = road.directory if times == 1 else _longer(road, times)
             records = road.records()
-            scalar = evidence.scalar_scores(run, records, run / "judged" / "scalar.json")
+            scalar = evidence.scalar_scores(run, records)
             file = road.samples("sft")
             found.append(evidence.scalar_accuracy(evidence.read_samples(records, file, scalar, 1)))
         cost = trained["sft"] + times * trained["scalar_rm"] + scored
@@ -153,11 +154,10 @@ def _costs(roads: Sequence[Road], numbers: dict[str, dict[str, Any]]) -> list[li
         for k in sorted({min(8, roads[0].settings.k), roads[0].settings.k}):
             judged = flops.judging(base / stage, read, prompt, critique, k)
             for name, extra, weight in (
-                (f"{label}, {k} votes", 0.0, "0.0"),
-                (f"{label}, {k} votes and scalar RM", trained["scalar_rm"] + scored, "0.5"),
+                (f"{label}, {k} votes", 0.0, 0.0),
+                (f"{label}, {k} votes and scalar RM", trained["scalar_rm"] + scored, 0.5),
             ):
-                figure = numbers[f"{label}, {k}"][weight]
-                cell = f"{figure['mean']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
+                cell = by_weight[f"{label}, {k}"][weight].cell()
                 rows.append([name, f"{(cost + judged + extra) / 1e12:.1f}", cell])
     return rows
 
@@ -170,6 +170,16 @@ def lengths(road: Road) -> tuple[float, float]:
     texts = [" ".join((*(turn["content"] for turn in r.turns), *r.responses)) for r in records]
     prompt = np.mean([len(tokenizer.encode(text)) for text in texts])
     return float(prompt), float(np.mean([row.tokens for row in rows]))
+
+
+def scalar_tokens(road: Road) -> int:
+    """What the scalar RM reads of all records: each response after its conversation."""
+    tokenizer = load_tokenizer(str(road.directory / "scalar_rm" / "model"))
+    return sum(
+        reply_example(record.turns, response, tokenizer).length
+        for record in road.records()
+        for response in record.responses
+    )
 
 
 def sweep(judged: Judged, k: int) -> dict[float, np.ndarray]:
@@ -195,9 +205,7 @@ def _half(id: str) -> bool:
 
 def _shifted(road: Road) -> Judged:
     records = road.records(shifted=True)
-    scalar = evidence.scalar_scores(
-        road.directory, records, road.directory / "judged" / "scalar-shifted.json"
-    )
+    scalar = evidence.scalar_scores(road.directory, records)
     file = road.samples("rl", shifted=True)
     return evidence.read_samples(records, file, scalar, road.settings.k)
 
@@ -213,10 +221,11 @@ def _routed(judged: Judged, k: int, share: float) -> np.ndarray:
     return np.where(asked, summed, scalar)
 
 
-def _picture(pictured: dict[str, list[float]]) -> Picture:
+def _picture(by_weight: Mapping[str, Mapping[float, paired.Figure]]) -> Picture:
     picture = Picture(figsize=(6, 4))
     axes = picture.subplots()
-    for name, values in pictured.items():
+    for name, figures in by_weight.items():
+        values = [figures[w].mean for w in WEIGHTS]
         axes.plot(range(len(WEIGHTS)), values, marker="o", markersize=3, label=name)
     axes.set_xticks(range(len(WEIGHTS)), [f"{w:g}" for w in WEIGHTS])
     axes.set_xlabel("weight of the scalar score (0: votes alone)")

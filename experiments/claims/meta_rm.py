@@ -52,8 +52,7 @@ def _samples(road: Road, name: str) -> Path:
 
 def _judged(road: Road, name: str) -> Judged:
     records = road.records()
-    file = road.directory / "judged" / "scalar.json"
-    scalar = evidence.scalar_scores(road.directory, records, file)
+    scalar = evidence.scalar_scores(road.directory, records)
     return evidence.read_samples(records, _samples(road, name), scalar, road.settings.k)
 
 

@@ -17,7 +17,9 @@ class Figure:
     """A mean over seeds in percent, with its 95% t interval: another training and other records.
 
     Attributes:
-      p: two-sided p-value of a mean of zero; of differences only.
+      low, high: the interval; NaN for a single seed, which has none.
+      p: two-sided p-value of a mean of zero, which says something of differences only; NaN for a
+        single seed.
     """
 
     mean: float
@@ -27,13 +29,19 @@ class Figure:
     seeds: tuple[float, ...]
 
     def cell(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:.1f}"
         return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
     def signed(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:+.1f}"
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}], p = {self.p:.2g}"
 
     def as_json(self) -> dict[str, Any]:
-        return {name: round(value, 4) for name, value in vars(self).items() if name != "seeds"} | {
+        """JSON has no NaN: the interval of a single seed is null."""
+        numbers = {"mean": self.mean, "low": self.low, "high": self.high, "p": self.p}
+        return {name: None if math.isnan(v) else round(v, 4) for name, v in numbers.items()} | {
             "seeds": [round(value, 2) for value in self.seeds]
         }
 

@@ -24,6 +24,7 @@ from grm_jax.errors import UserError
 from grm_jax.model.storage import is_model_dir
 
 STAGES = ("sft", "rft", "rl", "scalar_rm", "meta_rm")  # each starts from some before it
+_shown: set[str] = set()  # commands that --dry or --plan has shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +66,6 @@ class Road:
     def directory(self) -> Path:
         """The directory of the pipeline."""
         return self.settings.runs / str(self.seed)
-
-    @property
-    def scored(self) -> Path:
-        """Where the scalar RM's scores are kept, by the run that has it."""
-        return self.directory / "judged"
 
     def records(self, *, shifted: bool = False) -> list[Preference]:
         """The held-out records with two responses or more: of the training distribution, or those
@@ -153,7 +149,7 @@ class Road:
                     "--seed", str(self.seed), "--expected", "--compute-dtype", "bfloat16",
                 ]
             )  # fmt: skip
-            if file.exists():
+            if not (settings.dry or settings.plan):
                 file.with_suffix(".done").touch()
         return file
 
@@ -186,6 +182,15 @@ class Road:
     def _run(self, command: Sequence[str], *, allow_plan: bool = False) -> None:
         if self.settings.plan is not None and not allow_plan:
             return
-        print(shlex.join(["python", *command]), flush=True)
-        if not self.settings.dry:
-            subprocess.run([sys.executable, *command], check=True)
+        shown = shlex.join(["python", *command])
+        if self.settings.dry or self.settings.plan:
+            # What they would make is not there for the next claim, which would ask for it again.
+            if shown in _shown:
+                return
+            _shown.add(shown)
+        print(shown, flush=True)
+        if self.settings.dry:
+            return
+        status = subprocess.run([sys.executable, *command], check=False).returncode
+        if status:
+            raise UserError(f"this command ended with status {status}: {shown}")

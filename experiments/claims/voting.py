@@ -7,6 +7,7 @@ is right, and to how many independent ones the k amount (Kish).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import evidence
@@ -24,12 +25,11 @@ def runs(road: Road) -> None:
     road.pipeline()
 
 
+@functools.cache
 def read_stage(road: Road, stage: str) -> Judged:
     """What a stage's model said of the held-out records, with the scalar RM's scores."""
     records = road.records()
-    scalar = evidence.scalar_scores(
-        road.directory, records, road.directory / "judged" / "scalar.json"
-    )
+    scalar = evidence.scalar_scores(road.directory, records)
     file = road.samples(stage)
     return evidence.read_samples(records, file, scalar, road.settings.k)
 
@@ -61,13 +61,17 @@ def read(roads: Sequence[Road]) -> Found:
         for name, by_k in credits.items()
     }
     rl = credits["RL, votes"]
-    for k in (8, ks[-1]):
+    for k in dict.fromkeys((min(8, ks[-1]), ks[-1])):
         for name in ("guided", "weighted"):
             tests[f"RL: {name} against plain votes of {k}"] = paired.difference(
                 credits[f"RL, {name}"][k], rl[k]
             )
         tests[f"RL against RFT, votes of {k}"] = paired.difference(rl[k], credits["RFT, votes"][k])
     tests["RL against RFT, one critique"] = paired.difference(rl[1], credits["RFT, votes"][1])
+    for label in STAGES.values():
+        tests[f"{label}, votes of {ks[-1]} against the scalar RM"] = paired.difference(
+            credits[f"{label}, votes"][ks[-1]], scalar
+        )
     limits = [
         [
             label,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import types
 
+import adaptive_k
 import ceiling
 import evidence
+import flops
 import hybrid
 import numpy as np
 import paired
 import pytest
+import roads
 import voting
 from roads import Road, Settings
 from scipy import stats
@@ -18,7 +23,14 @@ from scipy import stats
 from grm_jax.critique import orders
 from grm_jax.data.critiques import Critique, write_critiques
 from grm_jax.data.preferences import Preference
+from grm_jax.data.synthetic import WorldConfig
+from grm_jax.data.synthetic_files import write_world
+from grm_jax.errors import UserError
+from grm_jax.model import storage
+from grm_jax.model.config import ModelConfig
+from grm_jax.scoring import scalar_rm
 from grm_jax.scoring.aggregate import aggregate
+from grm_jax.tokenizer import load_tokenizer
 
 K = 8
 
@@ -93,7 +105,76 @@ def test_differences_have_the_t_interval_of_scipy():
     low, high = test.confidence_interval()
     assert found.p == pytest.approx(test.pvalue)
     assert (found.low, found.high) == pytest.approx((100 * low, 100 * high))
-    assert math.isnan(paired.over_seeds([0.5]).low)
+
+
+def test_a_single_seed_has_no_interval():
+    found = paired.over_seeds([0.5])
+    assert (found.cell(), found.signed()) == ("50.0", "+50.0")
+    written = json.dumps(found.as_json(), allow_nan=False)
+    assert json.loads(written) == {
+        "mean": 50.0, "low": None, "high": None, "p": None, "seeds": [50.0]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("k", [4, K])
+def test_voting_is_read_at_every_k(drawn, tmp_path, monkeypatch, k):
+    records, rows, scalar = drawn
+    write_critiques(tmp_path / "samples.jsonl", rows)
+    judged = evidence.read_samples(records, tmp_path / "samples.jsonl", scalar, k)
+    monkeypatch.setattr(voting, "read_stage", lambda road, stage: judged)
+    found = voting.read([Road(Settings(k=k), 0), Road(Settings(k=k), 1)])
+    assert f"RL: guided against plain votes of {k}" in found.figures["differences"]
+    test = found.figures["differences"][f"SFT, votes of {k} against the scalar RM"]
+    votes, alone = found.figures["accuracy"]["SFT, votes"][str(k)], found.figures["scalar"]
+    assert test["mean"] == pytest.approx(votes["mean"] - alone["mean"], abs=1e-3)
+
+
+@pytest.mark.parametrize("k", [5, 6])
+def test_no_rule_of_adaptive_k_draws_more_than_the_fixed_one(drawn, tmp_path, k):
+    records, rows, scalar = drawn
+    write_critiques(tmp_path / "samples.jsonl", rows)
+    judged = evidence.read_samples(records, tmp_path / "samples.jsonl", scalar, K)
+    mean = {name: np.concatenate(rule(judged, k)).mean() for name, rule in adaptive_k.RULES.items()}
+    assert mean["fixed"] == mean["across"] == k
+    # Some bound stops these 40 records after exactly 5 or 6 critiques on average.
+    assert mean["within"] == k
+
+
+def test_flops_of_training_know_nothing_of_a_pause(tmp_path, monkeypatch):
+    monkeypatch.setattr(flops, "parameters", lambda stage: 10)
+    rows = [(10, 100.0), (20, 101.0), (30, 102.0), (40, 9000.0), (50, 9001.0), (55, 9001.5)]
+    text = "".join(
+        json.dumps({"step": step, "time": time, "train_tokens_per_second": 500.0}) + "\n"
+        for step, time in rows
+    )
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "heldout/accuracy": 1}\n' + text)
+    assert flops.training(tmp_path) == 6 * 10 * 50 * 55
+
+
+def test_scalar_scores_are_kept_for_the_same_texts_alone(tmp_path, monkeypatch, make_params):
+    write_world(tmp_path / "world", WorldConfig(cold_start=4, train=4, fresh=4, shifted=2))
+    tokenizer = load_tokenizer(tmp_path / "world" / "tokenizer")
+    config = ModelConfig(
+        num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, hidden_dim=24,
+        query_pre_attn_scalar=8, vocab_size=tokenizer.vocab_size, sliding_window=16,
+    )  # fmt: skip
+    params = make_params(config, 3, num_labels=1)
+    folder = tmp_path / "scalar_rm" / "model"
+    storage.save_model(folder, config, params, tmp_path / "world" / "tokenizer")
+    asked = []
+
+    class Lengths:
+        def scores(self, rows, mesh, tokens):
+            asked.extend(rows)
+            return [tuple(float(len(text)) for text in responses) for _, responses in rows]
+
+    monkeypatch.setattr(scalar_rm, "load_scalar_rm", lambda *_: Lengths())
+    turns = ({"role": "user", "content": "q"},)
+    first = [Preference("a", turns, ("x", "yy"), (1.0, 0.0))]
+    other = [Preference("a", turns, ("xxx", "y"), (1.0, 0.0))]
+    for records, wanted in ((first, (1.0, 2.0)), (first, (1.0, 2.0)), (other, (3.0, 1.0))):
+        assert tuple(evidence.scalar_scores(tmp_path, records)["a"]) == wanted
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(("shared", "few", "many"), [(False, 20, 40), (True, 0.99, 1.01)])
@@ -142,6 +223,27 @@ def test_a_branch_links_what_it_starts_from(tmp_path, monkeypatch):
     )
     dry = dataclasses.replace(road, settings=dataclasses.replace(road.settings, dry=True))
     assert dry.branch("kl", "rl") == branch
+
+
+def test_missing_commands_are_shown_once_and_make_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(roads, "_shown", set())
+    road = Road(Settings(runs=tmp_path, dry=True), 0)
+    partial = tmp_path / "0" / "judged" / "rl-expected-32.jsonl"
+    partial.parent.mkdir(parents=True)
+    partial.write_text("{}\n", encoding="utf-8")  # of a run that was stopped
+    for _ in range(2):
+        road.pipeline()
+        road.verdicts("rl")
+    first, second = capsys.readouterr().out.splitlines()
+    assert "grm_jax.train --config spct.py" in first and "--expected" in second
+    assert [path.name for path in partial.parent.iterdir()] == [partial.name]
+
+
+def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
+    failed = types.SimpleNamespace(returncode=3)
+    monkeypatch.setattr(roads.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(UserError, match=r"status 3: python -m grm_jax.train --config spct.py"):
+        Road(Settings(runs=tmp_path), 0).pipeline()
 
 
 def test_sets_of_principles_are_counted_in_each_group(tmp_path):
