@@ -132,7 +132,7 @@ class Road:
                 "--cache", str(self.directory / "evaluation" / "cache"),
                 "--compute-dtype", "bfloat16",
             ]  # fmt: skip
-            self._run([*command, *([] if meta is None else ["--meta", str(meta)])])
+            self.run([*command, *([] if meta is None else ["--meta", str(meta)])])
         return file
 
     def verdicts(self, stage: str) -> Path:
@@ -142,7 +142,7 @@ class Road:
         file = self.directory / "judged" / f"{stage}-expected-{settings.k}.jsonl"
         rows = settings.heldout or self.directory / "world" / "heldout.jsonl"
         if not file.with_suffix(".done").exists():
-            self._run(
+            self.run(
                 [
                     "-m", "grm_jax.judge", "--model", str(self.directory / stage / "model"),
                     "--input", str(rows), "--output", str(file), "-k", str(settings.k),
@@ -171,15 +171,16 @@ class Road:
     def _train(self, recipe: str, directory: Path, *options: str) -> None:
         if self.settings.plan is not None:
             command = ["-m", "grm_jax.plan", "--config", recipe, "--topology", self.settings.plan]
-            self._run([*command, *options], allow_plan=True)
+            self.run([*command, *options], allow_plan=True)
             return
         seed = str(self.seed)
         command = ["-m", "grm_jax.train", "--config", recipe, "--run-dir", str(directory)]
         command += ["--seed", seed]
         command += ["--world.seed", seed] if self.settings.size == "tiny" else []
-        self._run([*command, *shlex.split(self.settings.options), *options])
+        self.run([*command, *shlex.split(self.settings.options), *options])
 
-    def _run(self, command: Sequence[str], *, allow_plan: bool = False) -> None:
+    def run(self, command: Sequence[str], *, allow_plan: bool = False) -> None:
+        """Run `python COMMAND`, or print it alone."""
         if self.settings.plan is not None and not allow_plan:
             return
         shown = shlex.join(["python", *command])

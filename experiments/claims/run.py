@@ -21,6 +21,7 @@ import expected
 import hybrid
 import matplotlib
 import meta_rm
+import policy
 import tyro
 import voting
 from claim import HERE, Claim, write
@@ -38,6 +39,7 @@ CLAIMS: dict[str, Claim] = {
         expected.CLAIM,
         adaptive_k.CLAIM,
         ceiling.CLAIM,
+        policy.CLAIM,
     )
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import types
 
 import adaptive_k
@@ -14,6 +15,7 @@ import flops
 import hybrid
 import numpy as np
 import paired
+import policy_train
 import pytest
 import roads
 import voting
@@ -23,7 +25,7 @@ from scipy import stats
 from grm_jax.critique import orders
 from grm_jax.data.critiques import Critique, write_critiques
 from grm_jax.data.preferences import Preference
-from grm_jax.data.synthetic import WorldConfig
+from grm_jax.data.synthetic import WorldConfig, make_item
 from grm_jax.data.synthetic_files import write_world
 from grm_jax.errors import UserError
 from grm_jax.model import storage
@@ -208,7 +210,7 @@ def test_the_weight_comes_from_the_other_half():
 
 def test_a_branch_links_what_it_starts_from(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(Road, "_run", lambda self, command: commands.append(command))
+    monkeypatch.setattr(Road, "run", lambda self, command: commands.append(command))
     road = Road(Settings(runs=tmp_path, options=""), 3)
     for part in ("world", "sft", "rft", "rl", "scalar_rm"):
         (road.directory / part).mkdir(parents=True)
@@ -256,3 +258,11 @@ def test_sets_of_principles_are_counted_in_each_group(tmp_path):
     )
     (tmp_path / "rollouts.jsonl").write_text(text, encoding="utf-8")
     assert ceiling.principles(tmp_path) == [1.5, 1.0]
+
+
+def test_the_true_score_is_that_of_the_world():
+    rng = random.Random(0)
+    for _ in range(20):
+        item = make_item(rng, 3)
+        found = [policy_train.truth(item, text) for text in item.response_texts]
+        assert found == item.labels
