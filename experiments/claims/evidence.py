@@ -15,6 +15,7 @@ import numpy as np
 from grm_jax.critique.voting import hybrid_scores
 from grm_jax.data.critiques import read_critiques
 from grm_jax.data.preferences import Preference
+from grm_jax.errors import UserError
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.scoring.aggregate import subsets
 from grm_jax.scoring.scalar_rm import ScalarScorer
@@ -94,7 +95,7 @@ def grouped(
 def read_samples(
     records: Sequence[Preference], file: Path, scalar: Mapping[str, Sequence[float]] | None, k: int
 ) -> list[Group]:
-    """The first k critiques of each record in a samples file. Raises KeyError for a missing one."""
+    """The first k critiques of each record in a samples file. Raises UserError where some miss."""
     scores = {r.id: np.full((k, len(r.responses)), np.nan) for r in records}
     meta = {r.id: np.zeros(k) for r in records}
     seen = dict.fromkeys(scores, 0)
@@ -105,7 +106,10 @@ def read_samples(
                 scores[row.example_id][row.sample] = row.scores
                 meta[row.example_id][row.sample] = row.meta or 0.0
     if missing := [id for id, count in seen.items() if count < k]:
-        raise KeyError(f"{file}: fewer than {k} critiques of {missing[0]}")
+        raise UserError(
+            f"{file} has fewer than {k} critiques of {missing[0]!r}: it is of other records, or of "
+            "a smaller --k; give another --runs, or that --k"
+        )
     return grouped(records, scores, meta, scalar)
 
 

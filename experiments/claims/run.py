@@ -4,6 +4,7 @@
     --quick        the main claims, one seed: no intervals
     --only NAME    one claim; may be given more than once
     --dry          print the commands that are missing
+    --plan SLICE   ask whether the training commands fit a slice of accelerators
 
 Each claim is a module: the runs that it needs (`roads.py`: commands that a user types, resumable),
 and what it reads from them (`evidence.py`, `paired.py`). Writes NAME.json, NAME.md and NAME.png.

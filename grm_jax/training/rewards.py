@@ -102,6 +102,8 @@ def vote_gains(
 
     Args:
       scores: G rollouts of one record, each with n scores, or None where it failed.
+      threshold: the score above which a single response counts as correct; None: its score is the
+        label 0 or 1 itself, and the majority decides.
     """
     group, n = len(scores), len(labels)
     votes = _halves(group)  # [S, G]
@@ -110,8 +112,7 @@ def vote_gains(
     used = votes @ usable  # [S]
     totals = np.round(votes @ cast, 9)  # [S, n]
     if n == 1:
-        assert threshold is not None
-        bar = threshold * used
+        bar = (0.5 if threshold is None else threshold) * used
         right = ((totals[:, 0] > bar) == (labels[0] == 1)).astype(float)
         right = np.where(totals[:, 0] == np.round(bar, 9), 0.5, right)
     else:

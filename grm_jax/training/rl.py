@@ -121,7 +121,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
                 local["reference"] = reference.logprobs(local, parts)
-            host_metrics = rollout_metrics(groups, earned)
+            host_metrics = rollout_metrics(groups, earned, learnt)
             tokens, seconds = host_metrics.pop("tokens"), loop.timer.seconds["rollout"]
             host_metrics["rollout_tokens_per_second"] = tokens / seconds
             loop.take(train_step, local, _work(run, batch), host_metrics)
@@ -284,14 +284,20 @@ def _work(run: Run, batch: dict[str, np.ndarray]) -> Work:
     return Work(sum(length for length, _ in rows), train_flops(run.model, rows))
 
 
-def rollout_metrics(groups: list[list[Rollout]], rewards: np.ndarray) -> dict[str, float]:
-    """Metrics of the rollouts of a step."""
+def rollout_metrics(
+    groups: list[list[Rollout]], earned: np.ndarray, learnt: np.ndarray
+) -> dict[str, float]:
+    """Metrics of the rollouts of a step.
+
+    Args:
+      earned, learnt: the rewards [N, G] of the rule, and those that the policy learns from.
+    """
     critiques = [critique for group in groups for critique in group]
     lengths = np.asarray([c.tokens for c in critiques])
     return {
-        "reward": float(rewards.mean()),
-        "correct": float((rewards == 1.0).mean()),
-        "signal": float((rewards.max(axis=1) > rewards.min(axis=1)).mean()),
+        "reward": float(earned.mean()),
+        "correct": float((earned == 1.0).mean()),
+        "signal": float((learnt.max(axis=1) > learnt.min(axis=1)).mean()),
         "length": float(lengths.mean()),
         "tokens": float(lengths.sum()),
         "truncated": float(np.mean([c.finish_reason == "length" for c in critiques])),

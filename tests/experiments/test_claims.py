@@ -89,7 +89,7 @@ def _all_read(rows, id):
 def test_missing_critiques_are_an_error(drawn, tmp_path):
     records, rows, scalar = drawn
     write_critiques(tmp_path / "samples.jsonl", [r for r in rows if r.sample < 3])
-    with pytest.raises(KeyError, match="fewer than 8 critiques of r0"):
+    with pytest.raises(UserError, match=r"fewer than 8 critiques of 'r0'.*give another --runs"):
         evidence.read_samples(records, tmp_path / "samples.jsonl", scalar, K)
 
 

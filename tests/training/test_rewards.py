@@ -20,6 +20,7 @@ from grm_jax.training.setup import ConfigError
         ([(9, 1), (1, 9), (5, 5), None, (8, 7), (2, 3)], (1, 0), None),
         ([(9, 1, 4), (1, 9, 9), (5, 5, 5), (8.3, 7.1, 8.3)], (0, 0, 1), None),
         ([(7,), (5,), (1,), None], (0,), 5.0),
+        ([(1,), (0,), (1,), (0,), (0,), None], (1,), None),  # the paper's labels, 0 and 1
         ([None, None], (1, 0), None),
     ],
 )
@@ -30,7 +31,7 @@ def test_gains_are_those_of_all_votes_of_half_of_the_group(scores, labels, thres
         values: dict[bool, list[float]] = {True: [], False: []}
         for chosen in itertools.combinations(range(group), group // 2):
             verdict = vote([scores[j] for j in chosen])
-            values[i in chosen].append(credit(verdict, labels, threshold))
+            values[i in chosen].append(credit(verdict, labels, threshold or 0.5))
         assert found[i] == pytest.approx(np.mean(values[True]) - np.mean(values[False]))
 
 

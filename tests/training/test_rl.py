@@ -106,7 +106,7 @@ def test_describe(make_critique):
         ],
     ]
     earned = np.asarray([[1.0, -1.0], [0.0, 0.0]], np.float32)
-    assert rollout_metrics(groups, earned) == {
+    wanted = {
         "reward": 0.0,
         "correct": 0.25,
         "signal": 0.5,
@@ -115,6 +115,10 @@ def test_describe(make_critique):
         "truncated": 0.25,
         "unparsable": 0.5,
     }
+    assert rollout_metrics(groups, earned, earned) == wanted
+    # What is added to the rule gives the second group signal, too.
+    learnt = earned + np.asarray([[0.0, 0.0], [0.1, 0.0]], np.float32)
+    assert rollout_metrics(groups, earned, learnt) == {**wanted, "signal": 1.0}
 
 
 def test_single_responses_are_rewarded_on_their_side_of_the_threshold(make_critique, make_record):
