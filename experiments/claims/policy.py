@@ -97,8 +97,7 @@ def read(roads: Sequence[Road]) -> Found:
         fall = [end - top for end, top in zip(ends[name], best, strict=True)]
         rows.append(
             [
-                name, *(paired.over_seeds(v).cell() for v in (ends[name], best, perfect)),
-                paired.over_seeds(fall).signed() if len(roads) > 1 else "",
+                name, *(paired.over_seeds(v).cell() for v in (ends[name], best, perfect, fall)),
             ]
         )  # fmt: skip
     start = paired.over_seeds(
@@ -120,7 +119,8 @@ def read(roads: Sequence[Road]) -> Found:
         [
             f"The true score of the policy's responses, in percent of 10: mean of {len(roads)} "
             f"seeds with a 95% t interval. It starts at {start.mean:.1f}. The end is the mean of "
-            f"the last {LAST} steps; the fall is from the best {LAST} steps in a row to the end.\n",
+            f"the last {LAST} steps; the fall is from the best {LAST} steps in a row to the end, "
+            "and so never above 0: compare it between rewards.\n",
             paired.table(
                 ["reward", "end", "best", "responses without a fault", "fall"], rows
             ),
