@@ -11,8 +11,6 @@ from typing import Any
 from matplotlib.figure import Figure as Picture
 from roads import Road
 
-HERE = Path(__file__).resolve().parent
-
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -47,13 +45,13 @@ class Claim:
     quick: bool = False
 
 
-def write(claim: Claim, found: Found, about: dict[str, Any]) -> None:
-    """NAME.json, NAME.md and NAME.png beside this file."""
-    file = HERE / f"{claim.name}.json"
+def write(claim: Claim, found: Found, about: dict[str, Any], folder: Path) -> None:
+    """NAME.json, NAME.md and NAME.png in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**about, **found.figures}, indent=1)
-    file.write_text(text + "\n", encoding="utf-8")
-    (HERE / f"{claim.name}.md").write_text(
+    (folder / f"{claim.name}.json").write_text(text + "\n", encoding="utf-8")
+    (folder / f"{claim.name}.md").write_text(
         f"{claim.question}\n\n{found.text.strip()}\n", encoding="utf-8"
     )
     if found.picture is not None:
-        found.picture.savefig(HERE / f"{claim.name}.png", dpi=120, bbox_inches="tight")
+        found.picture.savefig(folder / f"{claim.name}.png", dpi=120, bbox_inches="tight")

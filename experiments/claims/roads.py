@@ -52,7 +52,7 @@ class Settings:
     @property
     def size(self) -> str:
         """The recipes' size: tiny, 27b, .."""
-        return self.config.partition(":")[2] or "tiny"
+        return self.config.partition(":")[2].partition(",")[0] or "tiny"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@
     --plan SLICE   ask whether the training commands fit a slice of accelerators
 
 Each claim is a module: the runs that it needs (`roads.py`: commands that a user types, resumable),
-and what it reads from them (`evidence.py`, `paired.py`). Writes NAME.json, NAME.md and NAME.png.
+and what it reads from them (`evidence.py`, `paired.py`). Writes NAME.json, NAME.md and NAME.png
+beside this file, or, with --quick, another --config, or --heldout, to RUNS/results.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import adaptive_k
 import ceiling
@@ -25,11 +27,13 @@ import meta_rm
 import policy
 import tyro
 import voting
-from claim import HERE, Claim, write
+from claim import Claim, write
 from roads import Road, Settings
 
 from grm_jax.errors import UserError
 from grm_jax.scoring.results import versions
+
+HERE = Path(__file__).resolve().parent
 
 CLAIMS: dict[str, Claim] = {
     claim.name: claim
@@ -79,8 +83,15 @@ def main(args: Arguments) -> None:
             "versions": versions(),
             "settings": {"seeds": settings.seeds, "k": settings.k, "options": settings.options},
         }
-        write(claim, found, about)
+        write(claim, found, about, output(args))
         print(f"\n# {claim.name}\n\n{found.text}", flush=True)
+
+
+def output(args: Arguments) -> Path:
+    """Where results go: those that the repository holds are of all seeds on the embedded world."""
+    settings, usual = args.settings, Settings()
+    same = (settings.config, settings.heldout) == (usual.config, usual.heldout)
+    return HERE if same and not args.quick else settings.runs / "results"
 
 
 def commit() -> str:

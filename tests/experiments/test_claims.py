@@ -7,6 +7,7 @@ import json
 import math
 import random
 import types
+from pathlib import Path
 
 import adaptive_k
 import ceiling
@@ -18,6 +19,7 @@ import paired
 import policy_train
 import pytest
 import roads
+import run
 import voting
 from roads import Road, Settings
 from scipy import stats
@@ -266,3 +268,18 @@ def test_the_true_score_is_that_of_the_world():
         item = make_item(rng, 3)
         found = [policy_train.truth(item, text) for text in item.response_texts]
         assert found == item.labels
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        ({}, True),
+        ({"quick": True}, False),
+        ({"settings": Settings(config="spct.py:27b,group=8")}, False),
+        ({"settings": Settings(heldout=Path("mine.jsonl"))}, False),
+    ],
+)
+def test_results_of_other_runs_do_not_replace_those_of_the_repository(how, kept):
+    args = run.Arguments(**how)
+    assert run.output(args) == (run.HERE if kept else args.settings.runs / "results")
+    assert Settings(config="spct.py:27b,group=8").size == "27b"
