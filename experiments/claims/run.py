@@ -21,9 +21,9 @@ from pathlib import Path
 import adaptive_k
 import ceiling
 import expected
+import guidance
 import hybrid
 import matplotlib
-import meta_rm
 import policy
 import tyro
 import voting
@@ -40,7 +40,7 @@ CLAIMS: dict[str, Claim] = {
     for claim in (
         voting.CLAIM,
         hybrid.CLAIM,
-        meta_rm.CLAIM,
+        guidance.CLAIM,
         expected.CLAIM,
         adaptive_k.CLAIM,
         ceiling.CLAIM,

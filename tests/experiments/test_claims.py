@@ -283,3 +283,11 @@ def test_results_of_other_runs_do_not_replace_those_of_the_repository(how, kept)
     args = run.Arguments(**how)
     assert run.output(args) == (run.HERE if kept else args.settings.runs / "results")
     assert Settings(config="spct.py:27b,group=8").size == "27b"
+
+
+def test_no_two_programs_have_one_name():
+    """They import each other by file names, and recipes do so, too."""
+    root = run.HERE.parents[1]
+    folders = [root / "configs", root / "experiments" / "gpu", root / "experiments" / "claims"]
+    names = [file.stem for folder in folders for file in folder.glob("*.py")]
+    assert len(names) > 20 and len(set(names)) == len(names)

@@ -473,9 +473,9 @@ def test_the_threshold_separates_singles_best(monkeypatch, make_record, scores, 
     assert sum(right) == best
 
 
-def test_without_singles_the_threshold_is_zero(make_record):
+def test_without_singles_there_is_no_threshold(make_record):
     pair = [make_record("pair", (0, 1))]
-    assert scalar_rm.calibrate(None, {}, pair, 4) == 0.0  # pyright: ignore[reportArgumentType]
+    assert scalar_rm.calibrate(None, {}, pair, 4) is None  # pyright: ignore[reportArgumentType]
 
 
 def test_auc_of_the_meta_rm_is_the_chance_to_rank_right_above_wrong():

@@ -125,7 +125,7 @@ def _auc(judged: Judged, kind: str) -> float:
 
 
 CLAIM = Claim(
-    "meta_rm",
+    "guidance",
     "Does a meta RM make votes better, and if not, why?",
     runs,
     read,
