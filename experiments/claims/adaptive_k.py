@@ -38,7 +38,8 @@ def runs(road: Road) -> None:
 def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     ks = [k for k in (6, 8, 12, 16) if AT_LEAST < k < most]
-    rows, tests, numbers = [], {}, {}
+    rows, tests = [], {}
+    figures: dict[str, paired.Estimate] = {}
     for stage, label in STAGES.items():
         found = [voting.read_stage(road, stage) for road in roads]
         all_of_them = [_credits(judged, [np.full(_count(j), most) for j in judged])
@@ -48,8 +49,9 @@ def read(roads: Sequence[Road]) -> Found:
                 name: [_credits(judged, stops(judged, k)) for judged in found]
                 for name, stops in RULES.items()
             }
-            cells = [paired.over_seeds(values).cell() for values in credits.values()]
-            rows.append([f"{label}, {k} on average", *cells])
+            means = {name: paired.over_seeds(values) for name, values in credits.items()}
+            rows.append([f"{label}, {k} on average", *(mean.cell() for mean in means.values())])
+            figures |= {f"{label}, {k}, {name}": mean for name, mean in means.items()}
             for name in ("within", "across"):
                 tests[f"{label}, {k}: {name} against fixed"] = paired.difference(
                     credits[name], credits["fixed"]
@@ -57,8 +59,6 @@ def read(roads: Sequence[Road]) -> Found:
             tests[f"{label}, {k}: across against all {most}"] = paired.difference(
                 credits["across"], all_of_them
             )
-            for name, values in credits.items():
-                numbers[f"{label}, {k}, {name}"] = paired.over_seeds(values).as_json()
         cell = paired.over_seeds(all_of_them).cell()
         rows.append([f"{label}, all {most}", cell, "", ""])
     text = "\n".join(
@@ -69,11 +69,11 @@ def read(roads: Sequence[Road]) -> Found:
             paired.tests_table(tests),
         ]
     )
-    figures = {
-        "accuracy": numbers,
-        "differences": {name: figure.as_json() for name, figure in tests.items()},
+    numbers = {
+        "accuracy": paired.as_json(figures),
+        "differences": paired.as_json(tests),
     }
-    return Found(text, figures)
+    return Found(text, numbers)
 
 
 def _count(group: evidence.Group) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure as Picture
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from roads import Road
 
 
@@ -24,7 +25,7 @@ class Found:
 
     text: str
     figures: dict[str, Any]
-    picture: Picture | None = None
+    picture: Figure | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,15 @@ class Claim:
     runs: Callable[[Road], None]
     read: Callable[[Sequence[Road]], Found]
     quick: bool = False
+
+
+def line_picture(*, x: str, y: str) -> tuple[Figure, Axes]:
+    """A picture for lines, with the names of its two axes."""
+    picture = Figure(figsize=(6, 4))
+    axes = picture.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return picture, axes
 
 
 def write(claim: Claim, found: Found, about: dict[str, Any], folder: Path) -> None:

@@ -18,6 +18,8 @@ from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.scoring.aggregate import subsets
+from grm_jax.scoring.items import by_responses
+from grm_jax.scoring.measures import top
 from grm_jax.scoring.scalar_rm import ScalarScorer
 
 
@@ -47,8 +49,7 @@ class Group:
     @property
     def top(self) -> np.ndarray:
         """[R, K, n] which responses have a critique's top score; none without scores."""
-        filled = np.nan_to_num(self.scores, nan=-np.inf)
-        return (filled == filled.max(axis=2, keepdims=True)) & self.usable[..., None]
+        return top(self.scores)
 
     @property
     def tied(self) -> np.ndarray:
@@ -75,8 +76,8 @@ def grouped(
 ) -> list[Group]:
     """Scores [K, n], meta scores [K] and scalar scores [n] by record id -> groups."""
     found = []
-    for n in sorted({len(record.responses) for record in records}):
-        chosen = [record for record in records if len(record.responses) == n]
+    for n, members in by_responses(records):
+        chosen = [records[i] for i in members.tolist()]
         drawn = np.stack([scores[r.id] for r in chosen])
         found.append(
             Group(
@@ -151,9 +152,8 @@ def scalar_accuracy(judged: Judged) -> np.ndarray:
 def credit(values: np.ndarray, best: np.ndarray) -> np.ndarray:
     """Values [R, n] -> [R]: 1 over the number of responses with the largest value, if the best one
     is among them."""
-    rounded = np.round(values, 9)
-    top = rounded == rounded.max(axis=1, keepdims=True)
-    return np.take_along_axis(top, best[:, None], axis=1)[:, 0] / top.sum(axis=1)
+    leading = top(np.round(values, 9))
+    return np.take_along_axis(leading, best[:, None], axis=1)[:, 0] / leading.sum(axis=1)
 
 
 def plain(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
@@ -182,11 +182,12 @@ def scalar_weighted(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) ->
 def margin(scores: np.ndarray, scalar: np.ndarray) -> np.ndarray:
     """[R, k] the scalar score of each critique's winner less the best one of the others; of tied
     winners their mean; 0 where all responses tie, and without scores."""
-    filled = np.nan_to_num(scores, nan=-np.inf)
-    top = filled == filled.max(axis=2, keepdims=True)
-    winner = np.where(top, scalar[:, None], 0.0).sum(axis=2) / top.sum(axis=2)
-    others = np.where(top, -np.inf, scalar[:, None]).max(axis=2)
-    return np.where(np.isinf(others), 0.0, winner - np.where(np.isinf(others), 0.0, others))
+    leading = top(scores)
+    count = leading.sum(axis=2)
+    winner = np.where(leading, scalar[:, None], 0.0).sum(axis=2) / np.maximum(count, 1)
+    others = np.where(leading, -np.inf, scalar[:, None]).max(axis=2)
+    between = (count > 0) & (count < scores.shape[2])
+    return np.where(between, winner - np.where(between, others, 0.0), 0.0)
 
 
 def hybrid(weight: float) -> Method:

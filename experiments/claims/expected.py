@@ -27,18 +27,22 @@ def runs(road: Road) -> None:
 def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     ks = [2**i for i in range(most.bit_length()) if 2**i <= most]
-    rows, tests, numbers, ties = [], {}, {}, []
+    rows, tests, ties = [], {}, []
+    credits: dict[str, dict[int, list[np.ndarray]]] = {}
+    figures: dict[str, dict[int, paired.Estimate]] = {}
     for stage, label in STAGES.items():
         found = [_both(road, stage) for road in roads]
         for name, which in (("drawn", 0), ("expected", 1)):
             by_k = {
                 k: [evidence.accuracy(both[which], k, evidence.plain) for both in found] for k in ks
             }
-            numbers[f"{label}, {name}"] = by_k
-            rows.append([f"{label}, {name}", *(paired.over_seeds(by_k[k]).cell() for k in ks)])
+            credits[f"{label}, {name}"] = by_k
+            figures[f"{label}, {name}"] = {k: paired.over_seeds(v) for k, v in by_k.items()}
+            cells = [figure.cell() for figure in figures[f"{label}, {name}"].values()]
+            rows.append([f"{label}, {name}", *cells])
         for k in (1, min(8, most), most):
             tests[f"{label}, k = {k}: expected against drawn"] = paired.difference(
-                numbers[f"{label}, expected"][k], numbers[f"{label}, drawn"][k]
+                credits[f"{label}, expected"][k], credits[f"{label}, drawn"][k]
             )
         shares = [[_ties(judged) for judged in both] for both in found]
         ties.append(
@@ -53,14 +57,11 @@ def read(roads: Sequence[Road]) -> Found:
             paired.table(["critiques whose top score is shared", "drawn", "expected"], ties),
         ]
     )  # fmt: skip
-    figures = {
-        "accuracy": {
-            name: {str(k): paired.over_seeds(v).as_json() for k, v in by_k.items()}
-            for name, by_k in numbers.items()
-        },
-        "differences": {name: figure.as_json() for name, figure in tests.items()},
+    numbers = {
+        "accuracy": paired.as_json(figures),
+        "differences": paired.as_json(tests),
     }
-    return Found(text, figures)
+    return Found(text, numbers)
 
 
 def _both(road: Road, stage: str) -> tuple[Judged, Judged]:

@@ -42,8 +42,6 @@ def runs(road: Road) -> None:
 
 
 def _samples(road: Road, name: str) -> Path:
-    if name == RECIPE:
-        return road.samples("rl")
     folder = road.branch(
         f"meta-{name.replace(' ', '-').replace(',', '')}", "meta_rm", *VARIANTS[name]
     )
@@ -51,6 +49,8 @@ def _samples(road: Road, name: str) -> Path:
 
 
 def _judged(road: Road, name: str) -> Judged:
+    if name in (RECIPE, SCALAR):
+        return voting.read_stage(road, "rl")
     records = road.records()
     scalar = evidence.scalar_scores(road.directory, records)
     return evidence.read_samples(records, _samples(road, name), scalar, road.settings.k)
@@ -63,9 +63,10 @@ def read(roads: Sequence[Road]) -> Found:
         k: [evidence.accuracy(voting.read_stage(road, "rl"), k, evidence.plain) for road in roads]
         for k in (few, most)
     }
-    rows, tests, numbers = [], {}, {}
+    rows, tests = [], {}
+    figures: dict[str, paired.Estimate] = {}
     for name in (RECIPE, *VARIANTS, SCALAR):
-        found = [_judged(road, RECIPE if name == SCALAR else name) for road in roads]
+        found = [_judged(road, name) for road in roads]
         if name == SCALAR:
             found = [[_by_scalar(group) for group in judged] for judged in found]
         row = [name]
@@ -77,10 +78,10 @@ def read(roads: Sequence[Road]) -> Found:
             }  # fmt: skip
             for how, method in methods.items():
                 credits = [evidence.accuracy(judged, k, method) for judged in found]
-                row.append(paired.over_seeds(credits).cell())
+                figures[f"{name}, {how}, {k}"] = paired.over_seeds(credits)
+                row.append(figures[f"{name}, {how}, {k}"].cell())
                 test = paired.difference(credits, plain[k])
                 tests[f"{name}: {how} against plain votes of {k}"] = test
-                numbers[f"{name}, {how}, {k}"] = paired.over_seeds(credits).as_json()
         rows.append(row)
     base = [
         "no meta RM",
@@ -101,10 +102,8 @@ def read(roads: Sequence[Road]) -> Found:
             paired.tests_table(tests),
         ]
     )  # fmt: skip
-    return Found(
-        text,
-        {"accuracy": numbers, "differences": {n: f.as_json() for n, f in tests.items()}},
-    )
+    numbers = {"accuracy": paired.as_json(figures), "differences": paired.as_json(tests)}
+    return Found(text, numbers)
 
 
 def _by_scalar(group: Group) -> Group:

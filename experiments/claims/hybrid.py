@@ -16,9 +16,9 @@ import evidence
 import flops
 import numpy as np
 import paired
-from claim import Claim, Found
+from claim import Claim, Found, line_picture
 from evidence import Judged
-from matplotlib.figure import Figure as Picture
+from matplotlib.figure import Figure
 from roads import Road
 from voting import STAGES, read_stage
 
@@ -29,8 +29,6 @@ from grm_jax.tokenizer import load_tokenizer
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
-
-
 LONGER = (2, 4)  # times the recipe's steps of the scalar RM
 
 
@@ -53,7 +51,7 @@ def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     ks = tuple(dict.fromkeys((min(8, most), most)))
     rows, tests = [], {}
-    by_weight: dict[str, dict[float, paired.Figure]] = {}
+    by_weight: dict[str, dict[float, paired.Estimate]] = {}
     for stage, label in STAGES.items():
         found = [read_stage(road, stage) for road in roads]
         scalar = [evidence.scalar_accuracy(judged) for judged in found]
@@ -111,12 +109,9 @@ def read(roads: Sequence[Road]) -> Found:
         ]
     )  # fmt: skip
     figures = {
-        "weights": {
-            name: {str(w): figure.as_json() for w, figure in by.items()}
-            for name, by in by_weight.items()
-        },
-        "differences": {name: figure.as_json() for name, figure in tests.items()},
-        "shifted": {name: paired.over_seeds(v).as_json() for name, v in moved.items() if v},
+        "weights": paired.as_json(by_weight),
+        "differences": paired.as_json(tests),
+        "shifted": paired.as_json({n: paired.over_seeds(v) for n, v in moved.items() if v}),
     }
     return Found(text, figures, _picture(by_weight))
 
@@ -128,7 +123,7 @@ def _unseen(moved: dict[str, list[np.ndarray]], most: int) -> list[str]:
 
 
 def _costs(
-    roads: Sequence[Road], by_weight: Mapping[str, Mapping[float, paired.Figure]]
+    roads: Sequence[Road], by_weight: Mapping[str, Mapping[float, paired.Estimate]]
 ) -> list[list[str]]:
     """(what, FLOPs, accuracy) of scalar RMs, votes, and sums of both with weight 0.5."""
     rows = []
@@ -142,9 +137,9 @@ def _costs(
         for road in roads:
             run = road.directory if times == 1 else _longer(road, times)
             records = road.records()
+            none = {record.id: np.empty((0, len(record.responses))) for record in records}
             scalar = evidence.scalar_scores(run, records)
-            file = road.samples("sft")
-            found.append(evidence.scalar_accuracy(evidence.read_samples(records, file, scalar, 1)))
+            found.append(evidence.scalar_accuracy(evidence.grouped(records, none, scalar=scalar)))
         cost = trained["sft"] + times * trained["scalar_rm"] + scored
         name = "scalar RM" + (f", {times} times the steps" if times > 1 else "")
         rows.append([name, f"{cost / 1e12:.1f}", paired.over_seeds(found).cell()])
@@ -221,15 +216,12 @@ def _routed(judged: Judged, k: int, share: float) -> np.ndarray:
     return np.where(asked, summed, scalar)
 
 
-def _picture(by_weight: Mapping[str, Mapping[float, paired.Figure]]) -> Picture:
-    picture = Picture(figsize=(6, 4))
-    axes = picture.subplots()
+def _picture(by_weight: Mapping[str, Mapping[float, paired.Estimate]]) -> Figure:
+    picture, axes = line_picture(x="weight of the scalar score (0: votes alone)", y="accuracy, %")
     for name, figures in by_weight.items():
         values = [figures[w].mean for w in WEIGHTS]
         axes.plot(range(len(WEIGHTS)), values, marker="o", markersize=3, label=name)
     axes.set_xticks(range(len(WEIGHTS)), [f"{w:g}" for w in WEIGHTS])
-    axes.set_xlabel("weight of the scalar score (0: votes alone)")
-    axes.set_ylabel("accuracy, %")
     axes.legend(fontsize=8, title="model, critiques", title_fontsize=8)
     return picture
 

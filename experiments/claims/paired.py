@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A mean over seeds in percent, with its 95% t interval: another training and other records.
 
     Attributes:
@@ -46,25 +46,38 @@ class Figure:
         }
 
 
-def over_seeds(per_seed: Sequence[np.ndarray | float]) -> Figure:
+def over_seeds(per_seed: Sequence[np.ndarray | float]) -> Estimate:
     """The mean over seeds of each seed's mean credit, times 100."""
     values = [100.0 * float(np.mean(each)) for each in per_seed]
     mean = statistics.mean(values)
     if len(values) < 2:
-        return Figure(mean, math.nan, math.nan, math.nan, tuple(values))
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    freedom = len(values) - 1
-    half = float(student.ppf(0.975, freedom)) * error
-    p = 2.0 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    return Figure(mean, mean - half, mean + half, p, tuple(values))
+        return Estimate(mean, math.nan, math.nan, math.nan, tuple(values))
+    if len(set(values)) == 1:  # no spread, of which SciPy makes nothing
+        return Estimate(mean, mean, mean, float(mean == 0), tuple(values))
+    test: Any = stats.ttest_1samp(values, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return Estimate(mean, float(low), float(high), float(test.pvalue), tuple(values))
 
 
-def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Figure:
+def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Estimate:
     """a - b in points, paired by seed (and by record: both have the same ones)."""
     return over_seeds([float(np.mean(x) - np.mean(y)) for x, y in zip(a, b, strict=True)])
 
 
-def tests_table(tests: Mapping[str, Figure]) -> str:
+def smooth(values: Sequence[float] | np.ndarray, width: int = 10) -> np.ndarray:
+    """The means of `width` values in a row."""
+    return np.convolve(values, np.ones(width) / width, mode="valid")
+
+
+def as_json(estimates: Mapping[Any, Any]) -> dict[str, Any]:
+    """Estimates by name, or by several names one inside the other, as JSON."""
+    return {
+        str(name): value.as_json() if isinstance(value, Estimate) else as_json(value)
+        for name, value in estimates.items()
+    }
+
+
+def tests_table(tests: Mapping[str, Estimate]) -> str:
     """Paired differences in points, with interval and p-value."""
     return table(["paired difference, points", ""], [[n, f.signed()] for n, f in tests.items()])
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import paired
-from claim import Claim, Found
-from matplotlib.figure import Figure as Picture
+from claim import Claim, Found, line_picture
+from matplotlib.figure import Figure
 from roads import Road
 
 from grm_jax.data.synthetic import make_item
@@ -92,7 +92,7 @@ def read(roads: Sequence[Road]) -> Found:
     }
     rows = []
     for name, each in curves.items():
-        best = [float(max(_smooth([row["truth"] for row in rows]))) / 10 for rows in each]
+        best = [float(max(paired.smooth([row["truth"] for row in rows]))) / 10 for rows in each]
         perfect = [float(np.mean([row["perfect"] for row in rows[-LAST:]])) for rows in each]
         fall = [end - top for end, top in zip(ends[name], best, strict=True)]
         rows.append(
@@ -128,8 +128,8 @@ def read(roads: Sequence[Road]) -> Found:
         ]
     )  # fmt: skip
     figures = {
-        "end": {name: paired.over_seeds(v).as_json() for name, v in ends.items()},
-        "differences": {name: figure.as_json() for name, figure in tests.items()},
+        "end": paired.as_json({name: paired.over_seeds(v) for name, v in ends.items()}),
+        "differences": paired.as_json(tests),
     }
     return Found(text, figures, _picture(curves))
 
@@ -138,18 +138,11 @@ def _rows(file: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _smooth(values: Sequence[float], width: int = LAST) -> np.ndarray:
-    return np.convolve(values, np.ones(width) / width, mode="valid")
-
-
-def _picture(curves: dict[str, list[list[dict[str, float]]]]) -> Picture:
-    picture = Picture(figsize=(6, 4))
-    axes = picture.subplots()
+def _picture(curves: dict[str, list[list[dict[str, float]]]]) -> Figure:
+    picture, axes = line_picture(x="step of GRPO", y="true score of the policy's responses")
     for name, each in curves.items():
         true = np.mean([[row["truth"] for row in rows] for rows in each], axis=0)
-        axes.plot(_smooth(true), label=name)
-    axes.set_xlabel("step of GRPO")
-    axes.set_ylabel("true score of the policy's responses")
+        axes.plot(paired.smooth(true), label=name)
     axes.legend(fontsize=8)
     return picture
 

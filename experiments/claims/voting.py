@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import evidence
 import numpy as np
 import paired
-from claim import Claim, Found
+from claim import Claim, Found, line_picture
 from evidence import Group, Judged
-from matplotlib.figure import Figure as Picture
+from matplotlib.figure import Figure
 from roads import Road
 
 STAGES = {"sft": "SFT", "rft": "RFT", "rl": "RL"}
@@ -95,9 +95,9 @@ def read(roads: Sequence[Road]) -> Found:
         ]
     )  # fmt: skip
     numbers = {
-        "accuracy": {n: {str(k): f.as_json() for k, f in by.items()} for n, by in figures.items()},
+        "accuracy": paired.as_json(figures),
         "scalar": baseline.as_json(),
-        "differences": {name: figure.as_json() for name, figure in tests.items()},
+        "differences": paired.as_json(tests),
     }
     return Found(text, numbers, _picture(figures, baseline, ks))
 
@@ -125,18 +125,15 @@ def effective(judged: Judged) -> float:
 
 
 def _picture(
-    figures: dict[str, dict[int, paired.Figure]], scalar: paired.Figure, ks: Sequence[int]
-) -> Picture:
-    picture = Picture(figsize=(6, 4))
-    axes = picture.subplots()
+    figures: dict[str, dict[int, paired.Estimate]], scalar: paired.Estimate, ks: Sequence[int]
+) -> Figure:
+    picture, axes = line_picture(x="critiques of a record", y="accuracy, %")
     for name, by_k in figures.items():
         dashed = "--" if "guided" in name or "weighted" in name else "-"
         axes.plot(ks, [by_k[k].mean for k in ks], dashed, marker="o", markersize=3, label=name)
     axes.axhline(scalar.mean, color="grey", linestyle=":", label="scalar RM")
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
-    axes.set_xlabel("critiques of a record")
-    axes.set_ylabel("accuracy, %")
     axes.legend(fontsize=8)
     return picture
 

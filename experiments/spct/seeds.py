@@ -104,9 +104,10 @@ def table(per_seed: dict[str, Any]) -> str:
     for name in dict.fromkeys(name for s in per_seed.values() for name in s["differences"]):
         found = [s["differences"].get(name) for s in per_seed.values()]
         lines.append(f"| {name} | {shown(found)} |")
-    for name in ("auc", "auc_within_item"):
-        found = [s["meta_rm"][name] for s in per_seed.values()]
-        lines.append(f"| meta RM, held-out {name} (x100) | {spread(found)} |")
+    for name in ("auc", "auc_within_item", "auc_ties", "auc_decisive"):
+        found = [s["meta_rm"].get(name) for s in per_seed.values()]
+        cell = "-" if None in found else spread(found)
+        lines.append(f"| meta RM, held-out {name} (x100) | {cell} |")
     for stage in ("sft", "rft", "rl"):
         found = [s["audit"][stage]["false_alarm_rate"] for s in per_seed.values()]
         lines.append(f"| false alarms of {stage} | {spread(found)} |")

@@ -23,6 +23,7 @@ from grm_jax.critique import rule_reward
 from grm_jax.critique.correctness import best_label
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.critiques import Rollout
+from grm_jax.scoring.measures import top
 from grm_jax.training.options import RL
 from grm_jax.training.setup import ConfigError
 
@@ -116,8 +117,8 @@ def vote_gains(
         right = ((totals[:, 0] > bar) == (labels[0] == 1)).astype(float)
         right = np.where(totals[:, 0] == np.round(bar, 9), 0.5, right)
     else:
-        top = totals == totals.max(axis=1, keepdims=True)
-        right = top[:, best_label(labels)] / top.sum(axis=1)
+        leading = top(totals)
+        right = leading[:, best_label(labels)] / leading.sum(axis=1)
     right = np.where(used > 0, right, 0.0)
     inside = votes.sum(axis=0)
     return (right @ votes) / inside - (right @ (1.0 - votes)) / (len(votes) - inside)

@@ -111,6 +111,11 @@ def test_differences_have_the_t_interval_of_scipy():
     assert (found.low, found.high) == pytest.approx((100 * low, 100 * high))
 
 
+def test_seeds_without_a_difference_have_an_interval_without_width():
+    found = paired.difference([np.asarray([0.5, 0.5])] * 3, [np.asarray([1.0, 0.0])] * 3)
+    assert found.signed() == "+0.0 [+0.0, +0.0], p = 1"
+
+
 def test_a_single_seed_has_no_interval():
     found = paired.over_seeds([0.5])
     assert (found.cell(), found.signed()) == ("50.0", "+50.0")
