@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
 
 import tyro
+from ceiling import ceiling
 from host import Worker
 
 from grm_jax.model.compute_dtype import bfloat16_speedup
@@ -34,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 EXPERIMENTS = HERE.parent
 TOKENS = 8 * 512  # of a training step
 DTYPES = ("float32", "bfloat16")
+CEILING = "matrix products alone"
 SAMPLERS = ((512, 128, 8), (512, 128, 32), (1024, 64, 16))  # prompt, new tokens, k
 
 
@@ -45,6 +47,8 @@ class Arguments:
     threads: tuple[int, ...] = (1, 2)
     samplers: tuple[int, ...] = (8, 32, 16)
     """The k of the settings to measure."""
+    ceilings: bool = True
+    """Also how fast a sampler's matrix products are alone."""
     losses: tuple[str, ...] = ("sft", "grpo")
     rows: int = 4
     """Rows that a trainer computes at a time."""
@@ -76,6 +80,11 @@ def main(args: Arguments) -> None:
                 key = f"sampler, prompt {prompt}, new {new}, k {k}, {threads} threads"
                 results[key] = race(samplers(args), given, threads, args.repeats, k * new)
                 file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if args.ceilings:
+            results[f"{CEILING}, {threads} threads"] = {
+                dtype: ceiling(threads, args.model, dtype, rows=sorted({k for *_, k in SAMPLERS}))
+                for dtype in DTYPES
+            }
         for loss in args.losses:
             given = [str(args.model), "--loss", loss, "--device-batch", str(args.rows)]
             key = f"{loss} step, 8 x 512 tokens, {threads} threads"
@@ -154,6 +163,12 @@ def table(results: dict[str, Any]) -> str:
     ]
     for key, found in results.items():
         if key == "about":
+            continue
+        if key.startswith(CEILING):
+            lines += ["", f"{key}, tokens/s:", "", f"| | {' | '.join(found['float32'])} |"]
+            lines += ["| :--- |" + " ---: |" * len(found["float32"])]
+            for dtype, rates in found.items():
+                lines.append(f"| {dtype} | {' | '.join(f'{r:.0f}' for r in rates.values())} |")
             continue
         own = found["grm_jax bfloat16"]["tokens_per_second"]
         lines += ["", f"{key}:", ""]

@@ -26,6 +26,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
 
 import tyro
+from ceiling import ceiling
 from host import Worker
 from matplotlib.figure import Figure
 
@@ -82,7 +83,7 @@ def main(args: Arguments) -> None:
     }
     for threads in args.threads:
         key = f"ceiling, {threads} threads"
-        results[key] = ceiling(threads, args.model)
+        results[key] = ceiling(threads, args.model, "float32")
         for k in args.k:
             key = f"prompt {args.prompt}, new {args.new}, k {k}, {threads} threads"
             found = compare(present, args, k, threads, args.prompt, args.new)
@@ -149,45 +150,6 @@ def compare(
             "tokens_per_second": round(k * new / middle, 1),
             "peak_gib": round(last[name]["peak_gib"], 2),
         }
-    return found
-
-
-CEILING = """
-import json, statistics, sys, time
-import jax, jax.numpy as jnp
-rows, layers, shapes = json.loads(sys.argv[1])
-key = jax.random.key(0)
-weights = [[jax.random.normal(key, tuple(s)) for s in shapes] for _ in range(layers)]
-inputs = [jax.random.normal(key, (rows, s[0])) for s in shapes]
-multiply = jax.jit(lambda xs, ws: [[x @ w for x, w in zip(xs, layer)] for layer in ws])
-times = []
-for _ in range(12):
-    started = time.perf_counter()
-    jax.block_until_ready(multiply(inputs, weights))
-    times.append(time.perf_counter() - started)
-print(json.dumps(statistics.median(times)))
-"""
-
-
-def ceiling(threads: int, folder: Path) -> dict[str, float]:
-    """Tokens/s if a step were its matrix products alone, for some numbers of rows."""
-    config: ModelConfig = read_model_config(folder)
-    c = config
-    shapes = [
-        (c.embed_dim, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim),
-        (c.num_heads * c.head_dim, c.embed_dim),
-        (c.embed_dim, 2 * c.hidden_dim),
-        (c.hidden_dim, c.embed_dim),
-    ]
-    found = {}
-    for rows in (8, 32):
-        total = 0.0
-        for layers, some in ((c.num_layers, shapes), (1, [(c.embed_dim, c.vocab_size)])):
-            command = ["taskset", "-c", ",".join(map(str, range(threads)))]
-            command += [sys.executable, "-c", CEILING, json.dumps([rows, layers, some])]
-            out = subprocess.run(command, capture_output=True, text=True, check=True)
-            total += float(out.stdout)
-        found[f"k {rows}"] = round(rows / total, 1)
     return found
 
 
