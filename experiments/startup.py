@@ -8,8 +8,9 @@
     train --config sft.py, rl.py          until the first step is in metrics.jsonl
     judge, one query                      until it ends
 
-Training and judging are started with an empty folder of compiled programs, and again with the same
-folder. Seconds, medians of `--repeats`; in turn. Writes startup.md beside this file.
+Training and judging are started with an empty folder of compiled programs, and then the same
+command again: training is stopped after its first steps by SIGTERM, and resumed. Seconds, medians
+of `--repeats`. Writes startup.md beside this file.
 """
 
 from __future__ import annotations
@@ -98,25 +99,22 @@ def output(command: Sequence[str]) -> str:
     ).stdout
 
 
-def started(args: Arguments, name: str, folder: Path) -> tuple[float, float]:
-    """Seconds until the first step of a new training, without and with compiled programs."""
-    first, second = (
-        first_step(args, name, folder / run, folder / "programs") for run in ("first", "second")
-    )
-    return first, second
-
-
-def first_step(args: Arguments, name: str, run: Path, programs: Path) -> float:
+def started(args: Arguments, name: str, folder: Path) -> list[float]:
+    """Seconds until the first step of a new training, and of the same command again."""
     command = [sys.executable, "-m", "grm_jax.train", "--config", f"{name}.py"]
-    command += ["--run-dir", str(run), "--log-every", "1"]
+    command += ["--run-dir", str(folder / "run"), "--log-every", "1"]
     command += ["--init", str(args.judge)] if name != "sft" else []
-    before = time.perf_counter()
+    return [first_step(command, folder / "run" / name, folder / "programs") for _ in (1, 2)]
+
+
+def first_step(command: Sequence[str], stage: Path, programs: Path) -> float:
+    metrics, before = stage / "metrics.jsonl", time.perf_counter()
+    rows = metrics.read_bytes() if metrics.exists() else b""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(programs)
     )
-    metrics = run / name / "metrics.jsonl"
     try:
-        while not (metrics.exists() and metrics.stat().st_size):
+        while not metrics.exists() or metrics.stat().st_size <= len(rows):
             if process.poll() is not None:
                 raise SystemExit(f"error: this ended with {process.returncode}: {command}")
             time.sleep(0.02)

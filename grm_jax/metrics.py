@@ -76,6 +76,19 @@ class StepLog:
                 self._file.close()
 
 
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """In this block a module that is not imported yet can not be imported."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
 class Board:
     """TensorBoard events, written by the thread that has them.
 
@@ -87,9 +100,9 @@ class Board:
     """
 
     def __init__(self, directory: Path, resume_step: int = 0):
-        # Only here: it imports torch where there is one, which takes seconds.
-        from tensorboardX.proto import event_pb2, summary_pb2
-        from tensorboardX.record_writer import masked_crc32c
+        with _without("torch"):  # tensorboardX imports it where there is one, which takes seconds
+            from tensorboardX.proto import event_pb2, summary_pb2
+            from tensorboardX.record_writer import masked_crc32c
 
         self._proto, self._summary, self._check = event_pb2, summary_pb2, masked_crc32c
         self._path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"

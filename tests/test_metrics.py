@@ -6,8 +6,11 @@ import contextlib
 import json
 import logging
 import math
+import os
 import resource
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -210,3 +213,17 @@ def test_a_step_log_goes_back(tmp_path):
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [(row["step"], row["try"]) for row in rows] == [(1, 1), (1, 1), (2, 2)]
+
+
+def test_tensorboard_does_not_load_torch(tmp_path):
+    """It takes seconds, and nothing of it is used. Afterwards it can be imported as ever."""
+    code = (
+        "import importlib.util, pathlib, sys; from grm_jax.metrics import Board; "
+        "Board(pathlib.Path(sys.argv[1])); print('torch' in sys.modules); "
+        "importlib.util.find_spec('torch') and __import__('torch').zeros(1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(metrics.__file__).parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
