@@ -18,7 +18,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from grm_jax.critique import (
@@ -133,10 +133,11 @@ def _sample(stage: Stage, config: ColdStart, records: Sequence[Preference], file
     run.sampler.budget.forget()
     critic, key = Critic(run.sampler, _prompts(run, config)), run.stage_key("sft")
 
-    def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
+    def draw(part: Sequence[Preference], progress: Callable[[int], None]) -> Iterator[Trajectory]:
         drawn = critic.critiques(
-            params, part, range(config.samples), config.sampling, key, hinted=True, salt="sft"
-        )
+            params, part, range(config.samples), config.sampling, key, hinted=True, salt="sft",
+            progress=progress,
+        )  # fmt: skip
         for record in part:
             template = critic.prompts.template(record)
             for rollout in drawn[record.id]:

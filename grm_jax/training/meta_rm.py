@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -182,11 +182,12 @@ def sampled_rows(
     params = run.sampler.take(run.params(grm, dtype=run.model.compute_dtype))
     critic, key = run.new_critic("one"), run.stage_key("meta_rm")
 
-    def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
+    def draw(part: Sequence[Preference], progress: Callable[[int], None]) -> Iterator[Trajectory]:
         # In an order of its own, not the one in which the GRM was trained on the record.
         critiques = critic.critiques(
-            params, part, range(config.samples), config.sampling, key, salt="meta_rm"
-        )
+            params, part, range(config.samples), config.sampling, key, salt="meta_rm",
+            progress=progress,
+        )  # fmt: skip
         for record in part:
             for critique in critiques[record.id]:
                 correct = is_correct(

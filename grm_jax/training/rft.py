@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from grm_jax.critique import is_correct, keep_hinted, keep_rft
@@ -79,17 +79,19 @@ def sample_trajectories(
     params = run.sampler.take(run.params(start, dtype=run.model.compute_dtype))
     critic, key = run.new_critic("one"), run.stage_key("rft")
 
-    def draw(part: Sequence[Preference]) -> Iterator[Trajectory]:
+    def draw(part: Sequence[Preference], progress: Callable[[int], None]) -> Iterator[Trajectory]:
         plain = critic.critiques(
-            params, part, range(config.samples), config.sampling, key, salt="rft"
-        )
+            params, part, range(config.samples), config.sampling, key, salt="rft",
+            progress=progress,
+        )  # fmt: skip
         hinted = {}
         if config.hinted:
             # Its own sample index gives it its own randomness; the order of the responses is that
             # of the other samples.
             hinted = critic.critiques(
-                params, part, [config.samples], config.sampling, key, hinted=True, salt="rft"
-            )
+                params, part, [config.samples], config.sampling, key, hinted=True, salt="rft",
+                progress=progress,
+            )  # fmt: skip
         for record in part:
             yield from _judge(
                 record, plain[record.id], hinted.get(record.id, []), critic.prompts.single.threshold

@@ -1,6 +1,6 @@
 """Critiques of many records, written chunk by chunk: a stopped stage resumes with the next chunk.
 
-records -> chunk -> draw(chunk) -> trajectories -> FILE.partial, flushed -> ... -> FILE
+records -> chunk -> draw(chunk, progress) -> trajectories -> FILE.partial, flushed -> ... -> FILE
 
 A chunk that was not finished is sampled again from its start, so that batches, and with them all
 bits, are those of a run without an interruption. A signal ends the sampling at once; the current
@@ -22,11 +22,15 @@ from grm_jax.judge.critiques import chunks
 from grm_jax.metrics import Progress
 from grm_jax.parallel.multihost import barrier, first
 
+Draw = Callable[[Sequence[Preference], Callable[[int], None]], Iterable[Trajectory]]
+"""(records, progress) -> their trajectories, record by record. `progress` is called with the number
+of critiques that have ended, as they end."""
+
 
 def sample_in_chunks(
     file: Path,
     records: Sequence[Preference],
-    draw: Callable[[Sequence[Preference]], Iterable[Trajectory]],
+    draw: Draw,
     *,
     chunk: int,
     rows_each: int,
@@ -35,8 +39,8 @@ def sample_in_chunks(
     """Write the trajectories of all records to `file`, which appears when it is complete.
 
     Args:
-      draw: makes the trajectories of some records, `rows_each` of each record, record by record.
-        All processes call it together; the first one writes.
+      draw: makes `rows_each` trajectories of each record. All processes call it together; the first
+        one writes.
       chunk: how many records are sampled between two writes.
       what: the name of the work, for progress and messages.
 
@@ -45,19 +49,20 @@ def sample_in_chunks(
     partial = file.with_name(file.name + ".partial")
     done = resume(partial, chunk=chunk, rows_each=rows_each, total=len(records))
     barrier(f"{what}: resumed")
-    progress = Progress(f"{what} sampling", len(records), done=done)
+    critiques = len(records) * rows_each
+    progress = Progress(f"{what} sampling", critiques, done=done * rows_each)
     target = partial if first() else Path(os.devnull)
     target.parent.mkdir(parents=True, exist_ok=True)
     with files.named(target), target.open("a", encoding="utf-8") as out:
         try:
             for part in chunks(records[done:], chunk):
-                for row in list(draw(part)):
+                for row in list(draw(part, progress.update)):
                     line = {k: v for k, v in dataclasses.asdict(row).items() if v is not None}
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 out.flush()
-                progress.update(len(part))
+                done += len(part)
         except KeyboardInterrupt as signal:
-            message = f"{what} saved after {progress.done} of {len(records)} records"
+            message = f"{what} saved after {done} of {len(records)} records"
             raise stopping.Stopped(message, terminated=stopping.terminated(signal)) from None
     if first():
         partial.rename(file)

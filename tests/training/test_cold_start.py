@@ -56,7 +56,7 @@ def asked(monkeypatch, make_critique):
     calls = []
 
     def make(run: Run, *texts: str):
-        def critiques(self, params, records, samples, sampling, key, *, hinted, salt):
+        def critiques(self, params, records, samples, sampling, key, *, hinted, salt, progress):
             found = {}
             for record in records:
                 orders = self.prompts.orders(record, len(samples), salt)

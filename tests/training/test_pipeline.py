@@ -307,31 +307,38 @@ def test_a_stop_at_the_last_step_is_resumed_too(whole_run, before, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "expected"), [("rft", [16, 32, 48]), ("meta_rm", [3, 6, 8])])
-def test_sampling_resumes_with_the_next_chunk(name, expected, whole_run, before, monkeypatch):
-    """SIGTERM ends it at once; whole chunks are kept, and none of them is sampled again."""
+@pytest.mark.parametrize(
+    ("name", "file", "chunk", "total"),
+    [("rft", "trajectories.jsonl", 16, 48), ("meta_rm", "samples.jsonl", 3, 8)],
+)
+def test_sampling_resumes_with_the_next_chunk(
+    name, file, chunk, total, whole_run, before, monkeypatch
+):
+    """SIGTERM ends it at once; whole chunks are kept, and none of them is sampled again. Progress
+    counts critiques as they end."""
     run_dir = before(name)
     monkeypatch.setattr(meta_rm, "CHUNK", 3)
+    each = len((whole_run / name / file).read_text(encoding="utf-8").splitlines()) // total
     update, calls = Progress.update, []
 
     def hooked(self, *args):
         update(self, *args)
         if self.what == f"{name} sampling":
+            assert self.total == each * total
             calls.append(self.done)
-            if len(calls) == 1:
+            if len(calls) == each * chunk + 2:  # within the second chunk
                 os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Progress, "update", hooked)
     with (
-        pytest.raises(
-            Stopped, match=f"{name} saved after {expected[0]} of {expected[-1]}"
-        ) as stopped,
+        pytest.raises(Stopped, match=f"{name} saved after {chunk} of {total}") as stopped,
         stopping.handled(),
     ):
         run_stage(name, run_dir)
     assert stopped.value.terminated
     run_stage(name, run_dir)
-    assert calls == expected
+    kept = each * chunk
+    assert calls == [*range(1, kept + 3), *range(kept + 1, each * total + 1)]
     same_stage(run_dir / name, whole_run / name)
 
 

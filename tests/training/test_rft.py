@@ -99,7 +99,7 @@ def test_the_meta_rm_reads_other_orders_than_rft(tmp_path, make_record):
     records = [make_record(f"record {i}", (0, 1, 2, 3)) for i in range(20)]
 
     def run(stage: str) -> Any:
-        def critiques(params, part, samples, sampling, key, *, hinted=False, salt=""):
+        def critiques(params, part, samples, sampling, key, *, hinted=False, salt="", progress):
             asked[stage].add(salt)
             return {record.id: [] for record in part}
 
