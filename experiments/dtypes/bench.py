@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
 
 import tyro
-from ceiling import ceiling
 from host import Worker
+from product_ceiling import ceiling
 
 from grm_jax.model.compute_dtype import bfloat16_speedup
 from grm_jax.scoring.results import versions

@@ -26,9 +26,9 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
 
 import tyro
-from ceiling import ceiling
 from host import Worker
 from matplotlib.figure import Figure
+from product_ceiling import ceiling
 
 from grm_jax.model.config import ModelConfig, model_config
 from grm_jax.model.storage import read_model_config
