@@ -80,11 +80,7 @@ def report(runs: dict[str, Run]) -> str:
                 tests.append([f"{stage}, {method}: {first} less {name}"])
                 tests[-1] += compared(runs[first][key], runs[name][key])
     gains = [
-        [f"{a} less {b}, {method}"]
-        + [
-            over_seeds(np.subtract(r[a, method], r[b, method]) / 100).signed()
-            for r in runs.values()
-        ]
+        [f"{a} less {b}, {method}"] + [paired(r[a, method], r[b, method]) for r in runs.values()]
         for a, b in GAINS
         for method in METHODS
     ]
@@ -106,11 +102,15 @@ def cell(values: Sequence[float]) -> str:
 
 def compared(a: Sequence[float], b: Sequence[float]) -> list[str]:
     """Cells of the paired and of the unpaired test."""
-    paired = over_seeds(np.subtract(a, b) / 100)
     test: Any = stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(0.95)
     mean = np.mean(a) - np.mean(b)
-    return [paired.signed(), f"{mean:+.1f} [{low:+.1f}, {high:+.1f}], p = {test.pvalue:.2g}"]
+    return [paired(a, b), f"{mean:+.1f} [{low:+.1f}, {high:+.1f}], p = {test.pvalue:.2g}"]
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> str:
+    """a - b in points, paired by seed, with its interval and p-value."""
+    return over_seeds([(x - y) / 100 for x, y in zip(a, b, strict=True)]).signed()
 
 
 def git(*command: str) -> str:
