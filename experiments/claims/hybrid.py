@@ -8,6 +8,7 @@ scalar scores are close (routing).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,21 @@ def read(roads: Sequence[Road]) -> Found:
         name = "RL on unseen operands and combinations: sum against"
         tests[f"{name} the scalar RM"] = paired.difference(moved["sum"], moved["scalar RM"])
         tests[f"{name} votes"] = paired.difference(moved["sum"], moved["votes"])
+    trained = {}
+    for times in (1, *LONGER):
+        name = "scalar RM" if times == 1 else f"scalar RM, {times} times the steps"
+        for stage, label in STAGES.items():
+            found = [_with_scalar(road, stage, times) for road in roads]
+            alone = [evidence.scalar_accuracy(judged) for judged in found]
+            both = [crossed(judged, sweep(judged, most)) for judged in found]
+            trained[name, label] = (alone, both)
+            if times > 1:
+                test = f"{name}: sum with {label}, {most}, against it alone"
+                tests[test] = paired.difference(both, alone)
+        if times > 1:
+            test = f"{name}, alone, against the recipe's and SFT's {most} votes"
+            both = trained["scalar RM", STAGES["sft"]][1]
+            tests[test] = paired.difference(alone, both)
     routed = []
     for share in SHARES:
         cells = [f"{100 * share:.0f}%"]
@@ -103,6 +119,11 @@ def read(roads: Sequence[Road]) -> Found:
             f"The judge is asked (sum, weight 0.5, {most} critiques) only where the two highest "
             "scalar scores of a record are closest:\n",
             paired.table(["share of records judged", *STAGES.values()], routed),
+            f"The sum with a scalar RM that was trained for longer, {most} critiques:\n",
+            paired.table(
+                ["", "alone", *(f"sum with {label}" for label in STAGES.values())],
+                _longer_rows(trained),
+            ),
             "Compute of training and of judging these records once, in 10^12 FLOPs. Sampling for "
             "RFT and RL is not counted, which favours their rows:\n",
             paired.table(["", "FLOPs", "accuracy"], _costs(roads, by_weight)),
@@ -114,6 +135,28 @@ def read(roads: Sequence[Road]) -> Found:
         "shifted": paired.as_json({n: paired.over_seeds(v) for n, v in moved.items() if v}),
     }
     return Found(text, figures, _picture(by_weight))
+
+
+def _with_scalar(road: Road, stage: str, times: int) -> Judged:
+    """A stage's critiques with the scores of a scalar RM of so many times the recipe's steps."""
+    judged = read_stage(road, stage)
+    if times == 1:
+        return judged
+    scores = evidence.scalar_scores(_longer(road, times), road.records())
+    return [
+        dataclasses.replace(g, scalar=np.asarray([scores[r.id] for r in g.records], float))
+        for g in judged
+    ]
+
+
+def _longer_rows(
+    trained: Mapping[tuple[str, str], tuple[list[np.ndarray], list[np.ndarray]]],
+) -> list[list[str]]:
+    rows: dict[str, list[str]] = {}
+    for (name, _), (alone, both) in trained.items():
+        row = rows.setdefault(name, [name, paired.over_seeds(alone).cell()])
+        row.append(paired.over_seeds(both).cell())
+    return list(rows.values())
 
 
 def _unseen(moved: dict[str, list[np.ndarray]], most: int) -> list[str]:
