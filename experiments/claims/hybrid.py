@@ -53,6 +53,7 @@ def read(roads: Sequence[Road]) -> Found:
     ks = tuple(dict.fromkeys((min(8, most), most)))
     rows, tests = [], {}
     by_weight: dict[str, dict[float, paired.Estimate]] = {}
+    sums: dict[tuple[str, int], list[np.ndarray]] = {}
     for stage, label in STAGES.items():
         found = [read_stage(road, stage) for road in roads]
         scalar = [evidence.scalar_accuracy(judged) for judged in found]
@@ -60,6 +61,7 @@ def read(roads: Sequence[Road]) -> Found:
             sweeps = [sweep(judged, k) for judged in found]
             plain = [by[0.0] for by in sweeps]
             chosen = [crossed(judged, by) for judged, by in zip(found, sweeps, strict=True)]
+            sums[stage, k] = chosen
             fixed = [by[0.5] for by in sweeps]
             weighted = [evidence.accuracy(judged, k, evidence.scalar_weighted) for judged in found]
             name = f"{label}, {k}"
@@ -82,21 +84,20 @@ def read(roads: Sequence[Road]) -> Found:
         name = "RL on unseen operands and combinations: sum against"
         tests[f"{name} the scalar RM"] = paired.difference(moved["sum"], moved["scalar RM"])
         tests[f"{name} votes"] = paired.difference(moved["sum"], moved["votes"])
-    trained = {}
-    for times in (1, *LONGER):
-        name = "scalar RM" if times == 1 else f"scalar RM, {times} times the steps"
+    alone = {times: scalar_alone(roads, times) for times in (1, *LONGER)}
+    longer = []
+    for times in LONGER:
+        name = _scalar_name(times)
+        cells = [name, paired.over_seeds(alone[times]).cell()]
         for stage, label in STAGES.items():
-            found = [_with_scalar(road, stage, times) for road in roads]
-            alone = [evidence.scalar_accuracy(judged) for judged in found]
+            found = [with_scalar(road, stage, times) for road in roads]
             both = [crossed(judged, sweep(judged, most)) for judged in found]
-            trained[name, label] = (alone, both)
-            if times > 1:
-                test = f"{name}: sum with {label}, {most}, against it alone"
-                tests[test] = paired.difference(both, alone)
-        if times > 1:
-            test = f"{name}, alone, against the recipe's and SFT's {most} votes"
-            both = trained["scalar RM", STAGES["sft"]][1]
-            tests[test] = paired.difference(alone, both)
+            cells.append(paired.over_seeds(both).cell())
+            test = f"{name}: sum with {label}, {most}, against it alone"
+            tests[test] = paired.difference(both, alone[times])
+        longer.append(cells)
+        test = f"{name}, alone, against the recipe's and {STAGES['sft']}'s {most} votes"
+        tests[test] = paired.difference(alone[times], sums["sft", most])
     routed = []
     for share in SHARES:
         cells = [f"{100 * share:.0f}%"]
@@ -122,11 +123,11 @@ def read(roads: Sequence[Road]) -> Found:
             f"The sum with a scalar RM that was trained for longer, {most} critiques:\n",
             paired.table(
                 ["", "alone", *(f"sum with {label}" for label in STAGES.values())],
-                _longer_rows(trained),
+                longer,
             ),
             "Compute of training and of judging these records once, in 10^12 FLOPs. Sampling for "
             "RFT and RL is not counted, which favours their rows:\n",
-            paired.table(["", "FLOPs", "accuracy"], _costs(roads, by_weight)),
+            paired.table(["", "FLOPs", "accuracy"], _costs(roads, alone, by_weight)),
         ]
     )  # fmt: skip
     figures = {
@@ -137,8 +138,9 @@ def read(roads: Sequence[Road]) -> Found:
     return Found(text, figures, _picture(by_weight))
 
 
-def _with_scalar(road: Road, stage: str, times: int) -> Judged:
-    """A stage's critiques with the scores of a scalar RM of so many times the recipe's steps."""
+def with_scalar(road: Road, stage: str, times: int) -> Judged:
+    """A stage's critiques, with the scores of a scalar RM that was trained for `times` times as many
+    steps as the recipe has."""
     judged = read_stage(road, stage)
     if times == 1:
         return judged
@@ -149,14 +151,13 @@ def _with_scalar(road: Road, stage: str, times: int) -> Judged:
     ]
 
 
-def _longer_rows(
-    trained: Mapping[tuple[str, str], tuple[list[np.ndarray], list[np.ndarray]]],
-) -> list[list[str]]:
-    rows: dict[str, list[str]] = {}
-    for (name, _), (alone, both) in trained.items():
-        row = rows.setdefault(name, [name, paired.over_seeds(alone).cell()])
-        row.append(paired.over_seeds(both).cell())
-    return list(rows.values())
+def scalar_alone(roads: Sequence[Road], times: int) -> list[np.ndarray]:
+    """Credits [R] of each seed by the scalar RM alone, trained for `times` times as many steps."""
+    return [evidence.scalar_accuracy(with_scalar(road, "sft", times)) for road in roads]
+
+
+def _scalar_name(times: int) -> str:
+    return "scalar RM" if times == 1 else f"scalar RM, {times} times the steps"
 
 
 def _unseen(moved: dict[str, list[np.ndarray]], most: int) -> list[str]:
@@ -166,7 +167,9 @@ def _unseen(moved: dict[str, list[np.ndarray]], most: int) -> list[str]:
 
 
 def _costs(
-    roads: Sequence[Road], by_weight: Mapping[str, Mapping[float, paired.Estimate]]
+    roads: Sequence[Road],
+    alone: Mapping[int, Sequence[np.ndarray]],
+    by_weight: Mapping[str, Mapping[float, paired.Estimate]],
 ) -> list[list[str]]:
     """(what, FLOPs, accuracy) of scalar RMs, votes, and sums of both with weight 0.5."""
     rows = []
@@ -175,17 +178,10 @@ def _costs(
     read = read_stage(roads[0], "sft")
     prompt, critique = lengths(roads[0])
     scored = flops.reading(base / "scalar_rm", scalar_tokens(roads[0]))
-    for times in (1, *LONGER):
-        found = []
-        for road in roads:
-            run = road.directory if times == 1 else _longer(road, times)
-            records = road.records()
-            none = {record.id: np.empty((0, len(record.responses))) for record in records}
-            scalar = evidence.scalar_scores(run, records)
-            found.append(evidence.scalar_accuracy(evidence.grouped(records, none, scalar=scalar)))
+    for times, credits in alone.items():
         cost = trained["sft"] + times * trained["scalar_rm"] + scored
-        name = "scalar RM" + (f", {times} times the steps" if times > 1 else "")
-        rows.append([name, f"{cost / 1e12:.1f}", paired.over_seeds(found).cell()])
+        cell = paired.over_seeds(credits).cell()
+        rows.append([_scalar_name(times), f"{cost / 1e12:.1f}", cell])
     cost = 0.0
     for stage, label in STAGES.items():
         cost += trained[stage]

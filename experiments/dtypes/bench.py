@@ -36,6 +36,7 @@ EXPERIMENTS = HERE.parent
 TOKENS = 8 * 512  # of a training step
 DTYPES = ("float32", "bfloat16")
 CEILING = "matrix products alone"
+BESIDE = "grm_jax bfloat16 in the same race, tokens_per_second"
 SAMPLERS = ((512, 128, 8), (512, 128, 32), (1024, 64, 16))  # prompt, new tokens, k
 
 
@@ -85,14 +86,11 @@ def main(args: Arguments) -> None:
                 dtype: ceiling(threads, args.model, dtype, rows=sorted({k for *_, k in SAMPLERS}))
                 for dtype in DTYPES
             }
+            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         for loss in args.losses:
             given = [str(args.model), "--loss", loss, "--device-batch", str(args.rows)]
             key = f"{loss} step, 8 x 512 tokens, {threads} threads"
-            own, *others = trainers(args)
-            found = {}
-            for other in others:
-                found |= race([own, other], given, threads, args.repeats, TOKENS)
-            results[key] = found
+            results[key] = pairs(trainers(args), given, threads, args.repeats)
             file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (HERE / "table.md").write_text(table(results), encoding="utf-8")
     print(table(results))
@@ -154,6 +152,21 @@ def race(
     }
 
 
+def pairs(
+    entrants: Sequence[Entrant], given: Sequence[str], threads: int, repeats: int
+) -> dict[str, dict[str, Any]]:
+    """The first entrant in a race with each of the others. Others have its rate beside them, with
+    which they are compared; its own entry is of the first race."""
+    own, *others = entrants
+    found: dict[str, dict[str, Any]] = {}
+    for other in others:
+        pair = race([own, other], given, threads, repeats, TOKENS)
+        mine = pair.pop(own.name)
+        found.setdefault(own.name, mine)
+        found[other.name] = pair[other.name] | {BESIDE: mine["tokens_per_second"]}
+    return found
+
+
 def table(results: dict[str, Any]) -> str:
     """Markdown: every setting with all entrants, the fastest first."""
     about = results["about"]
@@ -172,11 +185,14 @@ def table(results: dict[str, Any]) -> str:
             continue
         own = found["grm_jax bfloat16"]["tokens_per_second"]
         lines += ["", f"{key}:", ""]
-        lines += ["| | tokens/s | grm_jax in bfloat16 is | peak memory, GiB |"]
+        lines += [
+            "| | tokens/s | grm_jax in bfloat16 is (its rate in the same race) | peak memory, GiB |"
+        ]
         lines += ["| :--- | ---: | ---: | ---: |"]
         for name, entry in sorted(found.items(), key=lambda e: -e[1]["tokens_per_second"]):
-            rate = entry["tokens_per_second"]
-            lines.append(f"| {name} | {rate:.0f} | {own / rate:.2f}x | {entry['peak_gib']:.1f} |")
+            rate, mine = entry["tokens_per_second"], entry.get(BESIDE, own)
+            compared = f"{mine / rate:.2f}x" + (f" ({mine:.0f})" if BESIDE in entry else "")
+            lines.append(f"| {name} | {rate:.0f} | {compared} | {entry['peak_gib']:.1f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,8 +2,8 @@
 
     python experiments/spct/earlier_runs.py
 
-Every version of results.json that the repository's history holds, with three seeds or more, is one
-run of `seeds.py`. For each stage and number of votes: the accuracy of each seed in each run, and
+Every version of results.json in the repository's history that has seeds 0, 1 and 2 is one run of
+`seeds.py`. For each stage and number of votes: the accuracy of each seed in each run, and
 the first run less each later one. A difference is tested in two ways: paired by seed (the same
 embedded world, other random numbers in training), and unpaired (SFT itself was another training, so
 that seeds have nothing in common). The last table is what RL adds to RFT, and RFT to SFT, where a
@@ -37,6 +37,10 @@ Run = dict[tuple[str, str], list[float]]  # (stage, method) -> accuracy in perce
 
 def main() -> None:
     runs = read_runs()
+    if len(runs) < 2:
+        raise SystemExit(
+            "error: this clone has no earlier results; get them: git fetch --unshallow"
+        )
     text = report(runs)
     (HERE / "earlier_runs.md").write_text(text, encoding="utf-8")
     print(text)
