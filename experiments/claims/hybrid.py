@@ -139,8 +139,8 @@ def read(roads: Sequence[Road]) -> Found:
 
 
 def with_scalar(road: Road, stage: str, times: int) -> Judged:
-    """A stage's critiques, with the scores of a scalar RM that was trained for `times` times as many
-    steps as the recipe has."""
+    """A stage's critiques with the scores of a scalar RM. `times`: its training steps, as a multiple
+    of the recipe's."""
     judged = read_stage(road, stage)
     if times == 1:
         return judged
@@ -152,7 +152,7 @@ def with_scalar(road: Road, stage: str, times: int) -> Judged:
 
 
 def scalar_alone(roads: Sequence[Road], times: int) -> list[np.ndarray]:
-    """Credits [R] of each seed by the scalar RM alone, trained for `times` times as many steps."""
+    """Credits [R] of each seed by the scalar RM alone. `times`: as in `with_scalar`."""
     return [evidence.scalar_accuracy(with_scalar(road, "sft", times)) for road in roads]
 
 

@@ -69,29 +69,30 @@ def main(args: Arguments) -> None:
     file = HERE / "results.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     results["about"] = {
-        "commit": output(["git", "rev-parse", "--short", "HEAD"]),
         "processor": processor(),
         "bfloat16 products over float32 (the probe)": round(bfloat16_speedup(), 2),
         "versions": versions(),
     }
+    commits = results.setdefault("commits", {})
+
+    def keep(key: str, found: dict[str, Any]) -> None:
+        results[key], commits[key] = found, output(["git", "rev-parse", "--short", "HEAD"])
+        file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
     for threads in args.threads:
         for prompt, new, k in SAMPLERS:
             if k in args.samplers:
                 given = [str(args.model), *f"--k {k} --prompt {prompt} --new {new}".split()]
                 key = f"sampler, prompt {prompt}, new {new}, k {k}, {threads} threads"
-                results[key] = race(samplers(args), given, threads, args.repeats, k * new)
-                file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+                keep(key, race(samplers(args), given, threads, args.repeats, k * new))
         if args.ceilings:
-            results[f"{CEILING}, {threads} threads"] = {
-                dtype: ceiling(threads, args.model, dtype, rows=sorted({k for *_, k in SAMPLERS}))
-                for dtype in DTYPES
-            }
-            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            ks = sorted({k for *_, k in SAMPLERS})
+            found = {dtype: ceiling(threads, args.model, dtype, rows=ks) for dtype in DTYPES}
+            keep(f"{CEILING}, {threads} threads", found)
         for loss in args.losses:
             given = [str(args.model), "--loss", loss, "--device-batch", str(args.rows)]
             key = f"{loss} step, 8 x 512 tokens, {threads} threads"
-            results[key] = pairs(trainers(args), given, threads, args.repeats)
-            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            keep(key, pairs(trainers(args), given, threads, args.repeats))
     (HERE / "table.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
@@ -171,20 +172,21 @@ def table(results: dict[str, Any]) -> str:
     """Markdown: every setting with all entrants, the fastest first."""
     about = results["about"]
     lines = [
-        f"{about['processor']}, commit {about['commit']}; its products in bfloat16 are "
+        f"{about['processor']}; its products in bfloat16 are "
         f"{about['bfloat16 products over float32 (the probe)']} times as fast as in float32.",
     ]
     for key, found in results.items():
-        if key == "about":
+        if key in ("about", "commits"):
             continue
+        title = f"{key} (commit {results['commits'][key]})"
         if key.startswith(CEILING):
-            lines += ["", f"{key}, tokens/s:", "", f"| | {' | '.join(found['float32'])} |"]
+            lines += ["", f"{title}, tokens/s:", "", f"| | {' | '.join(found['float32'])} |"]
             lines += ["| :--- |" + " ---: |" * len(found["float32"])]
             for dtype, rates in found.items():
                 lines.append(f"| {dtype} | {' | '.join(f'{r:.0f}' for r in rates.values())} |")
             continue
         own = found["grm_jax bfloat16"]["tokens_per_second"]
-        lines += ["", f"{key}:", ""]
+        lines += ["", f"{title}:", ""]
         lines += [
             "| | tokens/s | grm_jax in bfloat16 is (its rate in the same race) | peak memory, GiB |"
         ]
