@@ -139,8 +139,11 @@ def read(roads: Sequence[Road]) -> Found:
 
 
 def with_scalar(road: Road, stage: str, times: int) -> Judged:
-    """A stage's critiques with the scores of a scalar RM. `times`: its training steps, as a multiple
-    of the recipe's."""
+    """A stage's critiques, and the scores of a scalar RM.
+
+    Args:
+      times: the scalar RM's training steps, as a multiple of the recipe's.
+    """
     judged = read_stage(road, stage)
     if times == 1:
         return judged
