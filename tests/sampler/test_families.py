@@ -1,4 +1,5 @@
-"""Sampling with the families beside Gemma-2: the trainer's log-probabilities, in every layout."""
+"""Sampling with the families beside Gemma-2: the trainer's log-probabilities, in every layout; with
+local layers of a short window and few global ones, the same tokens in every shape and on meshes."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from grm_jax.model.batch import completion_logprobs, group_logprobs
 from grm_jax.model.lora import adapter_table, attach
 from grm_jax.model.options import LoRAConfig
 from grm_jax.model.params import init_params, param_table
+from grm_jax.model.storage import param_shardings
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request
@@ -39,14 +41,16 @@ def weights(config, make_params):
 
 @pytest.fixture(scope="module")
 def draw(config, prompts, one_device, base_engine):
-    """(weights, **engine) -> samples by (id, index)."""
-    asked = [Request(name, prompt, (0, 1, 2)) for name, prompt in prompts.items()]
+    """(weights, requests, mesh, wanted, **engine) -> samples by (id, index)."""
+    usual = [Request(name, prompt, (0, 1, 2)) for name, prompt in prompts.items()]
 
-    def run(weights, **changes):
+    def run(weights, requests=usual, mesh=one_device, wanted=None, **changes):
         engine = dataclasses.replace(base_engine, **changes)
-        samples = Sampler(config, [NEVER], engine, one_device).sample(
-            weights, asked, SETTINGS, jax.random.key(0)
-        )
+        sampler = Sampler(config, [NEVER], engine, mesh)
+        samples = sampler.sample(
+            weights, requests, SETTINGS, jax.random.key(0),
+            **({} if wanted is None else {"wanted": wanted(sampler)}),
+        )  # fmt: skip
         return {(s.example_id, s.index): s for s in samples}
 
     return run
@@ -76,6 +80,46 @@ def test_the_samplers_logprobs_are_the_trainers(config, weights, draw, prompts):
     apart = draw(weights, share=False)
     for name, sample in samples.items():
         assert sample.tokens.tolist() == apart[name].tokens.tolist()
+
+
+five_to_one = pytest.mark.parametrize("config", ["gemma3_text"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def usual(weights, draw):
+    return draw(weights)
+
+
+@five_to_one
+@pytest.mark.parametrize(
+    "changes",
+    [{"refill": False, "max_rows": 4}, {"max_rows": 4, "chunk": 2}, {"page": 4}],
+    ids=str,
+)
+def test_shapes_do_not_change_tokens(changes, weights, usual, draw, same_samples):
+    same_samples(usual, draw(weights, **changes))
+
+
+@five_to_one
+def test_a_shared_prompt_is_a_repeated_prompt(weights, usual, draw, prompts, same_samples):
+    single = [Request(name, prompt, (i,)) for name, prompt in prompts.items() for i in range(3)]
+    same_samples(usual, draw(weights, single))
+
+
+@five_to_one
+def test_what_is_not_wanted_is_not_drawn(weights, usual, draw, same_samples):
+    found = draw(weights, max_rows=2, wanted=lambda sampler: lambda r: sampler.stats.samples < 3)
+    assert 3 <= len(found) < 9
+    same_samples(found, {name: usual[name] for name in found})
+
+
+@five_to_one
+@pytest.mark.parametrize("shape", [(2, 2, 1), (1, 2, 2)], ids=str)
+def test_same_tokens_on_a_mesh(shape, config, weights, usual, draw, mesh_of, same_samples):
+    """In chunks of 2, so that older tokens move to the stash."""
+    mesh = mesh_of(*shape)
+    split = jax.device_put(weights, param_shardings(param_table(config), mesh))
+    same_samples(usual, draw(split, mesh=mesh, chunk=2))
 
 
 def test_adapters_and_8_bit_weights(config, weights, draw, prompts):
