@@ -42,6 +42,19 @@ class Group:
     scalar: np.ndarray
 
     @property
+    def responses(self) -> int:
+        """n, the number of responses."""
+        return self.scores.shape[2]
+
+    def take(self, chosen: Sequence[int]) -> Group:
+        """Some of the records."""
+        index = np.asarray(chosen)
+        records = tuple(self.records[i] for i in chosen)
+        return Group(
+            records, self.best[index], self.scores[index], self.meta[index], self.scalar[index]
+        )
+
+    @property
     def usable(self) -> np.ndarray:
         """[R, K] whether a critique has scores."""
         return ~np.isnan(self.scores[..., 0])
@@ -163,9 +176,18 @@ def plain(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarra
 
 def guided(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
     """The half that the meta RM ranks highest votes."""
-    ranked = np.argsort(np.where(np.isnan(scores[..., 0]), np.inf, -meta), axis=1, kind="stable")
-    kept = ranked[:, : max(1, meta.shape[1] // 2)]
-    return np.nansum(np.take_along_axis(scores, kept[..., None], axis=1), axis=1)
+    return keeping(max(1, meta.shape[1] // 2))(scores, meta, scalar)
+
+
+def keeping(kept: int) -> Method:
+    """The `kept` critiques (k_meta) that the meta RM ranks highest vote."""
+
+    def method(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+        order = np.where(np.isnan(scores[..., 0]), np.inf, -meta)
+        best = np.argsort(order, axis=1, kind="stable")[:, :kept]
+        return np.nansum(np.take_along_axis(scores, best[..., None], axis=1), axis=1)
+
+    return method
 
 
 def weighted(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:

@@ -70,7 +70,9 @@ def read(roads: Sequence[Road]) -> Found:
             tests[f"{name}: sum against votes"] = paired.difference(chosen, plain)
             tests[f"{name}: sum against the scalar RM"] = paired.difference(chosen, scalar)
             by_weight[name] = {w: paired.over_seeds([by[w] for by in sweeps]) for w in WEIGHTS}
-    shifted = [_shifted(road) for road in roads] if roads[0].records(shifted=True) else []
+    shifted = []
+    if roads[0].records(shifted=True):
+        shifted = [read_stage(road, "rl", shifted=True) for road in roads]
     best = {road.seed: best_weight(sweep(read_stage(road, "rl"), most)) for road in roads}
     moved = {
         "votes": [evidence.accuracy(judged, most, evidence.plain) for judged in shifted],
@@ -238,13 +240,6 @@ def crossed(judged: Judged, credits: dict[float, np.ndarray]) -> np.ndarray:
 
 def _half(id: str) -> bool:
     return hashlib.sha256(id.encode()).digest()[0] < 128
-
-
-def _shifted(road: Road) -> Judged:
-    records = road.records(shifted=True)
-    scalar = evidence.scalar_scores(road.directory, records)
-    file = road.samples("rl", shifted=True)
-    return evidence.read_samples(records, file, scalar, road.settings.k)
 
 
 def _routed(judged: Judged, k: int, share: float) -> np.ndarray:

@@ -161,12 +161,12 @@ class Road:
         directory.mkdir(parents=True, exist_ok=True)
         for part in ("world", *stages):
             source, link = self.directory / part, directory / part
-            if part == "world" and not source.exists():
+            if link.exists():  # linked before, or trained by the branch itself
                 continue
-            if not source.exists():
-                raise UserError(f"{source} is missing; run the pipeline of seed {self.seed} first")
-            if not link.is_symlink():
+            if source.exists():
                 link.symlink_to(source.resolve(), target_is_directory=True)
+            elif part != "world":
+                raise UserError(f"{source} is missing; run the pipeline of seed {self.seed} first")
 
     def _train(self, recipe: str, directory: Path, *options: str) -> None:
         if self.settings.plan is not None:

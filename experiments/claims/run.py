@@ -18,9 +18,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ablations
 import adaptive_k
 import ceiling
 import expected
+import generalisation
 import guidance
 import hybrid
 import matplotlib
@@ -43,6 +45,8 @@ CLAIMS: dict[str, Claim] = {
         guidance.CLAIM,
         expected.CLAIM,
         adaptive_k.CLAIM,
+        ablations.CLAIM,
+        generalisation.CLAIM,
         ceiling.CLAIM,
         policy.CLAIM,
     )

@@ -26,11 +26,15 @@ def runs(road: Road) -> None:
 
 
 @functools.cache
-def read_stage(road: Road, stage: str) -> Judged:
-    """What a stage's model said of the held-out records, with the scalar RM's scores."""
-    records = road.records()
+def read_stage(road: Road, stage: str, *, shifted: bool = False) -> Judged:
+    """What a stage's model said of the held-out records, with the scalar RM's scores.
+
+    Args:
+      shifted: of those that training has not seen the like of.
+    """
+    records = road.records(shifted=shifted)
     scalar = evidence.scalar_scores(road.directory, records)
-    file = road.samples(stage)
+    file = road.samples(stage, shifted=shifted)
     return evidence.read_samples(records, file, scalar, road.settings.k)
 
 

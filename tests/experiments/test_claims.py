@@ -9,10 +9,12 @@ import random
 import types
 from pathlib import Path
 
+import ablations
 import adaptive_k
 import ceiling
 import evidence
 import flops
+import generalisation
 import hybrid
 import numpy as np
 import paired
@@ -24,11 +26,12 @@ import voting
 from roads import Road, Settings
 from scipy import stats
 
-from grm_jax.critique import orders
+from grm_jax.critique import orders, vote
 from grm_jax.data.critiques import Critique, write_critiques
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic import WorldConfig, make_item
 from grm_jax.data.synthetic_files import write_world
+from grm_jax.data.trajectories import read_trajectories
 from grm_jax.errors import UserError
 from grm_jax.model import storage
 from grm_jax.model.config import ModelConfig
@@ -88,6 +91,20 @@ def _all_read(rows, id):
     return all(row.scores is not None for row in rows if row.example_id == id)
 
 
+@pytest.mark.parametrize("kept", [1, 3, K])
+def test_the_meta_rms_best_critiques_are_those_of_guided_votes(drawn, tmp_path, kept):
+    records, rows, _ = drawn
+    write_critiques(tmp_path / "samples.jsonl", rows)
+    for group in evidence.read_samples(records, tmp_path / "samples.jsonl", None, K):
+        values = evidence.keeping(kept)(group.scores, group.meta, group.scalar)
+        for record, value in zip(group.records, values, strict=True):
+            drawn_here = [row for row in rows if row.example_id == record.id]
+            read = [row.scores for row in drawn_here]
+            if any(scores is not None for scores in read):
+                guided = vote(read, meta=[row.meta for row in drawn_here], k_meta=kept)
+                assert value == pytest.approx(guided.totals)
+
+
 def test_missing_critiques_are_an_error(drawn, tmp_path):
     records, rows, scalar = drawn
     write_critiques(tmp_path / "samples.jsonl", [r for r in rows if r.sample < 3])
@@ -136,6 +153,39 @@ def test_voting_is_read_at_every_k(drawn, tmp_path, monkeypatch, k):
     test = found.figures["differences"][f"SFT, votes of {k} against the scalar RM"]
     votes, alone = found.figures["accuracy"]["SFT, votes"][str(k)], found.figures["scalar"]
     assert test["mean"] == pytest.approx(votes["mean"] - alone["mean"], abs=1e-3)
+
+
+def test_records_are_told_apart_by_their_kind_and_number_of_responses(drawn, tmp_path, monkeypatch):
+    records, rows, scalar = drawn
+    write_critiques(tmp_path / "samples.jsonl", rows)
+
+    def named(domains):
+        found = [
+            dataclasses.replace(record, domain=domains[i % len(domains)])
+            for i, record in enumerate(records)
+        ]
+        return evidence.read_samples(found, tmp_path / "samples.jsonl", scalar, K)
+
+    fresh, unseen = named(["fresh"]), named(["operands", "combinations"])
+    monkeypatch.setattr(
+        voting, "read_stage", lambda road, stage, shifted=False: unseen if shifted else fresh
+    )
+    monkeypatch.setattr(Road, "records", lambda self, shifted=False: records)
+    found = generalisation.read([Road(Settings(k=K), 0)]).figures["accuracy"]
+
+    def expected(kept):
+        """The mean credit of the scalar RM."""
+        chosen = [r for i, r in enumerate(records) if kept(i, r)]
+        right = [np.argmax(scalar[r.id]) == np.argmax(r.labels) for r in chosen]
+        return pytest.approx(100 * np.mean(right), abs=0.01)
+
+    for name, kept in {
+        "fresh": lambda i, r: True,
+        "unseen operands": lambda i, r: i % 2 == 0,
+        "unseen combinations": lambda i, r: i % 2 == 1,
+        "3 responses": lambda i, r: len(r.responses) == 3,
+    }.items():
+        assert found[name]["scalar RM"]["mean"] == expected(kept), name
 
 
 @pytest.mark.parametrize("k", [5, 6])
@@ -232,6 +282,30 @@ def test_a_branch_links_what_it_starts_from(tmp_path, monkeypatch):
     )
     dry = dataclasses.replace(road, settings=dataclasses.replace(road.settings, dry=True))
     assert dry.branch("kl", "rl") == branch
+
+
+def test_the_road_without_principles_learns_from_critiques_without_them(tmp_path, monkeypatch):
+    commands = []
+
+    def train(self, command):
+        commands.append(command)
+        (tmp_path / "0-no-principles" / command[3].partition(".")[0]).mkdir()
+
+    monkeypatch.setattr(Road, "run", train)
+    road = Road(Settings(runs=tmp_path), 0)
+    write_world(road.directory / "world", WorldConfig(cold_start=40, train=4, fresh=4, shifted=2))
+    stage = ablations._stage(road, ablations.NO_PRINCIPLES)
+    assert stage == tmp_path / "0-no-principles" / "rl"
+    # Each stage begins with the model that the one before left in this directory.
+    assert [command[3] for command in commands] == ["sft.py:tiny", "rft.py:tiny", "rl.py:tiny"]
+    assert not any(path.is_symlink() for path in stage.parent.iterdir() if path.name != "world")
+    file = Path(commands[0][commands[0].index("--instructions") + 1])
+    before = read_trajectories(road.directory / "world" / "cold_start.jsonl")
+    after = read_trajectories(file)
+    assert len(after) == 40
+    for row, whole in zip(after, before, strict=True):
+        assert "Criteria" not in row.text and whole.text.endswith("\n" + row.text)
+        assert dataclasses.replace(row, text="") == dataclasses.replace(whole, text="")
 
 
 def test_missing_commands_are_shown_once_and_make_nothing(tmp_path, monkeypatch, capsys):

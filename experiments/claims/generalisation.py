@@ -1,0 +1,103 @@
+"""Generalisation: records that training has not seen the like of, and more responses.
+
+Of the RL model and of the scalar RM: fresh records of the training distribution beside those with
+operand pairs, and with pairs of a task and a wish, that are in no training record; and fresh
+records by their number of responses. Records with one response have no winner to choose and are
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import evidence
+import numpy as np
+import paired
+import voting
+from claim import Claim, Found
+from evidence import Group, Judged
+from roads import Road
+
+from grm_jax.benchmarks import synthetic
+
+
+def runs(road: Road) -> None:
+    road.pipeline()
+
+
+def read(roads: Sequence[Road]) -> Found:
+    most = roads[0].settings.k
+    fresh = [voting.read_stage(road, "rl") for road in roads]
+    kinds: dict[str, list[Judged]] = {"fresh": fresh}
+    if all(road.records(shifted=True) for road in roads):
+        unseen = [voting.read_stage(road, "rl", shifted=True) for road in roads]
+        for domain in synthetic.DOMAINS:
+            if domain != synthetic.FRESH:
+                kinds[f"unseen {domain}"] = [_of(judged, domain) for judged in unseen]
+    sizes: dict[str, list[Judged]] = {}
+    for n in sorted({group.responses for judged in fresh for group in judged}):
+        sizes[f"{n} responses"] = [
+            [group for group in judged if group.responses == n] for judged in fresh
+        ]
+    methods: dict[str, Callable[[Judged], np.ndarray]] = {
+        "one critique": lambda judged: evidence.accuracy(judged, 1, evidence.plain),
+        f"votes of {most}": lambda judged: evidence.accuracy(judged, most, evidence.plain),
+        "scalar RM": evidence.scalar_accuracy,
+    }
+    found = {
+        name: {method: [read(judged) for judged in seeds] for method, read in methods.items()}
+        for name, seeds in (kinds | sizes).items()
+    }
+    figures = {
+        name: {method: paired.over_seeds(values) for method, values in by_method.items()}
+        for name, by_method in found.items()
+    }
+    tests = {
+        f"{name} against fresh records, {method}": paired.difference(
+            found[name][method], found["fresh"][method]
+        )
+        for name in kinds
+        if name != "fresh"
+        for method in methods
+    }
+    rows = [
+        [name, f"{np.mean([_chance(judged) for judged in (kinds | sizes)[name]]):.1f}"]
+        + [figures[name][method].cell() for method in methods]
+        for name in found
+    ]
+    parts = [
+        f"Accuracy in percent: the mean of {len(roads)} seeds with a 95% t interval. Votes are of "
+        "the RL model. Chance guesses among the responses.\n",
+        paired.table(["held-out records", "chance", *methods], rows),
+    ]
+    if tests:
+        parts += ["By seed, but of other records:\n", paired.tests_table(tests)]
+    numbers = {"accuracy": paired.as_json(figures), "differences": paired.as_json(tests)}
+    return Found("\n".join(parts), numbers)
+
+
+def _of(judged: Judged, domain: str) -> list[Group]:
+    """The records of one domain."""
+    kept = []
+    for group in judged:
+        chosen = [i for i, record in enumerate(group.records) if record.domain == domain]
+        if chosen:
+            kept.append(group.take(chosen))
+    return kept
+
+
+def _chance(judged: Judged) -> float:
+    """The accuracy of a guess, in percent."""
+    return 100.0 * float(np.mean(evidence.by_record(judged, _guess)))
+
+
+def _guess(group: Group) -> np.ndarray:
+    return np.full(len(group.records), 1.0 / group.responses)
+
+
+CLAIM = Claim(
+    "generalisation",
+    "Does the judge hold on records that training has not seen the like of, and on more responses?",
+    runs,
+    read,
+)
