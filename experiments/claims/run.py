@@ -24,6 +24,7 @@ import ceiling
 import expected
 import generalisation
 import guidance
+import headline
 import hybrid
 import matplotlib
 import policy
@@ -40,6 +41,7 @@ HERE = Path(__file__).resolve().parent
 CLAIMS: dict[str, Claim] = {
     claim.name: claim
     for claim in (
+        headline.CLAIM,
         voting.CLAIM,
         hybrid.CLAIM,
         guidance.CLAIM,
