@@ -109,20 +109,28 @@ def grouped(
 def read_samples(
     records: Sequence[Preference], file: Path, scalar: Mapping[str, Sequence[float]] | None, k: int
 ) -> list[Group]:
-    """The first k critiques of each record in a samples file. Raises UserError where some miss."""
+    """The first k critiques of each record in a samples file. Raises UserError where some miss, or
+    where the meta RM has scored some readable critiques and not all."""
     scores = {r.id: np.full((k, len(r.responses)), np.nan) for r in records}
     meta = {r.id: np.zeros(k) for r in records}
     seen = dict.fromkeys(scores, 0)
+    judged: dict[bool, str] = {}  # whether the meta RM has scored it -> one such critique
     for row in read_critiques(file):
         if row.example_id in scores and 0 <= row.sample < k:
             seen[row.example_id] += 1
             if row.scores is not None:
                 scores[row.example_id][row.sample] = row.scores
-                meta[row.example_id][row.sample] = row.meta or 0.0
+                judged[row.meta is not None] = f"sample {row.sample} of {row.example_id!r}"
+                meta[row.example_id][row.sample] = 0.0 if row.meta is None else row.meta
     if missing := [id for id, count in seen.items() if count < k]:
         raise UserError(
             f"{file} has fewer than {k} critiques of {missing[0]!r}: it is of other records, or of "
             "a smaller --k; give another --runs, or that --k"
+        )
+    if len(judged) > 1:
+        raise UserError(
+            f"{file}: the meta RM has scored {judged[True]} and not {judged[False]}; delete the "
+            "folder of this file, and run the claim again"
         )
     return grouped(records, scores, meta, scalar)
 

@@ -23,7 +23,7 @@ from grm_jax.judge.scalar import load_scalar_rm
 from grm_jax.metrics import Progress
 from grm_jax.model.options import ComputeDtype
 from grm_jax.model.storage import model_folder, on_devices, read_model_config, require_kind
-from grm_jax.scoring.scalar_scores import ScalarScores
+from grm_jax.scoring.scalar_scores import ScalarScores, is_number
 from grm_jax.tokenizer import load_tokenizer
 
 CALIBRATION = "calibration.json"  # in the directory of the stage that trained it
@@ -127,11 +127,11 @@ def scalar_row(record: Preference, scores: Sequence[float]) -> Critique:
 def read_threshold(file: Path) -> float | None:
     """The threshold for single responses in a calibration.json; None if there is none.
 
-    Raises DataError for one that is not a number.
+    Raises DataError for one that is not a finite number.
     """
     if not files.there(file):
         return None
     threshold = files.read_json(file).get("threshold")
-    if threshold is not None and type(threshold) not in (int, float):
+    if threshold is not None and not is_number(threshold):
         raise DataError("threshold", show(threshold), "train the scalar RM again", str(file))
     return threshold

@@ -63,19 +63,20 @@ def read_scalar_scores(path: str | Path) -> ScalarScores:
     values = files.read_json(path)
     threshold, scores, weights = (values.get(n) for n in ("threshold", "scores", "weights"))
     fix, where = "evaluate with --scalar again", str(path)
-    if threshold is not None and not _number(threshold):
+    if threshold is not None and not is_number(threshold):
         raise DataError("threshold", show(threshold), fix, where)
     if not isinstance(weights, str):
         raise DataError("weights", show(weights), fix, where)
     if not isinstance(scores, dict):
         raise DataError("scores", show(scores), fix, where)
     for id, row in scores.items():
-        if not isinstance(row, list) or not all(map(_number, row)):
+        if not isinstance(row, list) or not all(map(is_number, row)):
             raise DataError(f"scores[{id!r}]", show(row), fix, where)
     return ScalarScores({id: tuple(row) for id, row in scores.items()}, threshold, weights)
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 

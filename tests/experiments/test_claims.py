@@ -112,6 +112,19 @@ def test_missing_critiques_are_an_error(drawn, tmp_path):
         evidence.read_samples(records, tmp_path / "samples.jsonl", scalar, K)
 
 
+def test_scores_of_the_meta_rm_that_miss_are_an_error(drawn, tmp_path):
+    records, rows, scalar = drawn
+    broken = next(row for row in rows if row.meta is not None)
+    rows = [dataclasses.replace(row, meta=None) if row is broken else row for row in rows]
+    write_critiques(tmp_path / "samples.jsonl", rows)
+    words = rf"samples.jsonl: .* and not sample {broken.sample} of '{broken.example_id}'; delete"
+    with pytest.raises(UserError, match=words):
+        evidence.read_samples(records, tmp_path / "samples.jsonl", scalar, K)
+    write_critiques(tmp_path / "none.jsonl", [dataclasses.replace(row, meta=None) for row in rows])
+    judged = evidence.read_samples(records, tmp_path / "none.jsonl", scalar, K)
+    assert all((group.meta == 0).all() for group in judged)
+
+
 def test_the_scalar_margin_is_of_the_critiques_winner():
     scores = np.asarray([[[9, 1, 1], [1, 9, 1], [9, 9, 1], [5, 5, 5], [np.nan] * 3]])
     scalar = np.asarray([[1.0, 4.0, -2.0]])

@@ -206,6 +206,18 @@ def test_what_the_scalar_rm_can_not_read_is_found_before_sampling(run, tmp_path)
         BenchmarkSampler(run, options, scalar=run / "rl", cache=tmp_path)
 
 
+@pytest.mark.parametrize("threshold", ["NaN", "Infinity", '"0.5"', "true"])
+def test_a_threshold_is_a_finite_number(tmp_path, threshold):
+    file = tmp_path / "calibration.json"
+    assert scalar_rm.read_threshold(file) is None
+    file.write_text('{"threshold": -1}')
+    assert scalar_rm.read_threshold(file) == -1
+    file.write_text(f'{{"threshold": {threshold}}}')
+    with pytest.raises(DataError, match=r"threshold: .*train the scalar RM again") as error:
+        scalar_rm.read_threshold(file)
+    assert str(file) in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
