@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import statistics
@@ -18,20 +19,43 @@ def parameters(stage: Path) -> int:
     return count_params(param_table(read_model_config(stage / "model")))
 
 
-def training(stage: Path) -> float:
-    """FLOPs of a stage's gradient steps: 6 N a token. Sampling is not in them.
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """The gradient steps of a stage, as its log tells them.
 
-    The tokens of a step are read from its log: tokens a second times the time since the row before.
-    The median of all rows is taken, since the time between two rows is longer where the stage was
-    stopped and went on later.
+    Attributes:
+      steps: how many there were.
+      tokens: of one step.
+      seconds: of one step, with all that it waited for.
+    """
+
+    steps: int
+    tokens: float
+    seconds: float
+
+
+def updates(stage: Path) -> Updates:
+    """What a stage's log says of its gradient steps.
+
+    The tokens of a step are tokens a second times the time since the row before. Medians of all
+    rows are taken, since the time between two rows is longer where the stage was stopped and went
+    on later.
     """
     lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if "train_tokens_per_second" in row]
-    tokens = statistics.median(
-        b["train_tokens_per_second"] * (b["time"] - a["time"]) / (b["step"] - a["step"])
-        for a, b in itertools.pairwise(rows)
-    )
-    return 6.0 * parameters(stage) * tokens * rows[-1]["step"]
+    pairs = list(itertools.pairwise(rows))
+    seconds = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairs]
+    tokens = [
+        after["train_tokens_per_second"] * each
+        for (_, after), each in zip(pairs, seconds, strict=True)
+    ]
+    return Updates(rows[-1]["step"], statistics.median(tokens), statistics.median(seconds))
+
+
+def training(stage: Path) -> float:
+    """FLOPs of a stage's gradient steps: 6 N a token. Sampling is not in them."""
+    found = updates(stage)
+    return 6.0 * parameters(stage) * found.tokens * found.steps
 
 
 def judging(stage: Path, judged: Judged, prompt: float, critique: float, k: int) -> float:

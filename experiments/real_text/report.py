@@ -7,6 +7,7 @@
         python -m grm_jax.evaluate --bench preferences -> samples, resumable; RUN/report/STAGE has
         its figures, the bias table and the HTML report
     -> accuracy of one sample, of votes, guided votes, votes plus scalar head, against chance
+    -> what each stage's gradient steps cost
     -> results.json, table.md, critiques.md
 
 The base model judges with worked examples, as text that it continues; the others with the template
@@ -28,6 +29,9 @@ import jax
 import numpy as np
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "claims"))
+import flops
+
 from grm_jax.critique import best_label, credit, is_correct, vote
 from grm_jax.data.critiques import Critique, read_critiques
 from grm_jax.data.preferences import Preference, read_preferences, write_preferences
@@ -41,6 +45,7 @@ from grm_jax.scoring.scalar_scores import read_scalar_scores
 from grm_jax.scoring.statistics import paired_difference
 
 STAGES = ("sft", "rft", "rl")
+RMS = ("meta_rm", "scalar_rm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +170,16 @@ def write(
             "records": len(values), "accuracy": float(values.mean()), "chance": guess,
             "over_chance": dataclasses.asdict(over),
         }  # fmt: skip
-        low, high = (guess + (end or 0.0) for end in (over.low, over.high))
-        rows.append(
-            f"| {name} | {len(values)} | {100 * values.mean():.1f} [{100 * low:.1f}, "
-            f"{100 * high:.1f}] | {100 * guess:.1f} | {over.p_value:.3f} |"
-        )
+        cell, p = f"{100 * values.mean():.1f}", "-"
+        if over.low is not None and over.high is not None:  # one record has no interval
+            cell += f" [{100 * (guess + over.low):.1f}, {100 * (guess + over.high):.1f}]"
+            p = f"{over.p_value:.3f}"
+        rows.append(f"| {name} | {len(values)} | {cell} | {100 * guess:.1f} | {p} |")
+    costs = {
+        stage: (flops.updates(args.run / stage), flops.training(args.run / stage))
+        for stage in (*STAGES, *RMS)
+        if is_model_dir(args.run / stage / "model")
+    }
     unread = ", ".join(f"{name} {100 * share:.1f}%" for name, share in failures.items())
     table = [
         "| method | records | accuracy in percent, 95% interval | chance | p |",
@@ -178,12 +188,27 @@ def write(
         "",
         f"{len(records)} of {read} held-out records; the others are longer than "
         f"{args.max_characters:,} characters. Unparsable critiques: {unread}.",
+        "",
+        "Gradient steps, with what they waited for; the sampling of RFT and of the meta RM before "
+        "them is not in these figures, RL's rollouts are in its hours:",
+        "",
+        "| stage | steps | tokens of a step | 10^12 FLOPs | hours |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {stage} | {of.steps} | {of.tokens:,.0f} | {total / 1e12:,.0f} | "
+            f"{of.steps * of.seconds / 3600:.1f} |"
+            for stage, (of, total) in costs.items()
+        ),
     ]
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "table.md").write_text("\n".join(table) + "\n", encoding="utf-8")
     results = {
         "command": " ".join(["python", "experiments/real_text/report.py", *sys.argv[1:]]),
         "versions": versions(), "unparsable": failures, "figures": figures,
+        "training": {
+            stage: {**dataclasses.asdict(of), "flops": total}
+            for stage, (of, total) in costs.items()
+        },
     }  # fmt: skip
     (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (args.output / "critiques.md").write_text(critiques(records, shown), encoding="utf-8")

@@ -221,6 +221,7 @@ def test_flops_of_training_know_nothing_of_a_pause(tmp_path, monkeypatch):
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "heldout/accuracy": 1}\n' + text)
     assert flops.training(tmp_path) == 6 * 10 * 50 * 55
+    assert flops.updates(tmp_path) == flops.Updates(55, tokens=50.0, seconds=0.1)
 
 
 def test_scalar_scores_are_kept_for_the_same_texts_alone(tmp_path, monkeypatch, make_params):

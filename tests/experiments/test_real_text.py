@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from grm_jax.data.critiques import Critique
@@ -158,6 +159,27 @@ def test_the_methods_of_a_report(record, tmp_path):
     text = report.critiques(records, rows)
     right, wrong = text.split("## Wrong")
     assert "> a says (9, 1)" in right and "> b says (1, 2)" in wrong and "the best is 1" in text
+
+
+def test_a_report_says_what_was_left_out_and_what_it_cost(record, tmp_path, monkeypatch):
+    run, output = tmp_path / "run", tmp_path / "out"
+    rows = [
+        {"step": step, "time": 10.0 * step, "train_tokens_per_second": 50.0} for step in (1, 2, 3)
+    ]
+    lines(run / "sft" / "metrics.jsonl", rows)
+    monkeypatch.setattr(report, "is_model_dir", lambda path: path.parent.name == "sft")
+    monkeypatch.setattr(report.flops, "parameters", lambda stage: 10**9)
+    args = report.Arguments(run=run, heldout=tmp_path / "heldout.jsonl", output=output)
+    records = [record("a", 2), record("b", 2)]
+    credits = {"sft, vote@4": np.asarray([1.0, 0.5]), "base": np.asarray([1.0])}
+    report.write(args, records, 5, credits, {"sft": 0.125}, [])
+    table = (output / "table.md").read_text()
+    assert "| sft, vote@4 | 2 | 75.0 " in table and "| base | 1 | 100.0 | 50.0 | - |" in table
+    assert "2 of 5 held-out records" in table and "sft 12.5%" in table
+    assert "| sft | 3 | 500 | 9 | 0.0 |" in table  # 6 x 10^9 x 500 x 3 FLOPs in 30 seconds
+    found = json.loads((output / "results.json").read_text())
+    assert found["training"]["sft"]["seconds"] == 10.0
+    assert found["figures"]["base"]["records"] == 1
 
 
 @pytest.mark.slow
