@@ -47,7 +47,7 @@ from grm_jax.model.softmax_sums import (
     together,
 )
 from grm_jax.model.transformer import Attend
-from grm_jax.sampler.cache import Pages, Ring, Stash, rows_of
+from grm_jax.sampler.cache import Pages, Ring, Stash, as_numbers, rows_of
 
 
 @flax.struct.dataclass
@@ -149,6 +149,7 @@ def page_attend(
                 name: rows_of(array, index).reshape(-1, *index.shape[2:], *array.shape[2:])
                 for name, array in kv.items()
             }  # [b, M, K, ...]
+            gathered = as_numbers(gathered)
             # Join the M pages: keys [b, K, h, M * S], values [b, K, M * S, h], scales without h.
             keys = jnp.moveaxis(gathered.pop("k"), 1, 3).astype(q.dtype)
             keys = keys.reshape(*keys.shape[:3], -1)

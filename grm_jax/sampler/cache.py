@@ -108,12 +108,27 @@ class Stash(flax.struct.PyTreeNode):
 
 
 def empty_pages(
-    config: ModelConfig, shards: int, pages: int, size: int, *, int8: bool = False
+    config: ModelConfig,
+    shards: int,
+    pages: int,
+    size: int,
+    *,
+    int8: bool = False,
+    on_cpu: bool = False,
 ) -> Pages:
-    """Pages of `size` slots, `pages` of them in each shard."""
+    """Pages of `size` slots, `pages` of them in each shard.
+
+    Args:
+      on_cpu: keep the bits of bfloat16 numbers as uint16, which `as_numbers` reads. XLA's CPU
+        compiler writes to an array of bfloat16 by converting all of it to float32 and back, and
+        prefill writes a few of many pages.
+    """
     blocks = _empty(config, (shards, pages, config.num_kv_heads), size, int8)
     dtype = jnp.dtype(config.compute_dtype)
-    return Pages(blocks, jnp.zeros((shards, pages, config.embed_dim), dtype))
+    last = jnp.zeros((shards, pages, config.embed_dim), dtype)
+    if on_cpu and dtype == jnp.bfloat16 and not int8:
+        blocks = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.uint16), blocks)
+    return Pages(blocks, last)
 
 
 def empty_ring(
@@ -191,6 +206,14 @@ def stored(new: KeyValue, like: KeyValue) -> KeyValue:
         quantised[name] = jnp.round(x / scale[..., None]).astype(jnp.int8)
         quantised[f"{name}_scale"] = scale
     return quantised
+
+
+def as_numbers(layer: KeyValue) -> KeyValue:
+    """Keys and values as numbers: a copy, as bfloat16, of the uint16 of `empty_pages`."""
+    return {
+        name: jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+        for name, x in layer.items()
+    }
 
 
 def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
@@ -277,6 +300,8 @@ def _put(array: jax.Array, targets: jax.Array, value: jax.Array) -> jax.Array:
     Values whose target is out of range are dropped.
     """
     shard = jnp.arange(targets.shape[0])[:, None]
+    if array.dtype == jnp.uint16:  # the bits of bfloat16
+        value = jax.lax.bitcast_convert_type(value.astype(jnp.bfloat16), jnp.uint16)
     return array.at[shard, targets].set(value.astype(array.dtype), mode="drop")
 
 

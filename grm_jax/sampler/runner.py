@@ -286,7 +286,7 @@ class Runner:
         self.pages = self._make(
             "allocate pages",
             (self.shards, shape),
-            functools.partial(cache.empty_pages, *sizes, int8=int8),
+            functools.partial(cache.empty_pages, *sizes, int8=int8, on_cpu=self.programs.on_cpu),
         )
         self.reset_lanes()
 

@@ -12,6 +12,7 @@ import pytest
 from grm_jax.data.collate import Example, collate
 from grm_jax.model.batch import completion_logprobs
 from grm_jax.sampler import engine
+from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request, at_once
 
@@ -264,6 +265,28 @@ def test_caches_are_written_in_place(draw_samples, make_sampler, prompts, model)
         copies = [line for line in lines if " copy(" in line]
         assert not [line for line in copies if any(f"= {array}" in line for array in arrays)]
     assert found >= {("prefill", 0), ("prefill", 1), "decode"}
+
+
+def test_pages_in_bfloat16_are_written_in_place_on_a_cpu(
+    draw_samples, make_params, one_device, prompts, model
+):
+    """XLA's CPU compiler converts all of an array of bfloat16 to write a part of it."""
+    config = model.replace(compute_dtype="bfloat16")
+    weights = jax.tree.map(lambda x: x.astype("bfloat16"), make_params(config, 0))
+    sampler = Sampler(config, [1000], EngineConfig(9, 8, 8, 6), one_device)
+    draw_samples(requests(prompts), sampler=sampler, weights=weights)
+    heads, width = model.num_kv_heads, model.head_dim
+    found = set()
+    for (name, shape), program in sampler.programs._programs.items():
+        if name == "prefill":
+            _, _, plan, before = shape
+            found.add(before)
+            text = program.as_text()
+            assert f"u16[1,{plan.pages},{heads},{width},{plan.page}]" in text
+            for slots in (f"{width},{plan.page}", f"{plan.page},{width}"):
+                for dtype in ("f32", "bf16"):
+                    assert f"{dtype}[1,{plan.pages},{heads},{slots}]" not in text
+    assert found >= {0, 1}
 
 
 def test_refill_keeps_lanes_busy(draw_samples, make_sampler, same_samples, model, params):
