@@ -192,7 +192,7 @@ def decode_chunk(
       grid: static; see `attend.lane_attend`.
     """
     fresh = work.page >= 0  # [D, N]
-    pages = pages.replace(blocks=cache.map_layers(cache.as_numbers, pages.blocks))
+    pages = cache.Pages(cache.map_layers(cache.as_numbers, pages.blocks), pages.last)
     first = cache.rows_of(pages.last, jnp.maximum(work.page, 0))  # [D, N, E]
     keys = sample_keys(key, work.names)  # [D, N]
     shape = (*work.counts.shape, chunk)

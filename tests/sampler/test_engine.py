@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 
 import jax
 import numpy as np
@@ -279,7 +280,7 @@ def test_pages_in_bfloat16_are_written_in_place_on_a_cpu(
     found = set()
     for (name, shape), program in sampler.programs._programs.items():
         if name == "prefill":
-            _, _, plan, before = shape
+            _, _, plan, before = typing.cast(tuple, shape)
             found.add(before)
             text = program.as_text()
             assert f"u16[1,{plan.pages},{heads},{width},{plan.page}]" in text
