@@ -103,12 +103,10 @@ def _judged(road: Road, name: str) -> Judged:
 def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     ks = tuple(dict.fromkeys((1, min(8, most), most)))
+    found = {name: [_judged(road, name) for road in roads] for name in (*WHOLE, *_parts(roads[0]))}
     credits = {
-        name: {
-            k: [evidence.accuracy(_judged(road, name), k, evidence.plain) for road in roads]
-            for k in ks
-        }
-        for name in (*WHOLE, *_parts(roads[0]))
+        name: {k: [evidence.accuracy(judged, k, evidence.plain) for judged in seeds] for k in ks}
+        for name, seeds in found.items()
     }
     figures = {
         name: {k: paired.over_seeds(values) for k, values in by_k.items()}
