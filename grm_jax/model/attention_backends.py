@@ -24,12 +24,12 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from grm_jax.errors import UserError
 from grm_jax.model.attention import SAVED, Places, attention
 from grm_jax.model.chunked_attention import Static, attention_sums, chunked_attention
 from grm_jax.model.options import Backend
+from grm_jax.model.residuals import keep
 from grm_jax.model.softmax_sums import Sums, soft_weights
 
 log = logging.getLogger("grm_jax")
@@ -60,10 +60,10 @@ def self_attention(
         from grm_jax.model import attention_kernels
 
         kernel = getattr(attention_kernels, backend)(places, window=window, softcap=softcap)
-        return lambda q, k, v: checkpoint_name(kernel(q, k, v), SAVED)
+        return lambda q, k, v: keep(kernel(q, k, v), SAVED)
     if backend == "reference":
         mask = places.mask(window)
-        return lambda q, k, v: checkpoint_name(attention(q, k, v, mask, softcap=softcap), SAVED)
+        return lambda q, k, v: keep(attention(q, k, v, mask, softcap=softcap), SAVED)
     if backend != "chunked":
         raise UserError(f"unknown attention backend {backend!r}; choose one of {_names()}")
     static = Static(window, softcap, True, BLOCK, BLOCK)

@@ -41,6 +41,7 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.linear import computed_once, linear
 from grm_jax.model.options import Remat
 from grm_jax.model.params import Params
+from grm_jax.model.residuals import keep, keep_input
 from grm_jax.model.shape import Activation, Kind, RopeScaling, kind_of
 from grm_jax.parallel.mesh import constrain
 
@@ -153,7 +154,7 @@ def _layer(
     batch, length, _ = x.shape
 
     def product(x: jax.Array, name: str, axes: int = 1) -> jax.Array:
-        y = checkpoint_name(linear(x, p[name], axes), PRODUCT)
+        y = keep(linear(x, p[name], axes), PRODUCT)
         bias = f"{name}_bias"
         if bias not in p:
             return y
@@ -305,14 +306,15 @@ def _rematerialised(
     policies = jax.checkpoint_policies
     if remat == "none":
         names = policies.save_only_these_names(PRODUCT, SAVED)
-        return jax.checkpoint(block, policy=names, prevent_cse=False)
+        return keep_input(functools.partial(jax.checkpoint, policy=names, prevent_cse=False), block)
     # In a scan of single blocks the forward and the backward pass are separate loops, so that XLA
     # can not merge the recomputation into the forward pass. In an unrolled scan it could.
-    recomputed = functools.partial(jax.checkpoint, block, prevent_cse=config.scan_unroll > 1)
+    recomputed = functools.partial(jax.checkpoint, prevent_cse=config.scan_unroll > 1)
     if remat == "block":
-        return recomputed()
+        return keep_input(recomputed, block)
     if remat == "block_save_attention":
-        return recomputed(policy=policies.save_only_these_names(SAVED))
+        names = policies.save_only_these_names(SAVED)
+        return keep_input(functools.partial(recomputed, policy=names), block)
     if remat == "offload":
         policy = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],

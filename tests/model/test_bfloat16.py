@@ -7,6 +7,7 @@ larger than one. Each gradient is compared with float32's.
 from __future__ import annotations
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +60,46 @@ def shared(params, config, tokens, remat):
 def gradient(loss, params, config, tokens, remat="none"):
     found = jax.jit(jax.grad(lambda p: loss(p, config, tokens, remat)))(params)
     return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(found)])
+
+
+def scans(jaxpr):
+    """The equations of the scans in `jaxpr` that are not within another scan."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        else:
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from scans(inner)
+
+
+def traced(params, config, tokens, remat):
+    """The jaxpr of the gradient of `rows`."""
+    return jax.make_jaxpr(jax.grad(lambda p: rows(p, config, tokens, remat)))(params)
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "block_save_attention"])
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_what_the_backward_pass_keeps_is_stacked_as_bits(
+    backend, remat, small, small_params, tokens
+):
+    """A scan stacks no bfloat16 numbers, which XLA's CPU compiler would convert as a whole."""
+    config = small.replace(compute_dtype="bfloat16", attention=backend)
+    found = scans(traced(small_params, config, tokens, remat).jaxpr)
+    layers = [e for e in found if e.params["length"] == small.num_blocks]
+    assert len(layers) == 2  # forward and backward
+    stacked = {str(x.aval.dtype) for e in layers for x in e.outvars[e.params["num_carry"] :]}
+    assert "uint16" in stacked
+    assert "bfloat16" not in stacked
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_kept_is_not_computed_again(dtype, small, small_params, tokens):
+    config = small.replace(compute_dtype=dtype)
+    none, block = (
+        str(traced(small_params, config, tokens, remat)).count("dot_general")
+        for remat in ("none", "block")
+    )
+    assert block - none >= 7 * len(small.slots)  # the products with the weights of a layer
 
 
 def random_adapters(config):
