@@ -9,8 +9,8 @@
     judge, one query                      until it ends
 
 Training and judging are started with an empty folder of compiled programs, and then the same
-command again: training is stopped after its first steps by SIGTERM, and resumed. Seconds, medians
-of `--repeats`. Writes startup.md beside this file.
+command again: training is stopped after some steps, which have compiled its programs, by SIGTERM,
+and resumed. Seconds, medians of `--repeats`. Writes startup.md beside this file.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 import tyro
 
 HERE = Path(__file__).resolve().parent
+STEPS = 20  # of a first start, so that a batch of each length has been seen
 COMMANDS = ("train", "evaluate", "judge", "serve", "convert", "plan")
 
 
@@ -104,24 +105,36 @@ def started(args: Arguments, name: str, folder: Path) -> list[float]:
     command = [sys.executable, "-m", "grm_jax.train", "--config", f"{name}.py"]
     command += ["--run-dir", str(folder / "run"), "--log-every", "1"]
     command += ["--init", str(args.judge)] if name != "sft" else []
-    return [first_step(command, folder / "run" / name, folder / "programs") for _ in (1, 2)]
+    return [
+        first_step(command, folder / "run" / name, folder / "programs", steps)
+        for steps in (STEPS, 1)
+    ]
 
 
-def first_step(command: Sequence[str], stage: Path, programs: Path) -> float:
+def first_step(command: Sequence[str], stage: Path, programs: Path, steps: int) -> float:
+    """Seconds until the first step's metrics are written; training goes on until `steps` are."""
     metrics, before = stage / "metrics.jsonl", time.perf_counter()
-    rows = metrics.read_bytes() if metrics.exists() else b""
+    rows = count(metrics)
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(programs)
     )
     try:
-        while not metrics.exists() or metrics.stat().st_size <= len(rows):
-            if process.poll() is not None:
-                raise SystemExit(f"error: this ended with {process.returncode}: {command}")
-            time.sleep(0.02)
-        return time.perf_counter() - before
+        for wanted in (1, steps):
+            while count(metrics) < rows + wanted:
+                if process.poll() is not None:
+                    raise SystemExit(f"error: this ended with {process.returncode}: {command}")
+                time.sleep(0.02)
+            if wanted == 1:
+                seconds = time.perf_counter() - before
+        return seconds
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
+
+
+def count(metrics: Path) -> int:
+    """How many rows the file has; 0 where there is none."""
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from grm_jax.training.losses import Loss, group_advantages, grpo_loss
 from grm_jax.training.options import RL
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.setup import ConfigError
-from grm_jax.training.step import HostBatch, LossFn, micro_batches
+from grm_jax.training.step import HostBatch, LossFn, first, micro_batches, zeros_of
 from grm_jax.training.trainable import Assemble, Trainable, as_it_is
 
 log = logging.getLogger("grm_jax")
@@ -190,7 +190,7 @@ def _by_part(compute: Callable[[Params, Batch], jax.Array], params: Params, batc
         logprobs = compute(params, part)  # [B, G, C], or [B, G, C / 2]
         return jnp.pad(logprobs, ((0, 0), (0, 0), (0, width - logprobs.shape[-1])))
 
-    return jax.lax.map(functools.partial(by_length, whole), batch)
+    return jax.lax.map(functools.partial(by_length, whole, zeros_of(whole, first(batch))), batch)
 
 
 def usable_records(run: Run, config: RL) -> list[Preference]:
@@ -372,9 +372,9 @@ def policy_objective(run: Run, config: RL, assemble: Assemble = as_it_is) -> Los
     return loss_fn
 
 
-def by_length(compute: Callable[[Batch], T], batch: Batch) -> T:
+def by_length(compute: Callable[[Batch], T], nothing: T, batch: Batch) -> T:
     """`compute` of a micro-batch of groups, cut to half of its C completion slots where none of its
-    rollouts is longer; zeros for one without rollouts (dropped groups). A `step.Cut`.
+    rollouts is longer; `nothing` for one without rollouts (dropped groups). A `step.Cut`.
     """
     width = batch["mask"].shape[-1]
     half = -(-width // 2)
@@ -382,8 +382,8 @@ def by_length(compute: Callable[[Batch], T], batch: Batch) -> T:
     branch = jnp.any(used).astype(jnp.int32) + jnp.any(used[half:])
 
     def skipped(batch: Batch) -> T:
-        shapes = jax.eval_shape(compute, batch)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        del batch
+        return nothing
 
     def halved(batch: Batch) -> T:
         # Arrays [B, G, C] are of completions; those of prompts and groups have fewer dimensions.

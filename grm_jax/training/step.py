@@ -12,8 +12,9 @@ Dimensions: B rows of a batch, M micro-batches.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -31,10 +32,13 @@ from grm_jax.parallel.mesh import data_parallel, put_batch, replicated, sharding
 from grm_jax.training.losses import Aux, Loss
 
 HostBatch = Mapping[str, np.ndarray]
+T = TypeVar("T")
+
 # (trained parameters, the parameters beside them that are not trained or None, micro-batch) -> Loss
 LossFn = Callable[[Params, Any, Batch], Loss]
-# (a computation on a micro-batch, micro-batch) -> the computation on the part of it that is needed
-Cut = Callable[[Callable[[Batch], Any], Batch], Any]
+# (a computation on a micro-batch, zeros in the form of its result, micro-batch) -> the computation
+# on the part of the micro-batch that is needed
+Cut = Callable[[Callable[[Batch], Any], Any, Batch], Any]
 
 GUARD_WARMUP = 20  # steps before anything is a spike
 GUARD_DECAY = 0.95
@@ -192,31 +196,30 @@ def make_train_step(
     """
     shardings = state_shardings(table, optimizer, mesh)
 
-    def gradient(params: Params, frozen: Any, batch: Batch) -> tuple[Params, Loss]:
-        def compute(batch: Batch) -> tuple[Params, Loss]:
+    def step(state: TrainState, frozen: Any, batch: Batch, key_data: jax.Array):
+        def whole(batch: Batch) -> tuple[Params, Loss]:
             def total(p: Params) -> tuple[jax.Array, Loss]:
                 loss = loss_fn(p, frozen, batch)
                 return loss.total, loss
 
-            (_, loss), grads = jax.value_and_grad(total, has_aux=True)(params)
+            (_, loss), grads = jax.value_and_grad(total, has_aux=True)(state.params)
             return grads, loss
 
-        return compute(batch) if cut is None else cut(compute, batch)
-
-    def step(state: TrainState, frozen: Any, batch: Batch, key_data: jax.Array):
-        if micro_batches == 1:
-            grads, loss = gradient(state.params, frozen, batch)
-        else:
-            first = jax.tree.map(lambda x: x[0], batch)
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, jnp.float32),
-                jax.eval_shape(gradient, state.params, frozen, first),
-            )
+        # One trace of the gradient gives all zeros; a trace takes seconds.
+        several = micro_batches > 1
+        gradient = whole
+        if several or cut is not None:
+            nothing = zeros_of(whole, first(batch) if several else batch)
+            gradient = whole if cut is None else functools.partial(cut, whole, nothing)
+        if several:
+            zeros = jax.tree.map(lambda x: x.astype(jnp.float32), nothing)
 
             def add(carry, micro):
-                return jax.tree.map(jnp.add, carry, gradient(state.params, frozen, micro)), None
+                return jax.tree.map(jnp.add, carry, gradient(micro)), None
 
             (grads, loss), _ = jax.lax.scan(add, zeros, batch)
+        else:
+            grads, loss = gradient(batch)
         with jax.named_scope("gradient_norm"):
             count = jnp.maximum(loss.count, 1e-8)
             grads = jax.tree.map(lambda g: g.astype(jnp.float32) / count, grads)
@@ -239,6 +242,16 @@ def make_train_step(
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
     return TrainStep(jitted, mesh, micro_batches, jax.random.key(0) if key is None else key)
+
+
+def first(parts: Batch) -> Batch:
+    """The first of the micro-batches, which are stacked."""
+    return jax.tree.map(lambda x: x[0], parts)
+
+
+def zeros_of(compute: Callable[[Batch], T], batch: Batch) -> T:
+    """Zeros in the form of `compute(batch)`, which is not computed."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, batch))
 
 
 class TrainStep:

@@ -21,7 +21,7 @@ from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.options import RL, OptimizerConfig
 from grm_jax.training.rl import by_length, policy_objective
 from grm_jax.training.setup import Setup
-from grm_jax.training.step import init_state, make_train_step
+from grm_jax.training.step import init_state, make_train_step, zeros_of
 
 ROWS = 8
 CONFIG = RL(kl_coef=0.3, sampling=SamplingConfig(temperature=0.8))
@@ -177,7 +177,7 @@ def test_the_skipped_branch_really_is_skipped(model, params, rollouts):
                 lambda p: ((found := loss_fn(p, None, batch)).total, found), has_aux=True
             )(params)
 
-        (total, loss), grads = by_length(compute, data)
+        (total, loss), grads = by_length(compute, zeros_of(compute, data), data)
         return total, loss, grads
 
     total, loss, grads = gradient(jnp.zeros_like(rollouts["mask"]))
