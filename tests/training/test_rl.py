@@ -55,7 +55,7 @@ def test_a_part_is_cut_to_half_where_that_holds_its_rollouts(longest, computed):
         assert batch["old"].shape == batch["mask"].shape and batch["lengths"].shape == (2,)
         return jnp.asarray(batch["mask"].shape[-1])
 
-    assert int(by_length(width, batch)) == computed
+    assert int(by_length(width, jnp.asarray(0), batch)) == computed
 
 
 def test_old_logprobs_and_targets_are_the_samples_own(groups):

@@ -186,6 +186,22 @@ def test_the_skipped_branch_really_is_skipped(model, params, rollouts):
     assert np.isnan(float(gradient(jnp.asarray(rollouts["mask"]))[0]))
 
 
+def test_the_gradient_is_traced_once_for_each_length_and_for_the_zeros(
+    model, params, rollouts, one_device
+):
+    traced = []
+
+    def loss_fn(p, frozen, batch):
+        traced.append(batch["mask"].shape)
+        return rollout_loss(model, "sequence")(p, frozen, batch)
+
+    table, mesh = param_table(model), one_device
+    step = make_train_step(loss_fn, optax.sgd(1.0), table, mesh, micro_batches=2, cut=by_length)
+    batch = rollouts | {"reference": np.zeros_like(rollouts["mask"])}
+    run_step(step, init_state(table, optax.sgd(1.0), mesh, params=params), None, batch)
+    assert len(traced) == 3
+
+
 def test_a_step_without_any_rollout_changes_nothing(params, rollouts, rl_step):
     found, metrics = rl_step(rollouts | {"mask": np.zeros_like(rollouts["mask"])})
     assert change(params, found) == 0.0
