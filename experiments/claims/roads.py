@@ -12,6 +12,7 @@ model on preferences of yours, and judge held-out records of yours.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import subprocess
 import sys
@@ -179,11 +180,21 @@ class Road:
         command += ["--world.seed", seed] if self.settings.size == "tiny" else []
         self.run([*command, *shlex.split(self.settings.options), *options])
 
-    def run(self, command: Sequence[str], *, allow_plan: bool = False) -> None:
-        """Run `python COMMAND`, or print it alone."""
+    def run(
+        self, command: Sequence[str], *, allow_plan: bool = False, code: Path | None = None
+    ) -> None:
+        """Run `python COMMAND`, or print it alone.
+
+        Args:
+          code: a folder that has other code than this one, to run the command with.
+        """
         if self.settings.plan is not None and not allow_plan:
             return
         shown = shlex.join(["python", *command])
+        environment = dict(os.environ)
+        if code is not None:
+            environment["PYTHONPATH"] = str(code)
+            shown = f"cd {code} && PYTHONPATH={code} {shown}"
         if self.settings.dry or self.settings.plan:
             # What they would make is not there for the next claim, which would ask for it again.
             if shown in _shown:
@@ -192,6 +203,8 @@ class Road:
         print(shown, flush=True)
         if self.settings.dry:
             return
-        status = subprocess.run([sys.executable, *command], check=False).returncode
+        status = subprocess.run(
+            [sys.executable, *command], check=False, env=environment, cwd=code
+        ).returncode
         if status:
             raise UserError(f"this command ended with status {status}: {shown}")

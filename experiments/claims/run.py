@@ -21,6 +21,7 @@ from pathlib import Path
 import ablations
 import adaptive_k
 import ceiling
+import earlier_rl
 import expected
 import generalisation
 import guidance
@@ -50,6 +51,7 @@ CLAIMS: dict[str, Claim] = {
         ablations.CLAIM,
         generalisation.CLAIM,
         ceiling.CLAIM,
+        earlier_rl.CLAIM,
         policy.CLAIM,
     )
 }

@@ -384,3 +384,14 @@ def test_no_two_programs_have_one_name():
     folders = [root / "configs", root / "experiments" / "gpu", root / "experiments" / "claims"]
     names = [file.stem for folder in folders for file in folder.glob("*.py")]
     assert len(names) > 20 and len(set(names)) == len(names)
+
+
+def test_a_command_can_run_with_the_code_of_another_folder(tmp_path, capsys):
+    package = tmp_path / "grm_jax"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text("open('ran', 'w').close()", encoding="utf-8")
+    Road(Settings(), 0).run(["-m", "grm_jax.train"], code=tmp_path)
+    assert (tmp_path / "ran").exists()
+    shown = f"cd {tmp_path} && PYTHONPATH={tmp_path} python -m grm_jax.train"
+    assert shown in capsys.readouterr().out
