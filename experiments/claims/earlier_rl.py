@@ -19,6 +19,7 @@ from claim import Claim, Found
 from roads import Road
 
 from grm_jax.errors import UserError
+from grm_jax.model.storage import is_model_dir
 
 EARLIER = "af59121"
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,20 +39,25 @@ def _today(road: Road) -> Path:
 def _earlier(road: Road) -> Path:
     """The directory of the rl stage by the earlier commit's code."""
     settings, seed = road.settings, str(road.seed)
-    stage = settings.runs.absolute() / f"{seed}-rl-of-{EARLIER}" / "rl"
-    if not (stage / "model" / "model.json").exists():
-        code = settings.runs.absolute() / f"code-{EARLIER}"
-        if not (settings.dry or settings.plan):
-            _checkout(code)
-        road.run(
-            [
-                "-m", "grm_jax.train", "--config", "rl.py", "--run-dir", str(stage.parent),
-                "--init", str((road.directory / "rft" / "model").absolute()),
-                "--preferences", str((road.directory / "world" / "train.jsonl").absolute()),
-                "--setup.mesh.cpu-devices", "1", "--seed", seed,
-            ],
-            code=code,
-        )  # fmt: skip
+    directory = settings.runs.absolute() / f"{seed}-rl-of-{EARLIER}"
+    stage, start = directory / "rl", directory / "rft-exported"
+    if is_model_dir(stage / "model"):
+        return stage
+    code = settings.runs.absolute() / f"code-{EARLIER}"
+    if not (settings.dry or settings.plan):
+        _checkout(code)
+    if not start.exists():  # the earlier code does not know today's model directories
+        given, made = road.directory / "rft" / "model", str(start)
+        road.run(["-m", "grm_jax.convert", "export", "--input", str(given), "--output", made])
+    road.run(
+        [
+            "-m", "grm_jax.train", "--config", "rl.py", "--run-dir", str(directory),
+            "--init", str(start), "--tokenizer", str(start),
+            "--preferences", str((road.directory / "world" / "train.jsonl").absolute()),
+            "--mesh.cpu-devices", "1", "--seed", seed,
+        ],
+        code=code,
+    )  # fmt: skip
     return stage
 
 
