@@ -16,6 +16,11 @@ line says how), 2 for wrong arguments, 130 when stopped by Ctrl-C.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which would be done twice
+    from grm_jax.parallel.host import use_huge_pages
+
+    use_huge_pages()
+
 import dataclasses
 import sys
 from collections.abc import Sequence

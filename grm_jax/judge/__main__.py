@@ -13,6 +13,11 @@ scores, 130 when stopped by Ctrl-C.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the other imports, which would be done twice
+    from grm_jax.parallel.host import use_huge_pages
+
+    use_huge_pages()
+
 import dataclasses
 import json
 import sys

@@ -12,6 +12,9 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 def use_huge_pages() -> None:
     """Start this program again with large memory pages for what it allocates (Linux with glibc).
 
+    Called by every command that computes, before it imports much. A program that uses the library
+    can be started with the variable itself: GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+
     XLA allocates what a program needs on a CPU afresh each time it runs; the kernel then clears it,
     page by page, which pages of 2 MB instead of 4 KB make cheaper. The process stays the same one,
     with its number, files and signals.

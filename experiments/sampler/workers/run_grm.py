@@ -7,11 +7,13 @@ from common import arguments, serve
 
 from grm_jax.model.params import param_table
 from grm_jax.model.storage import load_params, param_shardings, read_model_config
+from grm_jax.parallel.host import use_huge_pages
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.engine import Sampler
 from grm_jax.sampler.options import EngineConfig, SamplingConfig
 from grm_jax.sampler.schedule import Request
 
+use_huge_pages()  # as this project's commands do
 args = arguments()
 model = read_model_config(args.model).replace(compute_dtype=args.dtype or "float32")
 mesh = make_mesh(1, 1, 1, jax.devices()[:1])
