@@ -44,6 +44,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.model.config import ModelConfig
+from grm_jax.model.residuals import bits_of, numbers_of
 
 # A layer has {"k": ..., "v": ...}. Where these are 8-bit integers, it also has a float32 scale for
 # each vector: {"k_scale": [..., slots], "v_scale": [..., slots]}. A block of the model has that of
@@ -210,10 +211,7 @@ def stored(new: KeyValue, like: KeyValue) -> KeyValue:
 
 def as_numbers(layer: KeyValue) -> KeyValue:
     """Keys and values as numbers: a copy, as bfloat16, of the uint16 of `empty_pages`."""
-    return {
-        name: jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
-        for name, x in layer.items()
-    }
+    return {name: numbers_of(x) for name, x in layer.items()}
 
 
 def write_ring(ring: Ring, new: Sequence[Block]) -> Ring:
@@ -301,7 +299,7 @@ def _put(array: jax.Array, targets: jax.Array, value: jax.Array) -> jax.Array:
     """
     shard = jnp.arange(targets.shape[0])[:, None]
     if array.dtype == jnp.uint16:  # the bits of bfloat16
-        value = jax.lax.bitcast_convert_type(value.astype(jnp.bfloat16), jnp.uint16)
+        value = bits_of(value.astype(jnp.bfloat16))
     return array.at[shard, targets].set(value.astype(array.dtype), mode="drop")
 
 
