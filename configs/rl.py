@@ -33,6 +33,7 @@ from grm_jax.recipes import RL, ConfigError, OptimizerConfig, RLRecipe, Sampling
 TINY = RL(
     steps=100,
     prompts=32,
+    orders=1,
     group=8,
     kl_coef=0.02,
     clip_low=0.2,
@@ -65,6 +66,7 @@ PAPER = RL(
     # A batch of 512 (appendix C.1), taken as prompts * group rollouts; whether it counts rollouts
     # or prompts is not given in the paper.
     prompts=128,
+    orders=1,
     group=4,  # G: appendix C.1
     kl_coef=0.08,  # beta, chosen for 27B from 0, 0.01, 0.02 and 0.08 (16B: 0.002): appendix C.1
     clip_low=0.2,  # epsilon: not given in the paper
@@ -94,6 +96,7 @@ PAPER = RL(
 SMALL = RL(
     steps=40,
     prompts=16,
+    orders=1,
     group=8,
     kl_coef=0.02,
     clip_low=0.2,

@@ -82,6 +82,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "RL": {
         "steps": (1, INF),
         "prompts": (1, INF),
+        "orders": (1, INF),
         "group": (2, INF),  # a group of one has no advantage
         "kl_coef": (0, INF),
         "clip_low": (0, 1),

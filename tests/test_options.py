@@ -48,6 +48,7 @@ def test_every_number_has_a_range_and_every_recipe_is_within(name):
         ("--log-every 0", "--log-every 0: give 1 or more"),
         ("--rl.prompts 0", "--rl.prompts 0: give 1 or more"),
         ("--rl.group 1", "--rl.group 1: give 2 or more"),
+        ("--rl.orders 0", "--rl.orders 0: give 1 or more"),
         ("--rl.train-groups 0", "--rl.train-groups 0: give 1 or more"),
         ("--rl.steps -1", "--rl.steps -1: give 1 or more"),
         ("--rl.optimizer.learning-rate -1", "--rl.optimizer.learning-rate -1.0: give 0 or more"),

@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "rare right ones": ("--rl.rare", "0.5"),
     "votes as well": ("--rl.vote", "2"),
     "votes and rare": ("--rl.vote", "2", "--rl.rare", "0.5"),
+    "two orders": ("--rl.orders", "2"),
 }
 GROUPS = "groups of 16"  # from fewer records, so that a step has as many rollouts
 RECIPE = "the recipe"
@@ -133,13 +134,14 @@ def _metrics(stage: Path) -> list[dict[str, float]]:
 
 def principles(stage: Path) -> list[float]:
     """By step: how many different sets of principles the rollouts of a group name, on average."""
-    groups: dict[int, dict[str, set[str]]] = {}
+    groups: dict[int, dict[tuple[str, tuple[int, ...]], set[str]]] = {}
     with (stage / "rollouts.jsonl").open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
             found = re.search(r"Criteria:(.*)", row["text"])
             words = " ".join(sorted((found[1] if found else "").split()))
-            groups.setdefault(row["step"], {}).setdefault(row["example_id"], set()).add(words)
+            group = row["example_id"], tuple(row["order"])
+            groups.setdefault(row["step"], {}).setdefault(group, set()).add(words)
     return [
         float(np.mean([len(sets) for sets in groups[step].values()])) for step in sorted(groups)
     ]

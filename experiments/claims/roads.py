@@ -12,16 +12,19 @@ model on preferences of yours, and judge held-out records of yours.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from grm_jax.benchmarks import synthetic
 from grm_jax.data.preferences import Preference, read_preferences
 from grm_jax.errors import UserError
+from grm_jax.files import written_whole
 from grm_jax.model.storage import is_model_dir
 
 STAGES = ("sft", "rft", "rl", "scalar_rm", "meta_rm")  # each starts from some before it
@@ -103,7 +106,7 @@ class Road:
         """
         directory = self.settings.runs / f"{self.seed}-{name}"
         if not is_model_dir(directory / stage / "model"):
-            if not (self.settings.dry or self.settings.plan):
+            if self.runs_commands:
                 self._link(directory, STAGES[: STAGES.index(stage)])
             recipe = ",".join(
                 [f"{stage}.py:{self.settings.size}", *([arguments] * bool(arguments))]
@@ -136,23 +139,53 @@ class Road:
             self.run([*command, *([] if meta is None else ["--meta", str(meta)])])
         return file
 
+    @property
+    def runs_commands(self) -> bool:
+        """Whether commands are run, so that there are files to read."""
+        return not (self.settings.dry or self.settings.plan)
+
     def verdicts(self, stage: str) -> Path:
         """Verdicts of a stage's model on the held-out records, with the expected scores of each
         critique: what `python -m grm_jax.judge` writes."""
         settings = self.settings
         file = self.directory / "judged" / f"{stage}-expected-{settings.k}.jsonl"
         rows = settings.heldout or self.directory / "world" / "heldout.jsonl"
-        if not file.with_suffix(".done").exists():
-            self.run(
-                [
-                    "-m", "grm_jax.judge", "--model", str(self.directory / stage / "model"),
-                    "--input", str(rows), "--output", str(file), "-k", str(settings.k),
-                    "--seed", str(self.seed), "--expected", "--compute-dtype", "bfloat16",
-                ]
-            )  # fmt: skip
-            if not (settings.dry or settings.plan):
-                file.with_suffix(".done").touch()
+        self._judge(stage, rows, file, settings.k, "--expected")
         return file
+
+    def rows_file(self, stage: str, name: str) -> Path:
+        """The verdicts of `judge_rows`."""
+        return self.directory / "judged" / f"{stage}-{name}.jsonl"
+
+    def judge_rows(
+        self, stage: str, name: str, rows: Callable[[], Iterable[Mapping[str, Any]]], k: int
+    ) -> None:
+        """Verdicts of a stage's model on rows that are made here, of k critiques each.
+
+        Args:
+          name: of the rows, which are kept beside the verdicts.
+          rows: makes them; called where they are not there.
+        """
+        given = self.directory / "judged" / f"{name}.jsonl"
+        if self.runs_commands and not given.exists():
+            given.parent.mkdir(exist_ok=True)
+            with written_whole(given) as partial, partial.open("w", encoding="utf-8") as out:
+                for row in rows():
+                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._judge(stage, given, self.rows_file(stage, name), k)
+
+    def _judge(self, stage: str, rows: Path, file: Path, k: int, *options: str) -> None:
+        if file.with_suffix(".done").exists():
+            return
+        self.run(
+            [
+                "-m", "grm_jax.judge", "--model", str(self.directory / stage / "model"),
+                "--input", str(rows), "--output", str(file), "-k", str(k),
+                "--seed", str(self.seed), *options, "--compute-dtype", "bfloat16",
+            ]
+        )  # fmt: skip
+        if self.runs_commands:
+            file.with_suffix(".done").touch()
 
     def _meta(self, stage: str) -> Path | None:
         """The meta RM was trained to guide the RL model."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import ablations
 import adaptive_k
+import baselines
 import ceiling
 import earlier_rl
 import expected
@@ -44,6 +45,7 @@ CLAIMS: dict[str, Claim] = {
     for claim in (
         headline.CLAIM,
         voting.CLAIM,
+        baselines.CLAIM,
         hybrid.CLAIM,
         guidance.CLAIM,
         expected.CLAIM,

@@ -20,8 +20,8 @@ class Prompts:
 
     Args:
       order: how the k samples of a record see its responses: "balanced" or "random" (see
-        `critique.orders`), "one" (one random order for all samples: a GRPO group), or "given" (as
-        in the record).
+        `critique.orders`), "one" (one random order for all samples: a GRPO group), "given" (as in
+        the record), or a number m: sample i sees balanced order i % m.
       seed: of the orders.
     """
 
@@ -30,11 +30,11 @@ class Prompts:
         tokenizer: Tokenizer,
         templates: TemplateConfig | Templates,
         *,
-        order: OrderMode = "balanced",
+        order: OrderMode | int = "balanced",
         seed: int = 0,
     ):
         self.tokenizer = tokenizer
-        self.order: OrderMode = order
+        self.order = order
         self.seed = seed
         self.many = Template.load(templates.many)
         self.single = Template.load(templates.single)
@@ -49,8 +49,10 @@ class Prompts:
             return [tuple(range(n))] * count
         digest = hashlib.blake2b(f"{self.seed} {salt} {record.id}".encode(), digest_size=8)
         seed = int.from_bytes(digest.digest(), "little")
-        if self.order == "one":
-            return orders(n, 1, mode="random", seed=seed) * count
+        several = 1 if self.order == "one" else self.order
+        if isinstance(several, int):
+            chosen = orders(n, several, mode="balanced", seed=seed)
+            return [chosen[i % several] for i in range(count)]
         return orders(n, count, mode=self.order, seed=seed)
 
     def hint(self, record: Preference, order: Sequence[int]) -> str:

@@ -105,8 +105,12 @@ class RL:
 
     steps: int = 900
     prompts: int = 128
-    """Records a step; times `group` gives the rollouts (512 are the paper's batch, if that counts
+    """Prompts a step; times `group` gives the rollouts (512 are the paper's batch, if that counts
     rollouts)."""
+    orders: int = 1
+    """The prompts that a step makes of a record, each with another order of the responses. 2: what
+    the judge's leaning to a place earns in one order of two responses it loses in the other, so
+    that it is not learnt by chance; 1: as in the paper."""
     group: int = 4
     """G: rollouts a prompt."""
     kl_coef: float = 0.08

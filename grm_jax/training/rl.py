@@ -1,7 +1,8 @@
 """Rule-based online RL (section 3.2 of arXiv:2504.02495): GRPO with a KL penalty.
 
 One step:
-    records -> G rollouts each (one order of responses a group) -> reward, Eq. (11) (`rewards.py`)
+    records -> G rollouts each (one order of responses a group; with `--rl.orders` several groups)
+            -> reward, Eq. (11) (`rewards.py`)
             -> group-normalised advantages -> one gradient step of Eq. (15)
 
 The old policy is given by the sampler's own log-probabilities, with which the tokens were drawn.
@@ -22,7 +23,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -66,6 +67,11 @@ def check_options(config: RL) -> None:
             "are not theirs: give --rl.sampling.temperature above 0, --rl.sampling.top-k 0, "
             f"--rl.sampling.top-p 1 and --rl.sampling.min-p 0, not {config.sampling}"
         )
+    if config.prompts % config.orders:
+        raise ConfigError(
+            f"--rl.prompts {config.prompts} are not whole records of --rl.orders {config.orders} "
+            f"prompts each; give --rl.prompts {config.orders * -(-config.prompts // config.orders)}"
+        )
     rewards.check(config)
 
 
@@ -83,7 +89,7 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
     reference = Reference(run, config, trainable)
     rows = config.prompts if config.train_groups is None else config.train_groups
     parts = micro_batches(min(rows, config.prompts), config.device_batch, run.mesh)
-    critic, data = run.new_critic("one"), record_batches(run, records, config)
+    critic, data = run.new_critic(config.orders), record_batches(run, records, config)
     shown = ("reward", "signal", "kl", "entropy", "length", "logprob_gap")
     loop = Loop(
         stage, config.steps, config.optimizer, trainable, data,
@@ -107,13 +113,13 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
                 rollouts = critic.critiques(
                     trainable.assemble(loop.state.params, trainable.frozen),
                     asked,
-                    range(config.group),
+                    range(config.group * config.orders),
                     config.sampling,
                     jax.random.fold_in(run.stage_key("rl"), step),
                     salt=f"step {step}",
                 )
             with loop.timer.phase("reward"):
-                groups = [rollouts[record.id] for record in asked]
+                asked, groups = groups_of(asked, rollouts, config.orders)
                 threshold = critic.prompts.single.threshold
                 earned = rewards.rule(asked, groups, config, threshold)
                 learnt = rewards.learnt(earned, asked, groups, config, threshold)
@@ -203,7 +209,7 @@ def usable_records(run: Run, config: RL) -> list[Preference]:
         Reading("prompt", lengths.judge, buckets[-1], "raise --prompt-buckets"),
     ]
     records = usable(run, "rl", readings)
-    if len(records) < config.prompts:
+    if len(records) * config.orders < config.prompts:
         raise ConfigError(
             f"--rl.prompts {config.prompts}, but there are only {len(records)} preferences"
         )
@@ -211,17 +217,29 @@ def usable_records(run: Run, config: RL) -> list[Preference]:
 
 
 def record_batches(run: Run, records: list[Preference], config: RL):
-    """Endless batches of records whose prompts fall into the same length bucket."""
+    """Endless batches of a step's records, whose prompts fall into the same length bucket."""
+    size = config.prompts // config.orders
     groups = group_by_length(
         records, run.lengths.prompt, run.setup.prompt_buckets, "prompts", "--prompt-buckets"
     )
     # A bucket with fewer records than a batch joins the next longer one, or else the one before.
     for bucket in list(groups):
-        if len(groups[bucket]) < config.prompts and len(groups) > 1:
+        if len(groups[bucket]) < size and len(groups) > 1:
             others = [b for b in groups if b > bucket] or [b for b in groups if b < bucket][-1:]
             groups[others[0]] = groups[others[0]] + groups.pop(bucket)
     # Every process has all records of a step, and samples them together with the others.
-    return batches(groups, dict.fromkeys(groups, list), config.prompts, run.setup.seed)
+    return batches(groups, dict.fromkeys(groups, list), size, run.setup.seed)
+
+
+def groups_of(
+    records: Sequence[Preference], rollouts: Mapping[str, list[Rollout]], orders: int
+) -> tuple[list[Preference], list[list[Rollout]]]:
+    """The N groups of a step and the record of each. Rollout i of a record shows its responses in
+    order i % `orders`, and those of one order are a group."""
+    pairs = [
+        (record, rollouts[record.id][turn::orders]) for record in records for turn in range(orders)
+    ]
+    return [record for record, _ in pairs], [group for _, group in pairs]
 
 
 def rollout_batch(

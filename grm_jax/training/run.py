@@ -240,10 +240,10 @@ class Run:
             self.model, self.tokenizer.stop_ids, self.setup.engine, decode_mesh(self.mesh)
         )
 
-    def prompts(self, order: OrderMode) -> Prompts:
+    def prompts(self, order: OrderMode | int) -> Prompts:
         return Prompts(self.tokenizer, self.templates, order=order, seed=self.setup.seed)
 
-    def new_critic(self, order: OrderMode) -> Critic:
+    def new_critic(self, order: OrderMode | int) -> Critic:
         """A critic, which draws critiques. The memory of its caches is planned again, since each
         stage keeps other arrays on the devices."""
         self.sampler.budget.forget()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ablations
 import adaptive_k
+import baselines
 import ceiling
 import evidence
 import flops
@@ -345,14 +346,49 @@ def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
 
 def test_sets_of_principles_are_counted_in_each_group(tmp_path):
     rows = [
-        (1, "a", "x yes"), (1, "a", "yes x"), (1, "b", "x"), (1, "b", "y"), (2, "a", "z"),
+        (1, "a", [0, 1], "x yes"), (1, "a", [0, 1], "yes x"), (1, "b", [0, 1], "x"),
+        (1, "b", [0, 1], "y"), (2, "a", [0, 1], "z"), (2, "a", [1, 0], "w"),
     ]  # fmt: skip
     text = "".join(
-        f'{{"step": {step}, "example_id": "{id}", "text": "Criteria: {words}\\nScores"}}\n'
-        for step, id, words in rows
+        f'{{"step": {step}, "example_id": "{id}", "order": {order}, '
+        f'"text": "Criteria: {words}\\nScores"}}\n'
+        for step, id, order, words in rows
     )
     (tmp_path / "rollouts.jsonl").write_text(text, encoding="utf-8")
     assert ceiling.principles(tmp_path) == [1.5, 1.0]
+
+
+def test_pairs_are_won_critique_by_critique():
+    record = Preference("r", ({"role": "user", "content": "q"},), ("a", "b", "c"), (0.0, 2.0, 1.0))
+    rows = list(baselines._pairs([record]))
+    assert [row["responses"] for row in rows] == [["a", "b"], ["a", "c"], ["b", "c"]]
+    drawn = {
+        rows[0]["id"]: [{"scores": [1, 9]}, {"scores": [5, 5]}],
+        rows[1]["id"]: [{"scores": [2, 8]}, {"scores": None}],
+        rows[2]["id"]: [{"scores": [7, 3]}, {"scores": [4, 6]}],
+    }
+    won = baselines.points([record], drawn, 2)["r"]
+    assert won.tolist() == [[0, 2, 1], [0.5, 0.5, 1]]
+    (group,) = evidence.grouped([record], {"r": won})
+    assert evidence.accuracy([group], 1, evidence.plain).tolist() == [0.5]
+    assert evidence.accuracy([group], 2, evidence.plain).tolist() == [1]  # 0.5, 2.5, 2
+
+
+def test_a_majority_counts_winners_and_not_scores():
+    scores = np.asarray([[[9, 1], [4, 5], [4, 5], [3, 3], [np.nan, np.nan]]], float)
+    none = np.zeros((1, 5)), np.zeros((1, 2))
+    assert baselines._majority(scores, *none).tolist() == [[1.5, 2.5]]
+    assert evidence.plain(scores, *none).tolist() == [[20, 14]]
+
+
+def test_the_head_reads_the_critique_of_its_own_response():
+    record = Preference("r", ({"role": "user", "content": "q"},), ("a", "b"), (0.0, 1.0))
+    assert [row["responses"] for row in baselines._single([record])] == [["a"], ["b"]]
+    drawn = {
+        row["id"]: [{"critique": f"{row['responses'][0]}{j}"} for j in range(2)]
+        for row in baselines._single([record])
+    }
+    assert baselines._critiqued(record, drawn, 1).responses == ("a a1", "b b1")
 
 
 def test_the_true_score_is_that_of_the_world():

@@ -125,6 +125,16 @@ def test_one_order_a_group_that_changes_with_the_step():
     assert len(seen) == 6
 
 
+def test_a_number_of_orders_is_taken_in_turn():
+    one = Prompts(TOKENIZER, TEMPLATES, order="one").orders(record(), 1, "step 1")
+    for several in (1, 2, 3):
+        found = Prompts(TOKENIZER, TEMPLATES, order=several).orders(record(), 7, "step 1")
+        assert found[0] == one[0] and len(set(found)) == several
+        assert found == [found[i % several] for i in range(7)]
+        # No response stands in the same place twice.
+        assert all(len({order[p] for order in found}) == several for p in range(3))
+
+
 def test_the_hint_stands_only_in_hinted_prompts_and_follows_the_order():
     critic, stub = make_critic(order="balanced")
     critic.critiques({}, [record(best=1)], range(3), SAMPLING, KEY)

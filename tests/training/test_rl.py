@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.critique import Template
+from grm_jax.critique import Template, unshuffle
 from grm_jax.critique.template_set import TemplateConfig
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.judge.prompts import Prompts
@@ -17,7 +17,15 @@ from grm_jax.sampler.options import SamplingConfig
 from grm_jax.training import rewards, rl
 from grm_jax.training.lengths import Lengths
 from grm_jax.training.options import RL
-from grm_jax.training.rl import by_length, record_batches, rollout_batch, rollout_metrics, run_rl
+from grm_jax.training.losses import group_advantages
+from grm_jax.training.rl import (
+    by_length,
+    groups_of,
+    record_batches,
+    rollout_batch,
+    rollout_metrics,
+    run_rl,
+)
 from grm_jax.training.setup import ConfigError
 
 CONFIG = RL(prompts=3, group=2, sampling=SamplingConfig(max_new_tokens=32))
@@ -179,6 +187,36 @@ def test_a_bucket_with_too_few_records_joins_another(make_record, rare):
     data = batches_of([*short, *long])
     seen = {record.id for _ in range(12) for record in next(data)}
     assert seen == {r.id for r in [*short, *long]}
+
+
+def test_groups_of_two_orders_cancel_what_a_place_earns(make_record, make_critique):
+    """A judge that prefers the place shown first, whatever stands there, learns nothing of it."""
+    records = [make_record("a", (0, 1)), make_record("b", (1, 0))]
+    prompts = Prompts(build_tokenizer(), TemplateConfig(), order=2)
+    first = [(9, 1), (9, 1), (9, 1), (1, 9)]  # as shown, in each order
+    rollouts = {
+        record.id: [
+            make_critique(record.id, i, unshuffle(first[i // 2], order), order=order)
+            for i, order in enumerate(prompts.orders(record, 8))
+        ]
+        for record in records
+    }
+    asked, groups = groups_of(records, rollouts, 2)
+    assert [record.id for record in asked] == ["a", "a", "b", "b"]
+    assert [{c.order for c in group} for group in groups[:2]] in (
+        [{(0, 1)}, {(1, 0)}], [{(1, 0)}, {(0, 1)}],
+    )  # fmt: skip
+    earned = rewards.rule(asked, groups, CONFIG)
+    advantages = np.asarray(group_advantages(jnp.asarray(earned)))
+    chose_first = np.asarray([[i < 3 for i in range(4)]] * 4)
+    assert np.abs(advantages).min() > 0.5
+    np.testing.assert_allclose(advantages[0::2] + advantages[1::2], 0, atol=1e-5)
+    np.testing.assert_allclose(advantages[chose_first].sum(), 0, atol=1e-5)
+
+
+def test_prompts_must_be_whole_records_of_their_orders():
+    with pytest.raises(ConfigError, match=r"--rl.prompts 3 .* --rl.orders 2 .* --rl.prompts 4"):
+        run_rl(None, dataclasses.replace(CONFIG, orders=2))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.9}], ids=str)

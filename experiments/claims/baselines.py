@@ -1,0 +1,216 @@
+"""Other ways to judge with the same model (Table 2): pairs of responses, and a semi-scalar RM.
+
+    pairwise      the RL model reads two responses at a time, all pairs of a record in turn; the
+                  winner of each critique gets a point (LLM-as-a-judge with a majority)
+    semi-scalar   a Bradley-Terry head reads a response and the RL model's critique of it alone
+                  (CLoud, arXiv:2408.11791); the scores after several critiques are averaged
+
+beside votes of the RL model and the scalar RM. The critiques are what `python -m grm_jax.judge`
+writes of rows that are made here; the head is trained by `scalar_rm.py` on responses that end with
+their critique.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import evidence
+import numpy as np
+import paired
+import voting
+from claim import Claim, Found
+from evidence import Group, Judged
+from roads import Road
+
+from grm_jax.data.preferences import Preference, read_preferences
+from grm_jax.files import written_whole
+from grm_jax.scoring.measures import top
+
+STAGE = "rl"
+FEW = 8  # critiques of a response that the semi-scalar RM reads
+
+
+def runs(road: Road) -> None:
+    road.pipeline()
+    road.judge_rows(STAGE, "pairs", lambda: _pairs(road.records()), road.settings.k)
+    road.judge_rows(STAGE, "single", lambda: _single(road.records()), _few(road))
+    road.judge_rows(STAGE, "single-train", lambda: _single(_training(road)), 1)
+    _semi_scalar(road)
+
+
+def _few(road: Road) -> int:
+    return min(FEW, road.settings.k)
+
+
+def _semi_scalar(road: Road) -> Path:
+    """The run of the head that reads a response and its critique."""
+    file = road.settings.runs / f"{road.seed}-semi-scalar" / "critiqued.jsonl"
+    if road.runs_commands and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(file) as partial, partial.open("w", encoding="utf-8") as out:
+            texts = _critiques(road, "single-train")
+            for record in _training(road):
+                out.write(json.dumps(_row(_critiqued(record, texts, 0))) + "\n")
+    return road.branch("semi-scalar", "scalar_rm", "--preferences", str(file))
+
+
+def _training(road: Road) -> list[Preference]:
+    """The records with two responses or more that the scalar RM learns from."""
+    config = json.loads((road.directory / "scalar_rm" / "config.json").read_text(encoding="utf-8"))
+    file = config["setup"]["preferences"] or road.directory / "world" / "train.jsonl"
+    return [record for record in read_preferences(file) if len(record.responses) > 1]
+
+
+def _row(record: Preference) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "turns": list(record.turns),
+        "responses": list(record.responses),
+        "labels": list(record.labels),
+    }
+
+
+def _pairs(records: Sequence[Preference]) -> Iterator[dict[str, Any]]:
+    """Every pair of each record's responses as a row of its own."""
+    for record in records:
+        for a, b in itertools.combinations(range(len(record.responses)), 2):
+            yield {
+                "id": f"{record.id}#{a}#{b}",
+                "turns": list(record.turns),
+                "responses": [record.responses[a], record.responses[b]],
+            }
+
+
+def _single(records: Sequence[Preference]) -> Iterator[dict[str, Any]]:
+    """Every response as a row of its own."""
+    for record in records:
+        for i, response in enumerate(record.responses):
+            yield {
+                "id": f"{record.id}#{i}", "turns": list(record.turns), "responses": [response],
+            }  # fmt: skip
+
+
+def _critiques(road: Road, name: str) -> dict[str, list[dict[str, Any]]]:
+    """The critiques of each row of `Road.judge_rows`, by the row's id."""
+    file = road.rows_file(STAGE, name)
+    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return {row["id"]: row["verdict"]["critiques"] for row in rows}
+
+
+def _critiqued(
+    record: Preference, critiques: dict[str, list[dict[str, Any]]], sample: int
+) -> Preference:
+    """The record with one critique at the end of each response."""
+    texts = [
+        f"{response} {critiques[f'{record.id}#{i}'][sample]['critique']}"
+        for i, response in enumerate(record.responses)
+    ]
+    return dataclasses.replace(record, responses=tuple(texts))
+
+
+def points(records: Sequence[Preference], critiques: dict[str, list[dict[str, Any]]], k: int):
+    """By record id, [k, n]: the pairs that each response has won, critique by critique. A tie gives
+    half a point to both; an unreadable critique gives none."""
+    found = {}
+    for record in records:
+        n = len(record.responses)
+        won = np.zeros((k, n))
+        for a, b in itertools.combinations(range(n), 2):
+            for sample, critique in enumerate(critiques[f"{record.id}#{a}#{b}"][:k]):
+                if critique["scores"]:
+                    first, second = critique["scores"]
+                    won[sample, a] += float(first > second) + 0.5 * (first == second)
+                    won[sample, b] += float(second > first) + 0.5 * (first == second)
+        found[record.id] = won
+    return found
+
+
+def _read_pairs(road: Road) -> Judged:
+    records, k = road.records(), road.settings.k
+    return evidence.grouped(records, points(records, _critiques(road, "pairs"), k))
+
+
+def _read_semi_scalar(road: Road) -> Judged:
+    """The head's score after each of a few critiques, as if it were the scores of a critique."""
+    records, critiques = road.records(), _critiques(road, "single")
+    reads = [
+        evidence.scalar_scores(
+            _semi_scalar(road), [_critiqued(record, critiques, j) for record in records]
+        )
+        for j in range(_few(road))
+    ]
+    return evidence.grouped(records, {r.id: np.asarray([x[r.id] for x in reads]) for r in records})
+
+
+def _majority(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
+    """Each critique gives one vote to its winner, in equal parts to tied ones."""
+    leading = top(scores).astype(float)
+    return (leading / np.maximum(leading.sum(axis=2, keepdims=True), 1)).sum(axis=1)
+
+
+def read(roads: Sequence[Road]) -> Found:
+    most, few = roads[0].settings.k, _few(roads[0])
+    ks = tuple(dict.fromkeys((1, few, most)))
+    judged = [voting.read_stage(road, STAGE) for road in roads]
+    ways: dict[str, tuple[list[Judged], evidence.Method, tuple[int, ...]]] = {
+        "votes: sums of scores (the paper)": (judged, evidence.plain, ks),
+        "votes: majority of the critiques": (judged, _majority, ks),
+        "pairwise, majority": ([_read_pairs(road) for road in roads], evidence.plain, ks),
+        "semi-scalar RM": (
+            [_read_semi_scalar(road) for road in roads], evidence.plain, tuple({1, few}),
+        ),
+    }  # fmt: skip
+    credits = {
+        name: {k: [evidence.accuracy(seed, k, method) for seed in found] for k in counts}
+        for name, (found, method, counts) in ways.items()
+    }
+    scalar = [evidence.scalar_accuracy(seed) for seed in judged]
+    rows = [
+        [name, *(paired.over_seeds(by_k[k]).cell() if k in by_k else "" for k in ks)]
+        for name, by_k in credits.items()
+    ]
+    rows.append(["scalar RM", paired.over_seeds(scalar).cell(), *("" for _ in ks[1:])])
+    paper, *others = credits
+    tests = {
+        f"{name}, {k}, against sums of scores": paired.difference(by_k, credits[paper][k])
+        for name in others
+        for k, by_k in credits[name].items()
+    }
+    semi = credits["semi-scalar RM"]
+    for k in semi:
+        tests[f"semi-scalar RM, {k}, against the scalar RM"] = paired.difference(semi[k], scalar)
+    pairs = np.mean([_pairs_each(group) for seed in judged for group in seed for _ in group.records])
+    text = "\n".join(
+        [
+            f"Held-out records with two responses or more, mean of {len(roads)} seeds in percent "
+            "with a 95% t interval; k critiques of a record, of each of its pairs (pairwise: "
+            f"{pairs:.1f} pairs a record), or of each response (semi-scalar).\n",
+            paired.table(["judge", *(f"k = {k}" for k in ks)], rows),
+            paired.tests_table(tests),
+        ]
+    )
+    figures = {
+        "accuracy": paired.as_json(
+            {name: {k: paired.over_seeds(v) for k, v in by_k.items()}
+             for name, by_k in credits.items()} | {"scalar RM": paired.over_seeds(scalar)}
+        ),
+        "differences": paired.as_json(tests),
+    }  # fmt: skip
+    return Found(text, figures)
+
+
+def _pairs_each(group: Group) -> float:
+    return group.responses * (group.responses - 1) / 2
+
+
+CLAIM = Claim(
+    "baselines",
+    "Do pairs of responses, or a head that reads a critique, judge better than votes?",
+    runs,
+    read,
+)
