@@ -184,7 +184,9 @@ def read(roads: Sequence[Road]) -> Found:
     semi = credits["semi-scalar RM"]
     for k in semi:
         tests[f"semi-scalar RM, {k}, against the scalar RM"] = paired.difference(semi[k], scalar)
-    pairs = np.mean([_pairs_each(group) for seed in judged for group in seed for _ in group.records])
+    pairs = np.mean(
+        [_pairs_each(group) for seed in judged for group in seed for _ in group.records]
+    )
     text = "\n".join(
         [
             f"Held-out records with two responses or more, mean of {len(roads)} seeds in percent "

@@ -16,8 +16,8 @@ from grm_jax.judge.prompts import Prompts
 from grm_jax.sampler.options import SamplingConfig
 from grm_jax.training import rewards, rl
 from grm_jax.training.lengths import Lengths
-from grm_jax.training.options import RL
 from grm_jax.training.losses import group_advantages
+from grm_jax.training.options import RL
 from grm_jax.training.rl import (
     by_length,
     groups_of,
