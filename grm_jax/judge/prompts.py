@@ -34,7 +34,7 @@ class Prompts:
         seed: int = 0,
     ):
         self.tokenizer = tokenizer
-        self.order = order
+        self.order: OrderMode | int = order
         self.seed = seed
         self.many = Template.load(templates.many)
         self.single = Template.load(templates.single)
@@ -49,11 +49,11 @@ class Prompts:
             return [tuple(range(n))] * count
         digest = hashlib.blake2b(f"{self.seed} {salt} {record.id}".encode(), digest_size=8)
         seed = int.from_bytes(digest.digest(), "little")
+        if isinstance(self.order, str) and self.order != "one":
+            return orders(n, count, mode=self.order, seed=seed)
         several = 1 if self.order == "one" else self.order
-        if isinstance(several, int):
-            chosen = orders(n, several, mode="balanced", seed=seed)
-            return [chosen[i % several] for i in range(count)]
-        return orders(n, count, mode=self.order, seed=seed)
+        chosen = orders(n, several, mode="balanced", seed=seed)
+        return [chosen[i % several] for i in range(count)]
 
     def hint(self, record: Preference, order: Sequence[int]) -> str:
         """The hint that gives the best of the responses in `order` away (RFT)."""
