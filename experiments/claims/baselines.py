@@ -30,6 +30,7 @@ from roads import Road
 from grm_jax.data.preferences import Preference, read_preferences
 from grm_jax.files import written_whole
 from grm_jax.scoring.measures import top
+from grm_jax.training.setup import SYNTHETIC
 
 STAGE = "rl"
 FEW = 8  # critiques of a response that the semi-scalar RM reads
@@ -62,7 +63,9 @@ def _semi_scalar(road: Road) -> Path:
 def _training(road: Road) -> list[Preference]:
     """The records with two responses or more that the scalar RM learns from."""
     config = json.loads((road.directory / "scalar_rm" / "config.json").read_text(encoding="utf-8"))
-    file = config["setup"]["preferences"] or road.directory / "world" / "train.jsonl"
+    file = config["setup"]["preferences"]
+    if file == SYNTHETIC:
+        file = road.directory / "world" / "train.jsonl"
     return [record for record in read_preferences(file) if len(record.responses) > 1]
 
 
