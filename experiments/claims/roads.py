@@ -182,7 +182,8 @@ class Road:
                 "-m", "grm_jax.judge", "--model", str(self.directory / stage / "model"),
                 "--input", str(rows), "--output", str(file), "-k", str(k),
                 "--seed", str(self.seed), *options, "--compute-dtype", "bfloat16",
-            ]
+            ],
+            unjudged=True,
         )  # fmt: skip
         if self.runs_commands:
             file.with_suffix(".done").touch()
@@ -214,11 +215,18 @@ class Road:
         self.run([*command, *shlex.split(self.settings.options), *options])
 
     def run(
-        self, command: Sequence[str], *, allow_plan: bool = False, code: Path | None = None
+        self,
+        command: Sequence[str],
+        *,
+        allow_plan: bool = False,
+        unjudged: bool = False,
+        code: Path | None = None,
     ) -> None:
-        """Run `python COMMAND`, or print it alone.
+        """Run `python COMMAND`, or print it alone. Raises UserError where it fails.
 
         Args:
+          unjudged: status 3, by which `grm_jax.judge` says that rows have no readable critique, is
+            no failure.
           code: a folder that has other code than this one, to run the command with.
         """
         if self.settings.plan is not None and not allow_plan:
@@ -239,5 +247,5 @@ class Road:
         status = subprocess.run(
             [sys.executable, *command], check=False, env=environment, cwd=code
         ).returncode
-        if status:
+        if status and not (unjudged and status == 3):
             raise UserError(f"this command ended with status {status}: {shown}")

@@ -344,6 +344,22 @@ def test_a_command_that_fails_is_named(tmp_path, monkeypatch):
         Road(Settings(runs=tmp_path), 0).pipeline()
 
 
+@pytest.mark.parametrize(("status", "fails"), [(0, False), (3, False), (1, True)])
+def test_rows_without_a_readable_critique_are_no_failure(tmp_path, monkeypatch, status, fails):
+    ended = types.SimpleNamespace(returncode=status)
+    monkeypatch.setattr(roads.subprocess, "run", lambda *_, **__: ended)
+    road = Road(Settings(runs=tmp_path), 0)
+    (tmp_path / "0").mkdir()
+    done = road.rows_file("rl", "pairs").with_suffix(".done")
+    if fails:
+        with pytest.raises(UserError, match="status 1: python -m grm_jax.judge"):
+            road.judge_rows("rl", "pairs", lambda: [{"id": "a"}], 2)
+    else:
+        road.judge_rows("rl", "pairs", lambda: [{"id": "a"}], 2)
+        assert (tmp_path / "0" / "judged" / "pairs.jsonl").read_text() == '{"id": "a"}\n'
+    assert done.exists() != fails
+
+
 def test_sets_of_principles_are_counted_in_each_group(tmp_path):
     rows = [
         (1, "a", [0, 1], "x yes"), (1, "a", [0, 1], "yes x"), (1, "b", [0, 1], "x"),
