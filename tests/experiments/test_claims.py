@@ -352,7 +352,7 @@ def test_rows_without_a_readable_critique_are_no_failure(tmp_path, monkeypatch, 
     (tmp_path / "0").mkdir()
     done = road.rows_file("rl", "pairs").with_suffix(".done")
     if fails:
-        with pytest.raises(UserError, match="status 1: python -m grm_jax.judge"):
+        with pytest.raises(UserError, match=r"status 1: python -m grm_jax\.judge"):
             road.judge_rows("rl", "pairs", lambda: [{"id": "a"}], 2)
     else:
         road.judge_rows("rl", "pairs", lambda: [{"id": "a"}], 2)
