@@ -1,13 +1,14 @@
 """What the recipes share, by size: where things run, shapes, templates, and how the judge is used.
 
-`tiny` is the embedded world on two CPU cores. The others expect a pretrained model (`--base MODEL`)
-and preferences of yours (`--preferences FILE`). The recipes of gemma3_270m and smollm2_135m have
+`tiny`, `tiny_half` and `tiny_double` are the embedded world on two CPU cores. The others expect a
+pretrained model (`--base MODEL`) and preferences of yours (`--preferences FILE`). The recipes of gemma3_270m and smollm2_135m have
 not been run to their end, and their values are first choices, not tuned. "Not given in the paper"
 is what arXiv:2504.02495 leaves open.
 """
 
 import dataclasses
 
+from grm_jax.model.config import TINY_SIZES
 from grm_jax.recipes import EngineConfig, JudgeDefaults, MeshConfig, Setup, TemplateConfig
 
 TINY = Setup(
@@ -73,8 +74,8 @@ TENSOR |= {"qwen3_14b": 4, "qwen3_32b": 8}
 
 def setup(size: str) -> Setup:
     """The shared part of a recipe. KeyError for a size that does not exist."""
-    if size == "tiny":
-        return TINY
+    if size in TINY_SIZES:
+        return dataclasses.replace(TINY, size=size, run_dir=f"runs/{size}")
     if size in SMALL_SIZES:
         return dataclasses.replace(SMALL, size=size, run_dir=f"runs/{size}")
     mesh = MeshConfig(fsdp=-1, tensor=TENSOR[size])

@@ -25,6 +25,7 @@ The 27b recipe has not been run. In the paper guiding 32 votes raises the overal
 
 from _shared import SMALL_SIZES, setup
 
+from grm_jax.model.config import TINY_SIZES
 from grm_jax.recipes import Fitting, MetaRM, MetaRMRecipe, OptimizerConfig, SamplingConfig
 
 TINY = MetaRM(
@@ -117,7 +118,7 @@ SMALL = MetaRM(
 def stage(size: str) -> MetaRM:
     if size in SMALL_SIZES:
         return SMALL
-    return TINY if size == "tiny" else PAPER
+    return TINY if size in TINY_SIZES else PAPER
 
 
 def get_config(size: str) -> MetaRMRecipe:

@@ -24,6 +24,7 @@ The 27b recipe has not been run. The paper's model has 68.8 overall when greedy 
 
 from _shared import SMALL_SIZES, setup
 
+from grm_jax.model.config import TINY_SIZES
 from grm_jax.recipes import RFT, Fitting, OptimizerConfig, RFTRecipe, SamplingConfig
 
 TINY = RFT(
@@ -105,7 +106,7 @@ SMALL = RFT(
 def stage(size: str) -> RFT:
     if size in SMALL_SIZES:
         return SMALL
-    return TINY if size == "tiny" else PAPER
+    return TINY if size in TINY_SIZES else PAPER
 
 
 def get_config(size: str) -> RFTRecipe:

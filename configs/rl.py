@@ -28,6 +28,7 @@ import dataclasses
 
 from _shared import SMALL_SIZES, setup
 
+from grm_jax.model.config import TINY_SIZES
 from grm_jax.recipes import RL, ConfigError, OptimizerConfig, RLRecipe, SamplingConfig
 
 TINY = RL(
@@ -125,7 +126,7 @@ SMALL = RL(
 def stage(size: str) -> RL:
     if size in SMALL_SIZES:
         return SMALL
-    return TINY if size == "tiny" else PAPER
+    return TINY if size in TINY_SIZES else PAPER
 
 
 def get_config(size: str, *, group: int | None = None, lr: float | None = None) -> RLRecipe:

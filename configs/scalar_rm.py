@@ -23,6 +23,7 @@ The 27b recipe has not been run. The paper's model has 68.6 overall (Table 2).
 
 from _shared import SMALL_SIZES, setup
 
+from grm_jax.model.config import TINY_SIZES
 from grm_jax.recipes import Fitting, OptimizerConfig, ScalarRM, ScalarRMRecipe
 
 TINY = ScalarRM(
@@ -94,7 +95,7 @@ SMALL = ScalarRM(
 def stage(size: str) -> ScalarRM:
     if size in SMALL_SIZES:
         return SMALL
-    return TINY if size == "tiny" else PAPER
+    return TINY if size in TINY_SIZES else PAPER
 
 
 def get_config(size: str) -> ScalarRMRecipe:

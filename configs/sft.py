@@ -27,6 +27,7 @@ The 27b recipe has not been run.
 
 from _shared import SMALL_SIZES, setup
 
+from grm_jax.model.config import TINY_SIZES
 from grm_jax.recipes import SFT, ColdStart, Fitting, OptimizerConfig, SamplingConfig, SFTRecipe
 
 # A teacher's critiques are there: --instructions.
@@ -109,7 +110,7 @@ SMALL = SFT(
 def stage(size: str) -> SFT:
     if size in SMALL_SIZES:
         return SMALL
-    return TINY if size == "tiny" else PAPER
+    return TINY if size in TINY_SIZES else PAPER
 
 
 def get_config(size: str) -> SFTRecipe:

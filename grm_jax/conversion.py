@@ -18,7 +18,7 @@ from grm_jax.errors import UserError
 from grm_jax.judge.about import About
 from grm_jax.judge.request import JudgeDefaults
 from grm_jax.model import huggingface, storage
-from grm_jax.model.config import model_config
+from grm_jax.model.config import TINY_SIZES, model_config
 from grm_jax.model.hf_config import CheckpointError, read_json, special_ids, token_ids
 from grm_jax.model.params import Params, init_params, param_table
 from grm_jax.tokenizer import load_tokenizer
@@ -104,7 +104,7 @@ def random_model(
     _refuse_nonempty(output)
     tokenizer = load_tokenizer(tokenizer_source)
     config = model_config(size).replace(vocab_size=tokenizer.vocab_size)
-    if size == "tiny":
+    if size in TINY_SIZES:
         config = config.replace(max_position=8192, sliding_window=256)
     params = init_params(param_table(config), jax.random.key(seed))
     output.mkdir(parents=True, exist_ok=True)

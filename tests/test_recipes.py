@@ -12,7 +12,7 @@ import tyro
 
 from grm_jax import recipes
 from grm_jax.identity import differences, hows
-from grm_jax.model.config import SIZES, model_config
+from grm_jax.model.config import SIZES, TINY_SIZES, model_config
 from grm_jax.recipes import load
 from grm_jax.sampler.options import SamplingConfig
 from grm_jax.train import main, split_config
@@ -45,7 +45,7 @@ def test_every_recipe_loads_in_every_size(name, size):
     assert type(recipe) is RECIPES[name]
     setup = recipe.setup
     assert setup.size == (size[1:] or "tiny")
-    assert (setup.preferences == SYNTHETIC) == (setup.size == "tiny")
+    assert (setup.preferences == SYNTHETIC) == (setup.size in TINY_SIZES)
     # Prompt and critique fit the training rows and the model's positions.
     stages = [getattr(recipe, f.name) for f in dataclasses.fields(recipe)]
     for stage in stages:
@@ -75,7 +75,7 @@ def test_batches_divide_over_devices(name, size):
         if isinstance(stage, recipes.RL):
             rows = stage.train_groups or stage.prompts
         if rows is not None:
-            on_a_cpu = {"tiny": 2, "gemma3_270m": 16, "smollm2_135m": 16}
+            on_a_cpu = {"gemma3_270m": 16, "smollm2_135m": 16} | dict.fromkeys(TINY_SIZES, 2)
             assert rows % on_a_cpu.get(size, 32) == 0
 
 
@@ -161,7 +161,7 @@ def test_a_recipe_of_ones_own(tmp_path):
     assert load(str(path)).rl.steps == 3  # pyright: ignore[reportAttributeAccessIssue]
     assert load(f"{path}:9b").rl.steps == 5  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(
-        ConfigError, match=r"has no size 'huge'; the sizes with a name are tiny, 2b, 9b, 27b, g"
+        ConfigError, match=r"has no size 'huge'; the sizes with a name are tiny, tiny_half, tiny_double, 2b, 9b"
     ):
         load(f"{path}:huge")
 

@@ -57,7 +57,10 @@ def _semi_scalar(road: Road) -> Path:
             texts = _critiques(road, "single-train")
             for record in _training(road):
                 out.write(json.dumps(_row(_critiqued(record, texts, 0))) + "\n")
-    return road.branch("semi-scalar", "scalar_rm", "--preferences", str(file))
+    options = ["--preferences", str(file)]
+    if road.settings.size == "tiny":  # other preferences than the world's need a tokenizer
+        options += ["--tokenizer", str(road.directory / "sft" / "model")]
+    return road.branch("semi-scalar", "scalar_rm", *options)
 
 
 def _training(road: Road) -> list[Preference]:

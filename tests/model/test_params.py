@@ -99,5 +99,5 @@ def test_config_refuses_impossible_shapes(change, message):
 
 
 def test_unknown_size_lists_the_known():
-    with pytest.raises(ValueError, match="choose one of tiny, 2b, 9b, 27b"):
+    with pytest.raises(ValueError, match="choose one of tiny, tiny_half, tiny_double, 2b, 9b, 27b"):
         model_config("7b")
