@@ -161,7 +161,8 @@ def test_a_recipe_of_ones_own(tmp_path):
     assert load(str(path)).rl.steps == 3  # pyright: ignore[reportAttributeAccessIssue]
     assert load(f"{path}:9b").rl.steps == 5  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(
-        ConfigError, match=r"has no size 'huge'; the sizes with a name are tiny, tiny_half, tiny_double, 2b, 9b"
+        ConfigError,
+        match=r"has no size 'huge'; the sizes with a name are tiny, tiny_half, tiny_double, 2b, 9b",
     ):
         load(f"{path}:huge")
 
