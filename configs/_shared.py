@@ -1,9 +1,9 @@
 """What the recipes share, by size: where things run, shapes, templates, and how the judge is used.
 
 `tiny`, `tiny_half` and `tiny_double` are the embedded world on two CPU cores. The others expect a
-pretrained model (`--base MODEL`) and preferences of yours (`--preferences FILE`). The recipes of gemma3_270m and smollm2_135m have
-not been run to their end, and their values are first choices, not tuned. "Not given in the paper"
-is what arXiv:2504.02495 leaves open.
+pretrained model (`--base MODEL`) and preferences of yours (`--preferences FILE`). The recipes of
+gemma3_270m and smollm2_135m have not been run to their end, and their values are first choices, not
+tuned. "Not given in the paper" is what arXiv:2504.02495 leaves open.
 """
 
 import dataclasses
