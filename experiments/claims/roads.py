@@ -114,6 +114,15 @@ class Road:
             self._train(recipe, directory, *options)
         return directory
 
+    def other_size(self, size: str) -> Path:
+        """The run directory of SFT, RFT and RL of another size, which learn from files of the same
+        seed."""
+        directory = self.settings.runs / f"{self.seed}-{size}"
+        for stage in STAGES[:3]:
+            if not is_model_dir(directory / stage / "model"):
+                self._train(f"{stage}.py:{size}", directory)
+        return directory
+
     def judged(self, model: Path, *, meta: Path | None = None) -> Path:
         """The samples of a model on the held-out records: samples.jsonl.
 

@@ -30,6 +30,7 @@ import headline
 import hybrid
 import matplotlib
 import policy
+import sizes
 import tyro
 import voting
 from claim import Claim, write
@@ -54,6 +55,7 @@ CLAIMS: dict[str, Claim] = {
         generalisation.CLAIM,
         ceiling.CLAIM,
         earlier_rl.CLAIM,
+        sizes.CLAIM,
         policy.CLAIM,
     )
 }
