@@ -320,7 +320,20 @@ def rollout_metrics(
         "tokens": float(lengths.sum()),
         "truncated": float(np.mean([c.finish_reason == "length" for c in critiques])),
         "unparsable": float(np.mean([c.failure is not None for c in critiques])),
+        "first_wins": first_wins(critiques),
     }
+
+
+def first_wins(critiques: Sequence[Rollout]) -> float:
+    """The share of verdicts won by the response that was shown first, minus 1/n: 0 for a judge that
+    leans to no place. Of critiques without a tie of two responses or more; 0 where there is none.
+    """
+    leanings = []
+    for critique in critiques:
+        scores, n = critique.scores, len(critique.order)
+        if scores is not None and n > 1 and scores.count(max(scores)) == 1:
+            leanings.append((scores.index(max(scores)) == critique.order[0]) - 1 / n)
+    return float(np.mean(leanings)) if leanings else 0.0
 
 
 def _rows(

@@ -122,6 +122,7 @@ def test_describe(make_critique):
         "tokens": 20.0,
         "truncated": 0.25,
         "unparsable": 0.5,
+        "first_wins": 0.5,
     }
     assert rollout_metrics(groups, earned, earned) == wanted
     # What is added to the rule gives the second group signal, too.
@@ -212,6 +213,19 @@ def test_groups_of_two_orders_cancel_what_a_place_earns(make_record, make_critiq
     assert np.abs(advantages).min() > 0.5
     np.testing.assert_allclose(advantages[0::2] + advantages[1::2], 0, atol=1e-5)
     np.testing.assert_allclose(advantages[chose_first].sum(), 0, atol=1e-5)
+
+
+def test_how_often_the_first_one_wins_is_counted_against_chance(make_critique):
+    drawn = [
+        make_critique("a", 0, (9, 1)),  # the first of two
+        make_critique("a", 1, (9, 1), order=(1, 0)),  # the second
+        make_critique("b", 0, (1, 2, 9), order=(2, 0, 1)),  # the first of three
+        make_critique("b", 1, (9, 2, 9)),  # a tie
+        make_critique("c", 0, None),
+        make_critique("d", 0, (7,)),
+    ]
+    assert rl.first_wins(drawn) == pytest.approx((1 / 2 - 1 / 2 + 2 / 3) / 3)
+    assert rl.first_wins(drawn[3:]) == 0.0
 
 
 def test_prompts_must_be_whole_records_of_their_orders():
