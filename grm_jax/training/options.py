@@ -132,6 +132,10 @@ class RL:
     vote: float = 0.0
     """Added to the reward: this times how much more often votes of half of the group are right with
     the rollout than without it; 0: single critiques alone are rewarded (the paper)."""
+    placeless: bool = False
+    """Take out of a step's advantages what the place of the winner explains, so that a leaning to
+    the response shown first, or to another place, is not learnt by chance. It needs `orders` of 2
+    or more: what is right then depends on no place."""
     aggregation: Literal["sequence", "token"] = "sequence"
     """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
     mean over all tokens of the batch."""

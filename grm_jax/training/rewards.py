@@ -4,6 +4,7 @@
         * less for right rollouts that are probable for their group (`rarity`, --rl.rare)
         + what a rollout adds to the votes of half of its group (`vote_gains`, --rl.vote)
         -> normalised within the group (`losses.group_advantages`)
+        - what the place of the winner explains (`placeless`, --rl.placeless)
 
 The rule alone makes one critique right. A verdict is a vote of many, which gains most from
 critiques that are right where the others are wrong.
@@ -31,7 +32,13 @@ MOST = 16  # rollouts of a group whose votes are counted: 12,870 votes
 
 
 def check(config: RL) -> None:
-    """Raise ConfigError for a group whose votes are too many to count."""
+    """Raise ConfigError for a group whose votes are too many to count, and for options that do not
+    go together."""
+    if config.placeless and config.orders < 2:
+        raise ConfigError(
+            f"--rl.placeless needs each record in several orders: give --rl.orders 2 or more, not "
+            f"{config.orders}"
+        )
     if config.vote and not 2 <= config.group <= MOST:
         raise ConfigError(
             f"--rl.vote counts the votes of half of a group of 2 to {MOST} rollouts, and "
@@ -89,6 +96,37 @@ def rarity(logprobs: np.ndarray, weight: float) -> np.ndarray:
     group = logprobs.shape[1]
     rank = np.argsort(np.argsort(-logprobs, axis=1, kind="stable"), axis=1)  # 0: most probable
     return 1.0 - weight * (group - rank) / group
+
+
+def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np.ndarray:
+    """The advantages [N, G] less their least-squares fit by the place of each rollout's winner.
+
+    What remains has no correlation with any place over the groups that have signal, and a mean of
+    zero in each of them: the step then moves no place's chance to win. A critique without scores,
+    with a tie, or of one response has no winner. Groups without signal keep their zeros.
+    """
+    signal = np.any(advantages != 0, axis=1)
+    if not signal.any():
+        return advantages
+    most = max(len(group[0].order) for group in groups)
+    places = np.zeros((*advantages.shape, most))
+    for n, group in enumerate(groups):
+        for g, critique in enumerate(group):
+            if (place := winning_place(critique)) is not None:
+                places[n, g, place] = 1.0
+    places -= places.mean(axis=1, keepdims=True)  # the fit keeps each group's mean at zero
+    given, wanted = places[signal].reshape(-1, most), advantages[signal].reshape(-1)
+    weights = np.linalg.lstsq(given, wanted, rcond=None)[0]
+    return np.where(signal[:, None], advantages - places @ weights, 0.0)
+
+
+def winning_place(critique: Rollout) -> int | None:
+    """Where the response with the top score was shown, from 0; None without scores, with a tie, and
+    for a single response."""
+    scores = critique.scores
+    if scores is None or len(scores) < 2 or scores.count(max(scores)) > 1:
+        return None
+    return critique.order.index(scores.index(max(scores)))
 
 
 def vote_gains(

@@ -244,7 +244,7 @@ def groups_of(
 
 def rollout_batch(
     groups: list[list[Rollout]],
-    rewards: np.ndarray,
+    earned: np.ndarray,
     config: RL,
     prompt_buckets: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
@@ -258,7 +258,9 @@ def rollout_batch(
     Returns the arrays of `collate_groups`, advantages [N, G] and old [N, G, C]; `_plan_rl` in
     `planning/programs.py` makes the same ones.
     """
-    advantages = np.asarray(group_advantages(jnp.asarray(rewards)))
+    advantages = np.asarray(group_advantages(jnp.asarray(earned)))
+    if config.placeless:
+        advantages = rewards.placeless(advantages, groups)
     signal = np.any(advantages != 0, axis=1)
     chosen = np.arange(len(groups))
     if config.train_groups is not None:
@@ -328,11 +330,8 @@ def first_wins(critiques: Sequence[Rollout]) -> float:
     """The share of verdicts won by the response that was shown first, minus 1/n: 0 for a judge that
     leans to no place. Of critiques without a tie of two responses or more; 0 where there is none.
     """
-    leanings = []
-    for critique in critiques:
-        scores, n = critique.scores, len(critique.order)
-        if scores is not None and n > 1 and scores.count(max(scores)) == 1:
-            leanings.append((scores.index(max(scores)) == critique.order[0]) - 1 / n)
+    places = [(rewards.winning_place(c), len(c.order)) for c in critiques]
+    leanings = [(place == 0) - 1 / n for place, n in places if place is not None]
     return float(np.mean(leanings)) if leanings else 0.0
 
 

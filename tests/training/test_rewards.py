@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.critique import credit, vote
+from grm_jax.critique import credit, unshuffle, vote
+from grm_jax.critique.template_set import TemplateConfig
+from grm_jax.data.preferences import Preference
+from grm_jax.data.synthetic_files import build_tokenizer
+from grm_jax.judge.prompts import Prompts
 from grm_jax.training import rewards
+from grm_jax.training.losses import group_advantages
 from grm_jax.training.options import RL
 from grm_jax.training.setup import ConfigError
 
@@ -40,6 +46,46 @@ def test_the_one_who_turns_a_vote_gains_most():
     gains = rewards.vote_gains([(5, 5), (5, 5), (9, 1), (4, 5)], (1, 0))
     assert gains.argmax() == 2 and gains.argmin() == 3
     assert gains[0] == gains[1]
+
+
+def test_placeless_advantages_move_no_place(make_critique):
+    rng = np.random.default_rng(0)
+    prompts = Prompts(build_tokenizer(), TemplateConfig(), order=2)
+    groups, earned = [], []
+    for index in range(6):
+        n = 2 + index % 2
+        labels = tuple(float(i == 0) for i in range(n))
+        record = Preference(f"r{index}", ({"role": "user", "content": "q"},), ("a",) * n, labels)
+        for order in prompts.orders(record, 2):
+            shown = [tuple(rng.permutation(n) + 1) for _ in range(8)]
+            shown = [s[::-1] if s[0] > s[-1] and rng.random() < 0.7 else s for s in shown]
+            drawn = [unshuffle([float(x) for x in s], order) for s in shown]
+            groups.append(
+                [make_critique(record.id, i, s, order=order) for i, s in enumerate(drawn)]
+            )
+            earned.append([1.0 if s.index(max(s)) == 0 else -1.0 for s in drawn])
+    groups[0][0] = make_critique("r0", 0, None)
+    advantages = np.array(group_advantages(jnp.asarray(earned, jnp.float32)))
+    advantages[3] = 0  # a group without signal
+    found = rewards.placeless(advantages, groups)
+    place = np.asarray([[rewards.winning_place(c) for c in group] for group in groups])
+    assert place[0, 0] is None
+    for each in range(3):
+        assert abs(advantages[place == each].sum()) > 0.01
+        assert abs(found[place == each].sum()) < 1e-4
+    np.testing.assert_allclose(found.sum(axis=1), 0, atol=1e-5)
+    assert (found[3] == 0).all() and np.abs(found[0]).min() > 0.1
+    # Where no place is favoured, nothing is taken out.
+    pairs = [make_critique("p", i, s) for i, s in enumerate([(1, 9), (9, 1)])]
+    other = [make_critique("q", i, s) for i, s in enumerate([(1, 9), (9, 1)])]
+    balanced = np.asarray([[1.0, -1.0], [-1.0, 1.0]])
+    np.testing.assert_allclose(rewards.placeless(balanced, [pairs, other]), balanced, atol=1e-9)
+
+
+def test_placeless_advantages_need_two_orders():
+    with pytest.raises(ConfigError, match=r"--rl.placeless needs .* --rl.orders 2 or more, not 1"):
+        rewards.check(RL(placeless=True))
+    rewards.check(RL(placeless=True, orders=2))
 
 
 def test_rare_rollouts_earn_more_by_their_rank():
