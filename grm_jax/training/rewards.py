@@ -101,9 +101,10 @@ def rarity(logprobs: np.ndarray, weight: float) -> np.ndarray:
 def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np.ndarray:
     """The advantages [N, G] less their least-squares fit by the place of each rollout's winner.
 
-    What remains has no correlation with any place over the groups that have signal, and a mean of
-    zero in each of them: the step then moves no place's chance to win. A critique without scores,
-    with a tie, or of one response has no winner. Groups without signal keep their zeros.
+    What remains has no correlation with any place among the rollouts with a winner, taken together
+    over the groups that have signal: the step then moves no place's chance to win. Rollouts without
+    a winner (`winning_place`) keep their advantages, groups without signal their zeros, and each
+    group's mean stays zero.
     """
     signal = np.any(advantages != 0, axis=1)
     if not signal.any():
@@ -111,10 +112,12 @@ def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np
     most = max(len(group[0].order) for group in groups)
     places = np.zeros((*advantages.shape, most))
     for n, group in enumerate(groups):
-        for g, critique in enumerate(group):
-            if (place := winning_place(critique)) is not None:
-                places[n, g, place] = 1.0
-    places -= places.mean(axis=1, keepdims=True)  # the fit keeps each group's mean at zero
+        won = [winning_place(critique) for critique in group]
+        decided = [g for g, place in enumerate(won) if place is not None]
+        for g in decided:
+            places[n, g, won[g]] = 1.0
+        if decided:  # centred, so that the fit keeps the group's mean, and knows of no place alone
+            places[n, decided] -= places[n, decided].mean(axis=0)
     given, wanted = places[signal].reshape(-1, most), advantages[signal].reshape(-1)
     weights = np.linalg.lstsq(given, wanted, rcond=None)[0]
     return np.where(signal[:, None], advantages - places @ weights, 0.0)
