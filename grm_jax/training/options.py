@@ -108,9 +108,8 @@ class RL:
     """Prompts a step; times `group` gives the rollouts (512 are the paper's batch, if that counts
     rollouts)."""
     orders: int = 1
-    """The prompts that a step makes of a record, each with another order of the responses. 2: what
-    the judge's leaning to a place earns in one order of two responses it loses in the other, so
-    that it is not learnt by chance; 1: as in the paper."""
+    """The prompts that a step makes of a record, in as many orders of its responses. A multiple of
+    the number of responses shows each one in each place equally often; 1: as in the paper."""
     group: int = 4
     """G: rollouts a prompt."""
     kl_coef: float = 0.08
@@ -133,9 +132,9 @@ class RL:
     """Added to the reward: this times how much more often votes of half of the group are right with
     the rollout than without it; 0: single critiques alone are rewarded (the paper)."""
     placeless: bool = False
-    """Take out of a step's advantages what the place of the winner explains, so that a leaning to
-    the response shown first, or to another place, is not learnt by chance. It needs `orders` of 2
-    or more: what is right then depends on no place."""
+    """Take out of a step's advantages what would strengthen a leaning to the response shown first,
+    or to another place. It needs `orders` of 2 or more, so that all places are right equally
+    often."""
     aggregation: Literal["sequence", "token"] = "sequence"
     """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
     mean over all tokens of the batch."""

@@ -4,7 +4,7 @@
         * less for right rollouts that are probable for their group (`rarity`, --rl.rare)
         + what a rollout adds to the votes of half of its group (`vote_gains`, --rl.vote)
         -> normalised within the group (`losses.group_advantages`)
-        - what the place of the winner explains (`placeless`, --rl.placeless)
+        - what would strengthen a leaning to a place (`placeless`, --rl.placeless)
 
 The rule alone makes one critique right. A verdict is a vote of many, which gains most from
 critiques that are right where the others are wrong.
@@ -99,28 +99,35 @@ def rarity(logprobs: np.ndarray, weight: float) -> np.ndarray:
 
 
 def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np.ndarray:
-    """The advantages [N, G] less their least-squares fit by the place of each rollout's winner.
+    """Advantages [N, G] that do not strengthen the groups' leaning to a place.
 
-    What remains has no correlation with any place among the rollouts with a winner, taken together
-    over the groups that have signal: the step then moves no place's chance to win. Rollouts without
-    a winner (`winning_place`) keep their advantages, groups without signal their zeros, and each
-    group's mean stays zero.
+    The advantages are fitted, by least squares over the groups with signal, by the place of each
+    rollout's winner. Where the fit favours the places that win more often than chance already, it
+    is subtracted: what remains has no correlation with any place. Where it disfavours them the
+    advantages stay, since a leaning may be unlearnt. Rollouts without a winner (`winning_place`)
+    keep their advantages, groups without signal their zeros, and each group's mean stays zero.
     """
     signal = np.any(advantages != 0, axis=1)
-    if not signal.any():
-        return advantages
     most = max(len(group[0].order) for group in groups)
-    places = np.zeros((*advantages.shape, most))
+    wins = np.zeros((*advantages.shape, most))
+    centred, lean = np.zeros_like(wins), np.zeros(most)
     for n, group in enumerate(groups):
-        won = [winning_place(critique) for critique in group]
-        decided = [g for g, place in enumerate(won) if place is not None]
+        places = [winning_place(critique) for critique in group]
+        decided = [g for g, place in enumerate(places) if place is not None]
+        if not decided:
+            continue
         for g in decided:
-            places[n, g, won[g]] = 1.0
-        if decided:  # centred, so that the fit keeps the group's mean, and knows of no place alone
-            places[n, decided] -= places[n, decided].mean(axis=0)
-    given, wanted = places[signal].reshape(-1, most), advantages[signal].reshape(-1)
-    weights = np.linalg.lstsq(given, wanted, rcond=None)[0]
-    return np.where(signal[:, None], advantages - places @ weights, 0.0)
+            wins[n, g, places[g]] = 1.0
+        # Centred, so that the fit keeps the group's mean, and knows of no place alone.
+        centred[n, decided] = wins[n, decided] - wins[n, decided].mean(axis=0)
+        responses = len(group[0].order)
+        lean[:responses] += wins[n, decided].sum(axis=0)[:responses] - len(decided) / responses
+    fitted = np.linalg.lstsq(
+        centred[signal].reshape(-1, most), advantages[signal].reshape(-1), rcond=None
+    )[0]
+    if fitted @ lean <= 0:
+        return advantages
+    return np.where(signal[:, None], advantages - centred @ fitted, 0.0)
 
 
 def winning_place(critique: Rollout) -> int | None:

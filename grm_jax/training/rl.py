@@ -211,7 +211,8 @@ def usable_records(run: Run, config: RL) -> list[Preference]:
     records = usable(run, "rl", readings)
     if len(records) * config.orders < config.prompts:
         raise ConfigError(
-            f"--rl.prompts {config.prompts}, but there are only {len(records)} preferences"
+            f"--rl.prompts {config.prompts} are {config.prompts // config.orders} records a step, "
+            f"but there are only {len(records)} preferences"
         )
     return records
 
@@ -244,11 +245,14 @@ def groups_of(
 
 def rollout_batch(
     groups: list[list[Rollout]],
-    earned: np.ndarray,
+    learnt: np.ndarray,
     config: RL,
     prompt_buckets: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
     """The groups of a step as one batch, in which C is the most tokens that a rollout may have.
+
+    Args:
+      learnt: [N, G] the rewards that the policy learns from.
 
     With `train_groups`, this many groups remain, those with signal first, and groups without signal
     get a mask of zeros, so that micro-batches with no others are skipped. Groups of similar length
@@ -258,9 +262,7 @@ def rollout_batch(
     Returns the arrays of `collate_groups`, advantages [N, G] and old [N, G, C]; `_plan_rl` in
     `planning/programs.py` makes the same ones.
     """
-    advantages = np.asarray(group_advantages(jnp.asarray(earned)))
-    if config.placeless:
-        advantages = rewards.placeless(advantages, groups)
+    advantages = np.asarray(group_advantages(jnp.asarray(learnt)))
     signal = np.any(advantages != 0, axis=1)
     chosen = np.arange(len(groups))
     if config.train_groups is not None:
@@ -268,6 +270,9 @@ def rollout_batch(
     longest_rollout = np.asarray([max(c.tokens for c in group) for group in groups])
     goes_last = ~signal[chosen] if config.train_groups is not None else np.zeros(len(chosen))
     chosen = chosen[np.lexsort((longest_rollout[chosen], goes_last))]
+    advantages = advantages[chosen]
+    if config.placeless:
+        advantages = rewards.placeless(advantages, [groups[p] for p in chosen])
     prompts = [groups[p][0].prompt for p in chosen]
     for p, prompt in zip(chosen, prompts, strict=True):
         assert all(c.prompt == prompt for c in groups[p]), "rollouts of a group share their prompt"
@@ -281,7 +286,7 @@ def rollout_batch(
     width = round_up(config.sampling.max_new_tokens, 8)
     completions = [[c.ids.tolist() for c in groups[p]] for p in chosen]
     batch = collate_groups(prompts, completions, length=length, completion=width)
-    batch["advantages"] = advantages[chosen].astype(np.float32)
+    batch["advantages"] = advantages.astype(np.float32)
     batch["old"] = np.zeros_like(batch["mask"])
     for row, p in enumerate(chosen):
         for g, critique in enumerate(groups[p]):

@@ -165,7 +165,9 @@ def test_a_place_is_not_asked_of_a_single_response(start, stage, tmp_path):
 
 def test_too_few_records_for_a_step(start):
     run = start([pair("a"), pair("b", 30)], long_prompts="skip")
-    with pytest.raises(ConfigError, match=r"--rl.prompts 2, but there are only 1 preferences"):
+    with pytest.raises(
+        ConfigError, match=r"--rl.prompts 2 are 2 records a step, but there are only 1"
+    ):
         rl.usable_records(run, RL(prompts=2, sampling=SAMPLING))
 
 

@@ -215,6 +215,22 @@ def test_groups_of_two_orders_cancel_what_a_place_earns(make_record, make_critiq
     np.testing.assert_allclose(advantages[chose_first].sum(), 0, atol=1e-5)
 
 
+def test_a_batch_strengthens_no_leaning_where_that_is_asked(make_critique):
+    """Three of four rollouts prefer the place shown first, and only where it is right is there
+    signal: the batch would teach that place."""
+    groups = [
+        [make_critique(f"r{p}", g, (9, 1) if g < 3 else (1, 9)) for g in range(4)] for p in range(2)
+    ]
+    rewards_of = np.asarray([[1, 1, 1, -1], [1, 1, 1, 1]], np.float32)
+    config = dataclasses.replace(CONFIG, prompts=2, group=4, orders=2)
+    usual = rollout_batch(groups, rewards_of, config, BUCKETS)["advantages"]
+    config = dataclasses.replace(config, placeless=True)
+    found = rollout_batch(groups, rewards_of, config, BUCKETS)["advantages"]
+    assert np.abs(usual[0]).min() > 0.5 and np.abs(found).max() < 1e-5
+    unlearnt = rollout_batch(groups, -rewards_of, config, BUCKETS)["advantages"]
+    np.testing.assert_allclose(unlearnt, -usual)
+
+
 def test_how_often_the_first_one_wins_is_counted_against_chance(make_critique):
     drawn = [
         make_critique("a", 0, (9, 1)),  # the first of two
