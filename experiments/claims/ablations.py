@@ -55,7 +55,7 @@ def runs(road: Road) -> None:
 
 def _parts(road: Road) -> list[str]:
     """The rows whose models the pipeline does not have."""
-    return [*PARTS, *([NO_PRINCIPLES] * (road.settings.size == "tiny"))]
+    return [*PARTS, *([NO_PRINCIPLES] * (road.settings.embedded))]
 
 
 def _stage(road: Road, name: str) -> Path:

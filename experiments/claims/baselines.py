@@ -6,8 +6,9 @@
                   (CLoud, arXiv:2408.11791); the scores after several critiques are averaged
 
 beside votes of the RL model and the scalar RM. The critiques are what `python -m grm_jax.judge`
-writes of rows that are made here; the head is trained by `scalar_rm.py` on responses that end with
-their critique.
+writes of rows that are made here; the head is trained by `scalar_rm.py`, from SFT's weights as the
+scalar RM is, on responses that end with their critique. The critiques of training are of records
+that RL has seen; those of the held-out records are not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from evidence import Group, Judged
 from roads import Road
 
 from grm_jax.data.preferences import Preference, read_preferences
+from grm_jax.errors import UserError
 from grm_jax.files import written_whole
 from grm_jax.scoring.measures import top
 from grm_jax.training.setup import SYNTHETIC
@@ -54,11 +56,11 @@ def _semi_scalar(road: Road) -> Path:
     if road.runs_commands and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as partial, partial.open("w", encoding="utf-8") as out:
-            texts = _critiques(road, "single-train")
+            texts = _critiques(road, "single-train", 1)
             for record in _training(road):
                 out.write(json.dumps(_row(_critiqued(record, texts, 0))) + "\n")
     options = ["--preferences", str(file)]
-    if road.settings.size == "tiny":  # other preferences than the world's need a tokenizer
+    if road.settings.embedded:  # other preferences than the world's need a tokenizer
         options += ["--tokenizer", str(road.directory / "sft" / "model")]
     return road.branch("semi-scalar", "scalar_rm", *options)
 
@@ -72,40 +74,44 @@ def _training(road: Road) -> list[Preference]:
     return [record for record in read_preferences(file) if len(record.responses) > 1]
 
 
-def _row(record: Preference) -> dict[str, Any]:
-    return {
-        "id": record.id,
+def _row(record: Preference, name: str = "", chosen: Sequence[int] | None = None) -> dict[str, Any]:
+    """A record as a row; with `chosen`, of these responses alone, without labels, and with `name`
+    at the end of its id."""
+    shown = range(len(record.responses)) if chosen is None else chosen
+    row: dict[str, Any] = {
+        "id": record.id + name,
         "turns": list(record.turns),
-        "responses": list(record.responses),
-        "labels": list(record.labels),
+        "responses": [record.responses[i] for i in shown],
     }
+    row |= {"labels": list(record.labels)} if chosen is None else {}
+    for field in ("reference", "principles"):
+        if (value := getattr(record, field)) is not None:
+            row[field] = value
+    return row
 
 
 def _pairs(records: Sequence[Preference]) -> Iterator[dict[str, Any]]:
     """Every pair of each record's responses as a row of its own."""
     for record in records:
         for a, b in itertools.combinations(range(len(record.responses)), 2):
-            yield {
-                "id": f"{record.id}#{a}#{b}",
-                "turns": list(record.turns),
-                "responses": [record.responses[a], record.responses[b]],
-            }
+            yield _row(record, f"#{a}#{b}", (a, b))
 
 
 def _single(records: Sequence[Preference]) -> Iterator[dict[str, Any]]:
     """Every response as a row of its own."""
     for record in records:
-        for i, response in enumerate(record.responses):
-            yield {
-                "id": f"{record.id}#{i}", "turns": list(record.turns), "responses": [response],
-            }  # fmt: skip
+        for i in range(len(record.responses)):
+            yield _row(record, f"#{i}", (i,))
 
 
-def _critiques(road: Road, name: str) -> dict[str, list[dict[str, Any]]]:
-    """The critiques of each row of `Road.judge_rows`, by the row's id."""
-    file = road.rows_file(STAGE, name)
+def _critiques(road: Road, name: str, k: int) -> dict[str, list[dict[str, Any]]]:
+    """The k critiques of each row of `Road.judge_rows`, by the row's id."""
+    file = road.rows_file(STAGE, name, k)
     rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return {row["id"]: row["verdict"]["critiques"] for row in rows}
+    found = {row["id"]: row["verdict"]["critiques"] for row in rows}
+    if few := [id for id, critiques in found.items() if len(critiques) != k]:
+        raise UserError(f"{file}: {few[0]!r} has not {k} critiques; delete this file and its .done")
+    return found
 
 
 def _critiqued(
@@ -121,29 +127,31 @@ def _critiqued(
 
 def points(records: Sequence[Preference], critiques: dict[str, list[dict[str, Any]]], k: int):
     """By record id, [k, n]: the pairs that each response has won, critique by critique. A tie gives
-    half a point to both; an unreadable critique gives none."""
+    half a point to both, an unreadable critique none; NaN where none of the pairs is readable."""
     found = {}
     for record in records:
         n = len(record.responses)
-        won = np.zeros((k, n))
+        won, readable = np.zeros((k, n)), np.zeros(k, bool)
         for a, b in itertools.combinations(range(n), 2):
             for sample, critique in enumerate(critiques[f"{record.id}#{a}#{b}"][:k]):
                 if critique["scores"]:
+                    readable[sample] = True
                     first, second = critique["scores"]
                     won[sample, a] += float(first > second) + 0.5 * (first == second)
                     won[sample, b] += float(second > first) + 0.5 * (first == second)
+        won[~readable] = np.nan
         found[record.id] = won
     return found
 
 
 def _read_pairs(road: Road) -> Judged:
     records, k = road.records(), road.settings.k
-    return evidence.grouped(records, points(records, _critiques(road, "pairs"), k))
+    return evidence.grouped(records, points(records, _critiques(road, "pairs", k), k))
 
 
 def _read_semi_scalar(road: Road) -> Judged:
     """The head's score after each of a few critiques, as if it were the scores of a critique."""
-    records, critiques = road.records(), _critiques(road, "single")
+    records, critiques = road.records(), _critiques(road, "single", _few(road))
     reads = [
         evidence.scalar_scores(
             _semi_scalar(road), [_critiqued(record, critiques, j) for record in records]

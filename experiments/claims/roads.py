@@ -25,6 +25,7 @@ from grm_jax.benchmarks import synthetic
 from grm_jax.data.preferences import Preference, read_preferences
 from grm_jax.errors import UserError
 from grm_jax.files import written_whole
+from grm_jax.model.config import TINY_SIZES
 from grm_jax.model.storage import is_model_dir
 
 STAGES = ("sft", "rft", "rl", "scalar_rm", "meta_rm")  # each starts from some before it
@@ -58,6 +59,11 @@ class Settings:
         """The recipes' size: tiny, 27b, .."""
         return self.config.partition(":")[2].partition(",")[0] or "tiny"
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the runs learn from the embedded world, where the truth is known."""
+        return self.size in TINY_SIZES
+
 
 @dataclasses.dataclass(frozen=True)
 class Road:
@@ -90,7 +96,7 @@ class Road:
 
     def pipeline(self) -> None:
         """All stages, and critiques of each one's model."""
-        last = "evaluation/summary.json" if self.settings.size == "tiny" else "scalar_rm/model"
+        last = "evaluation/summary.json" if self.settings.embedded else "scalar_rm/model"
         if not (self.directory / last).exists():
             self._train(self.settings.config, self.directory)
         if self.settings.heldout is not None:
@@ -162,9 +168,9 @@ class Road:
         self._judge(stage, rows, file, settings.k, "--expected")
         return file
 
-    def rows_file(self, stage: str, name: str) -> Path:
+    def rows_file(self, stage: str, name: str, k: int) -> Path:
         """The verdicts of `judge_rows`."""
-        return self.directory / "judged" / f"{stage}-{name}.jsonl"
+        return self.directory / "judged" / f"{stage}-{name}-{k}.jsonl"
 
     def judge_rows(
         self, stage: str, name: str, rows: Callable[[], Iterable[Mapping[str, Any]]], k: int
@@ -181,7 +187,7 @@ class Road:
             with written_whole(given) as partial, partial.open("w", encoding="utf-8") as out:
                 for row in rows():
                     out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._judge(stage, given, self.rows_file(stage, name), k)
+        self._judge(stage, given, self.rows_file(stage, name, k), k)
 
     def _judge(self, stage: str, rows: Path, file: Path, k: int, *options: str) -> None:
         if file.with_suffix(".done").exists():
@@ -220,7 +226,7 @@ class Road:
         seed = str(self.seed)
         command = ["-m", "grm_jax.train", "--config", recipe, "--run-dir", str(directory)]
         command += ["--seed", seed]
-        command += ["--world.seed", seed] if self.settings.size == "tiny" else []
+        command += ["--world.seed", seed] if self.settings.embedded else []
         self.run([*command, *shlex.split(self.settings.options), *options])
 
     def run(

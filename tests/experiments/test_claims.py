@@ -350,7 +350,7 @@ def test_rows_without_a_readable_critique_are_no_failure(tmp_path, monkeypatch, 
     monkeypatch.setattr(roads.subprocess, "run", lambda *_, **__: ended)
     road = Road(Settings(runs=tmp_path), 0)
     (tmp_path / "0").mkdir()
-    done = road.rows_file("rl", "pairs").with_suffix(".done")
+    done = road.rows_file("rl", "pairs", 2).with_suffix(".done")
     if fails:
         with pytest.raises(UserError, match=r"status 1: python -m grm_jax\.judge"):
             road.judge_rows("rl", "pairs", lambda: [{"id": "a"}], 2)
@@ -388,6 +388,9 @@ def test_pairs_are_won_critique_by_critique():
     (group,) = evidence.grouped([record], {"r": won})
     assert evidence.accuracy([group], 1, evidence.plain).tolist() == [0.5]
     assert evidence.accuracy([group], 2, evidence.plain).tolist() == [1]  # 0.5, 2.5, 2
+    unreadable = {row["id"]: [{"scores": None}] for row in rows}
+    (group,) = evidence.grouped([record], baselines.points([record], unreadable, 1))
+    assert evidence.accuracy([group], 1, evidence.plain).tolist() == [0]
 
 
 def test_a_majority_counts_winners_and_not_scores():
@@ -398,8 +401,11 @@ def test_a_majority_counts_winners_and_not_scores():
 
 
 def test_the_head_reads_the_critique_of_its_own_response():
-    record = Preference("r", ({"role": "user", "content": "q"},), ("a", "b"), (0.0, 1.0))
-    assert [row["responses"] for row in baselines._single([record])] == [["a"], ["b"]]
+    turns = ({"role": "user", "content": "q"},)
+    record = Preference("r", turns, ("a", "b"), (0.0, 1.0), reference="c")
+    assert list(baselines._single([record]))[1] == {
+        "id": "r#1", "turns": [turns[0]], "responses": ["b"], "reference": "c",
+    }  # fmt: skip
     drawn = {
         row["id"]: [{"critique": f"{row['responses'][0]}{j}"} for j in range(2)]
         for row in baselines._single([record])

@@ -6,6 +6,7 @@ to be killed after step HOLD.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
@@ -84,7 +85,15 @@ def make_recipe(run_dir: Path, heldout: HeldOutConfig = HeldOutConfig()) -> reci
         ),
         sft=recipes.SFT(fitting("sft", 16)),
         rft=change(recipe.rft, records=48, chunk=16, fitting=fitting("rft")),
-        rl=change(recipe.rl, steps=STEPS["rl"], prompts=4, group=4, train_groups=4),
+        rl=change(
+            recipe.rl,
+            steps=STEPS["rl"],
+            prompts=4,
+            orders=2,
+            group=4,
+            placeless=True,
+            train_groups=4,
+        ),
         meta_rm=change(
             recipe.meta_rm, records=8, samples=2, holdout=0.2, fitting=fitting("meta_rm")
         ),
@@ -206,6 +215,15 @@ def test_rl_rows_fit_their_metrics(whole_run):
         assert {"kl", "entropy", "seconds/rollout", "seconds/update"} <= row.keys()
     assert logged[0]["kl"] < 1e-6 < logged[-1]["kl"], "it begins at the reference"
     assert len({r["example_id"] for r in rollouts}) > recipe.prompts
+    for step in (logged[0]["step"], logged[-1]["step"]):
+        groups = collections.Counter(
+            (r["example_id"], tuple(r["order"])) for r in rollouts if r["step"] == step
+        )
+        records = collections.Counter(id for id, _ in groups)
+        assert len(records) == recipe.prompts // recipe.orders
+        for (id, order), count in groups.items():
+            assert records[id] == min(len(order), recipe.orders)
+            assert count == recipe.group * recipe.orders // records[id]
 
 
 def test_done_stages_are_not_run_again(whole_run):
