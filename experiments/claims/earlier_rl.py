@@ -8,6 +8,7 @@ which is all that the earlier code computes in.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def _earlier(road: Road) -> Path:
     if is_model_dir(stage / "model"):
         return stage
     code = settings.runs.absolute() / f"code-{EARLIER}"
-    if not (settings.dry or settings.plan):
+    if road.runs_commands:
         _checkout(code)
     if not start.exists():  # the earlier code does not know today's model directories
         given, made = road.directory / "rft" / "model", str(start)
@@ -58,7 +59,17 @@ def _earlier(road: Road) -> Path:
         ],
         code=code,
     )  # fmt: skip
+    if road.runs_commands:
+        _drop_engine(stage / "model" / "grm.json")
     return stage
+
+
+def _drop_engine(file: Path) -> None:
+    """Takes the earlier code's memory options, which today's code does not know, out of a model's
+    card. What the model writes does not depend on them."""
+    about = json.loads(file.read_text(encoding="utf-8"))
+    about.pop("engine", None)
+    file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _checkout(folder: Path) -> None:

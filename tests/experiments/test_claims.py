@@ -13,6 +13,7 @@ import ablations
 import adaptive_k
 import baselines
 import ceiling
+import earlier_rl
 import evidence
 import flops
 import generalisation
@@ -358,6 +359,14 @@ def test_rows_without_a_readable_critique_are_no_failure(tmp_path, monkeypatch, 
         road.judge_rows("rl", "pairs", lambda: [{"id": "a"}], 2)
         assert (tmp_path / "0" / "judged" / "pairs.jsonl").read_text() == '{"id": "a"}\n'
     assert done.exists() != fails
+
+
+def test_a_card_of_the_earlier_code_loses_its_engine_alone(tmp_path):
+    file = tmp_path / "grm.json"
+    file.write_text('{"engine": {"prompt_buckets": [32]}, "stage": "rl"}', encoding="utf-8")
+    for _ in range(2):
+        earlier_rl._drop_engine(file)
+    assert json.loads(file.read_text(encoding="utf-8")) == {"stage": "rl"}
 
 
 def test_sets_of_principles_are_counted_in_each_group(tmp_path):
