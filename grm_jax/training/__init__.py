@@ -10,6 +10,7 @@
     origin.py        what a stage was made from, compared when it is resumed
     inputs.py        the records that a stage can learn from
     lengths.py       the tokens of a record under each prompt
+    counts.py        such counts, kept for the next start
     sampling.py      critiques of many records, written chunk by chunk
     heldout.py       accuracy on held-out records while a stage trains
     loop.py          steps, checkpoints, metrics

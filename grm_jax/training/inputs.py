@@ -81,6 +81,7 @@ def usable(
         records = run.records[::-1] if from_end else run.records
         chosen = readable(run, stage, readings, records, most or len(records))
         run.usable[stage] = chosen[::-1] if from_end else chosen
+        run.lengths.counts.save()
     return run.usable[stage]
 
 

@@ -16,6 +16,7 @@ from grm_jax.critique import Template
 from grm_jax.data.examples import meta_example, reply_example
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.prompts import Prompts
+from grm_jax.training.counts import Counts
 
 _MOST_ORDERS = 120  # orders of the responses that are tried: all of five responses
 _MARGIN = 4  # tokens, for each response, by which the lengths of two orders may differ
@@ -51,11 +52,12 @@ class Lengths:
     Args:
       prompts: the judge's prompts.
       meta: the template of what the meta RM reads before a critique.
+      counts: those that are known already; they are kept there.
     """
 
-    def __init__(self, prompts: Prompts, meta: Template):
+    def __init__(self, prompts: Prompts, meta: Template, counts: Counts | None = None):
         self._prompts, self._meta_template = prompts, meta
-        self._counts: dict[tuple[str, str, tuple[int, ...]], tuple[Preference, int]] = {}
+        self.counts = counts or Counts()
 
     def prompt(self, record: Preference, *, hinted: bool = False) -> int:
         """Tokens of the judge's prompt, with the responses in the record's order."""
@@ -85,10 +87,14 @@ class Lengths:
     def reply(self, record: Preference, limit: int) -> int:
         """Tokens of the conversation with its longest response."""
         del limit  # there is only one order
-        return max(
-            reply_example(record.turns, text, self._prompts.tokenizer).length
-            for text in record.responses
-        )
+
+        def tokens(_: Sequence[int]) -> int:
+            return max(
+                reply_example(record.turns, text, self._prompts.tokenizer).length
+                for text in record.responses
+            )
+
+        return self.counts.get("reply", record, (), tokens)
 
     def _longest(self, record: Preference, limit: int, *, hinted: bool) -> int:
         kind = "hinted" if hinted else "judge"
@@ -100,7 +106,7 @@ class Lengths:
         def tokens(order: Sequence[int]) -> int:
             return len(self._prompts.ids(record, order, hinted=hinted))
 
-        return self._count("hinted" if hinted else "judge", record, order, tokens)
+        return self.counts.get("hinted" if hinted else "judge", record, order, tokens)
 
     def _most(
         self,
@@ -110,26 +116,11 @@ class Lengths:
         tokens: Callable[[Sequence[int]], int],
     ) -> int:
         unshuffled = tuple(range(len(record.responses)))
-        count = self._count(kind, record, unshuffled, tokens)
+        count = self.counts.get(kind, record, unshuffled, tokens)
         if count + _MARGIN * len(unshuffled) <= limit:
             return count
-        return max(self._count(kind, record, order, tokens) for order in _orders(len(unshuffled)))
-
-    def _count(
-        self,
-        kind: str,
-        record: Preference,
-        order: tuple[int, ...],
-        tokens: Callable[[Sequence[int]], int],
-    ) -> int:
-        """`tokens(order)`, computed once for each record. A shortened copy of a record has its id,
-        so the record itself is compared."""
-        counted, count = self._counts.get((kind, record.id, order), (None, 0))
-        if counted is record:
-            return count
-        count = tokens(order)
-        self._counts[kind, record.id, order] = record, count
-        return count
+        orders = _orders(len(unshuffled))
+        return max(self.counts.get(kind, record, order, tokens) for order in orders)
 
 
 def _orders(n: int) -> Iterable[tuple[int, ...]]:

@@ -52,6 +52,7 @@ from grm_jax.sampler.engine import Sampler
 from grm_jax.tokenizer import ChatTokenizer, load_tokenizer
 from grm_jax.tokenizer.vocabulary import require_rows
 from grm_jax.training import origin
+from grm_jax.training.counts import Counts
 from grm_jax.training.lengths import Lengths
 from grm_jax.training.setup import SYNTHETIC, ConfigError, Setup, to_json
 
@@ -219,7 +220,10 @@ class Run:
 
     @functools.cached_property
     def lengths(self) -> Lengths:
-        return Lengths(self.prompts("given"), self.templates.meta)
+        parts = [f"{name} {template.digest}" for name, template in self.templates.items()]
+        of = f"tokenizer {self._tokenizer_digest or 'embedded'}, {', '.join(parts)}"
+        counts = Counts(self.directory / "lengths.json", of)
+        return Lengths(self.prompts("given"), self.templates.meta, counts)
 
     @functools.cached_property
     def data_files(self) -> dict[str, str]:
