@@ -60,15 +60,16 @@ def _earlier(road: Road) -> Path:
         code=code,
     )  # fmt: skip
     if road.runs_commands:
-        _drop_engine(stage / "model" / "grm.json")
+        _take_engine(stage / "model", road.directory / "rft" / "model")
     return stage
 
 
-def _drop_engine(file: Path) -> None:
-    """Takes the earlier code's memory options, which today's code does not know, out of a model's
-    card. What the model writes does not depend on them."""
-    about = json.loads(file.read_text(encoding="utf-8"))
-    about.pop("engine", None)
+def _take_engine(model: Path, source: Path) -> None:
+    """Gives a model the sampler's options of another one: today's code does not know all of the
+    earlier code's. What a model writes does not depend on them."""
+    file, other = model / "grm.json", source / "grm.json"
+    about, known = (json.loads(f.read_text(encoding="utf-8")) for f in (file, other))
+    about["engine"] = known["engine"]
     file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

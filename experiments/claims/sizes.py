@@ -22,8 +22,6 @@ from evidence import Judged
 from matplotlib.figure import Figure
 from roads import STAGES, Road
 
-from grm_jax.data.critiques import read_critiques
-
 STAGE = "rl"
 USUAL = "tiny"
 OTHERS = ("tiny_half", "tiny_double")
@@ -42,12 +40,9 @@ def _run(road: Road, size: str) -> Path:
     return road.directory if size == USUAL else road.other_size(size)
 
 
-def _file(road: Road, size: str) -> Path:
-    return road.samples(STAGE) if size == USUAL else road.judged(_run(road, size) / STAGE)
-
-
 def _judged(road: Road, size: str) -> Judged:
-    return evidence.read_samples(road.records(), _file(road, size), None, road.settings.k)
+    file = road.samples(STAGE) if size == USUAL else road.judged(_run(road, size) / STAGE)
+    return evidence.read_samples(road.records(), file, None, road.settings.k)
 
 
 def read(roads: Sequence[Road]) -> Found:
@@ -64,12 +59,11 @@ def read(roads: Sequence[Road]) -> Found:
         size: {k: paired.over_seeds(values) for k, values in by_k.items()}
         for size, by_k in credits.items()
     }
-    prompt, _ = hybrid.lengths(roads[0])
+    prompt, critique = hybrid.lengths(roads[0])
     costs, rows = {}, []
     for size in SIZES:
         base = _run(roads[0], size)
         records = sum(len(group.records) for group in found[size][0])
-        critique = float(np.mean([row.tokens for row in read_critiques(_file(roads[0], size))]))
         costs[size] = {
             k: flops.judging(base / STAGE, found[size][0], prompt, critique, k) / records
             for k in ks
@@ -84,7 +78,8 @@ def read(roads: Sequence[Road]) -> Found:
     tests = {}
     for small, large in itertools.pairwise(SIZES):
         for k in ks:
-            # Votes that cost about one critique of the larger model, or less; and the most votes.
+            # Where the smaller model's votes cost at most what one critique of the larger one does,
+            # and at the most critiques.
             if k == most or (k > 1 and costs[small][k] <= costs[large][1] * 1.1):
                 tests[f"{small}, {k}, against {large}, 1"] = paired.difference(
                     credits[small][k], credits[large][1]

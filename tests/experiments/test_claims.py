@@ -361,12 +361,15 @@ def test_rows_without_a_readable_critique_are_no_failure(tmp_path, monkeypatch, 
     assert done.exists() != fails
 
 
-def test_a_card_of_the_earlier_code_loses_its_engine_alone(tmp_path):
-    file = tmp_path / "grm.json"
-    file.write_text('{"engine": {"prompt_buckets": [32]}, "stage": "rl"}', encoding="utf-8")
-    for _ in range(2):
-        earlier_rl._drop_engine(file)
-    assert json.loads(file.read_text(encoding="utf-8")) == {"stage": "rl"}
+def test_a_model_of_the_earlier_code_takes_the_engine_of_today_alone(tmp_path):
+    cards = {"earlier": {"engine": {"prompt_buckets": [32]}, "stage": "rl"},
+             "today": {"engine": {"page": 48}, "stage": "rft"}}  # fmt: skip
+    for name, card in cards.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "grm.json").write_text(json.dumps(card), encoding="utf-8")
+    earlier_rl._take_engine(tmp_path / "earlier", tmp_path / "today")
+    found = json.loads((tmp_path / "earlier" / "grm.json").read_text(encoding="utf-8"))
+    assert found == {"engine": {"page": 48}, "stage": "rl"}
 
 
 def test_sets_of_principles_are_counted_in_each_group(tmp_path):
