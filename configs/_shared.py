@@ -12,8 +12,6 @@ from grm_jax.model.config import TINY_SIZES
 from grm_jax.recipes import EngineConfig, JudgeDefaults, MeshConfig, Setup, TemplateConfig
 
 TINY = Setup(
-    run_dir="runs/tiny",
-    size="tiny",
     templates=TemplateConfig(many="compact", single="compact_single", meta="compact_meta"),
     # The paper votes at temperature 0.5; the embedded policy is sharp enough at 1.
     judge=JudgeDefaults(temperature=1.0, max_new_tokens=64),

@@ -104,14 +104,8 @@ def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     ks = tuple(dict.fromkeys((1, min(8, most), most)))
     found = {name: [_judged(road, name) for road in roads] for name in (*WHOLE, *_parts(roads[0]))}
-    credits = {
-        name: {k: [evidence.accuracy(judged, k, evidence.plain) for judged in seeds] for k in ks}
-        for name, seeds in found.items()
-    }
-    figures = {
-        name: {k: paired.over_seeds(values) for k, values in by_k.items()}
-        for name, by_k in credits.items()
-    }
+    credits = {name: evidence.credits(seeds, ks) for name, seeds in found.items()}
+    figures = paired.estimates(credits)
     rows = [[name, *(figures[name][k].cell() for k in ks)] for name in credits]
     tests = {
         f"{name} against {other}, {_votes(k)}": paired.difference(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 import paired
 import voting
 from claim import Claim, Found
-from evidence import Group, Judged
+from evidence import Judged
 from roads import Road
 
 from grm_jax.data.preferences import Preference, read_preferences
@@ -117,15 +118,17 @@ def _critiques(road: Road, name: str, k: int) -> dict[str, list[dict[str, Any]]]
 def _critiqued(
     record: Preference, critiques: dict[str, list[dict[str, Any]]], sample: int
 ) -> Preference:
-    """The record with one critique at the end of each response."""
+    """The record with one critique at the end of each response, and its number in the id."""
     texts = [
         f"{response} {critiques[f'{record.id}#{i}'][sample]['critique']}"
         for i, response in enumerate(record.responses)
     ]
-    return dataclasses.replace(record, responses=tuple(texts))
+    return dataclasses.replace(record, id=f"{record.id}@{sample}", responses=tuple(texts))
 
 
-def points(records: Sequence[Preference], critiques: dict[str, list[dict[str, Any]]], k: int):
+def points(
+    records: Sequence[Preference], critiques: dict[str, list[dict[str, Any]]], k: int
+) -> dict[str, np.ndarray]:
     """By record id, [k, n]: the pairs that each response has won, critique by critique. A tie gives
     half a point to both, an unreadable critique none; NaN where none of the pairs is readable."""
     found = {}
@@ -151,14 +154,14 @@ def _read_pairs(road: Road) -> Judged:
 
 def _read_semi_scalar(road: Road) -> Judged:
     """The head's score after each of a few critiques, as if it were the scores of a critique."""
-    records, critiques = road.records(), _critiques(road, "single", _few(road))
-    reads = [
-        evidence.scalar_scores(
-            _semi_scalar(road), [_critiqued(record, critiques, j) for record in records]
-        )
-        for j in range(_few(road))
-    ]
-    return evidence.grouped(records, {r.id: np.asarray([x[r.id] for x in reads]) for r in records})
+    records, samples = road.records(), range(_few(road))
+    critiques = _critiques(road, "single", len(samples))
+    critiqued = [_critiqued(record, critiques, sample) for record in records for sample in samples]
+    read = evidence.scalar_scores(_semi_scalar(road), critiqued)
+    return evidence.grouped(
+        records,
+        {r.id: np.asarray([read[f"{r.id}@{sample}"] for sample in samples]) for r in records},
+    )
 
 
 def _majority(scores: np.ndarray, meta: np.ndarray, scalar: np.ndarray) -> np.ndarray:
@@ -176,11 +179,13 @@ def read(roads: Sequence[Road]) -> Found:
         "votes: majority of the critiques": (judged, _majority, ks),
         "pairwise, majority": ([_read_pairs(road) for road in roads], evidence.plain, ks),
         "semi-scalar RM": (
-            [_read_semi_scalar(road) for road in roads], evidence.plain, tuple({1, few}),
+            [_read_semi_scalar(road) for road in roads],
+            evidence.plain,
+            tuple(k for k in ks if k <= few),
         ),
-    }  # fmt: skip
+    }
     credits = {
-        name: {k: [evidence.accuracy(seed, k, method) for seed in found] for k in counts}
+        name: evidence.credits(found, counts, method)
         for name, (found, method, counts) in ways.items()
     }
     scalar = [evidence.scalar_accuracy(seed) for seed in judged]
@@ -198,9 +203,7 @@ def read(roads: Sequence[Road]) -> Found:
     semi = credits["semi-scalar RM"]
     for k in semi:
         tests[f"semi-scalar RM, {k}, against the scalar RM"] = paired.difference(semi[k], scalar)
-    pairs = np.mean(
-        [_pairs_each(group) for seed in judged for group in seed for _ in group.records]
-    )
+    pairs = np.mean([math.comb(len(r.responses), 2) for road in roads for r in road.records()])
     text = "\n".join(
         [
             f"Held-out records with two responses or more, mean of {len(roads)} seeds in percent "
@@ -212,16 +215,11 @@ def read(roads: Sequence[Road]) -> Found:
     )
     figures = {
         "accuracy": paired.as_json(
-            {name: {k: paired.over_seeds(v) for k, v in by_k.items()}
-             for name, by_k in credits.items()} | {"scalar RM": paired.over_seeds(scalar)}
+            {**paired.estimates(credits), "scalar RM": paired.over_seeds(scalar)}
         ),
         "differences": paired.as_json(tests),
-    }  # fmt: skip
+    }
     return Found(text, figures)
-
-
-def _pairs_each(group: Group) -> float:
-    return group.responses * (group.responses - 1) / 2
 
 
 CLAIM = Claim(

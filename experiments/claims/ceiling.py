@@ -65,10 +65,7 @@ def read(roads: Sequence[Road]) -> Found:
         "RFT, before RL": [voting.read_stage(road, "rft") for road in roads],
         **{name: [_judged(road, name) for road in roads] for name in (RECIPE, *VARIANTS, GROUPS)},
     }
-    credits = {
-        name: {k: [evidence.accuracy(judged, k, evidence.plain) for judged in seeds] for k in ks}
-        for name, seeds in found.items()
-    }
+    credits = {name: evidence.credits(seeds, ks) for name, seeds in found.items()}
     start = credits["RFT, before RL"]
     rows, tests = [], {}
     for name, seeds in found.items():
@@ -107,12 +104,7 @@ def read(roads: Sequence[Road]) -> Found:
         ]
     )  # fmt: skip
     figures = {
-        "accuracy": paired.as_json(
-            {
-                name: {k: paired.over_seeds(v) for k, v in by_k.items()}
-                for name, by_k in credits.items()
-            }
-        ),
+        "accuracy": paired.as_json(paired.estimates(credits)),
         "differences": paired.as_json(tests),
     }
     return Found(text, figures, _picture(roads))

@@ -96,10 +96,7 @@ def read(roads: Sequence[Road]) -> Found:
             evidence.read_samples(road.records(), road.judged(stage(road)), None, most)
             for road in roads
         ]
-    credits = {
-        name: {k: [evidence.accuracy(judged, k, evidence.plain) for judged in seeds] for k in ks}
-        for name, seeds in found.items()
-    }
+    credits = {name: evidence.credits(seeds, ks) for name, seeds in found.items()}
     tests = {
         f"{earlier} against {today}, votes of {k}": paired.difference(
             credits[earlier][k], credits[today][k]
@@ -122,11 +119,8 @@ def read(roads: Sequence[Road]) -> Found:
             paired.tests_table(tests),
         ]
     )
-    accuracy = {
-        name: {k: paired.over_seeds(values) for k, values in by_k.items()}
-        for name, by_k in credits.items()
-    }
-    return Found(text, {"accuracy": paired.as_json(accuracy), "differences": paired.as_json(tests)})
+    accuracy = paired.as_json(paired.estimates(credits))
+    return Found(text, {"accuracy": accuracy, "differences": paired.as_json(tests)})
 
 
 CLAIM = Claim(

@@ -165,6 +165,13 @@ def accuracy(judged: Judged, k: int, method: Method) -> np.ndarray:
     return by_record(judged, credits)
 
 
+def credits(
+    seeds: Sequence[Judged], ks: Sequence[int], method: Method | None = None
+) -> dict[int, list[np.ndarray]]:
+    """`accuracy` of votes of each k, seed after seed. `method`: plain votes by default."""
+    return {k: [accuracy(judged, k, method or plain) for judged in seeds] for k in ks}
+
+
 def scalar_accuracy(judged: Judged) -> np.ndarray:
     """The credit of each record by the scalar RM alone, group after group."""
     return by_record(judged, lambda group: credit(group.scalar, group.best))

@@ -33,9 +33,7 @@ def read(roads: Sequence[Road]) -> Found:
     for stage, label in STAGES.items():
         found = [_both(road, stage) for road in roads]
         for name, which in (("drawn", 0), ("expected", 1)):
-            by_k = {
-                k: [evidence.accuracy(both[which], k, evidence.plain) for both in found] for k in ks
-            }
+            by_k = evidence.credits([both[which] for both in found], ks)
             credits[f"{label}, {name}"] = by_k
             figures[f"{label}, {name}"] = {k: paired.over_seeds(v) for k, v in by_k.items()}
             cells = [figure.cell() for figure in figures[f"{label}, {name}"].values()]

@@ -59,10 +59,7 @@ def _judged(road: Road, name: str) -> Judged:
 def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     few = min(8, most)
-    plain = {
-        k: [evidence.accuracy(voting.read_stage(road, "rl"), k, evidence.plain) for road in roads]
-        for k in (few, most)
-    }
+    plain = evidence.credits([voting.read_stage(road, "rl") for road in roads], (few, most))
     rows, tests = [], {}
     figures: dict[str, paired.Estimate] = {}
     for name in (RECIPE, *VARIANTS, SCALAR):

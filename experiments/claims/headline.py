@@ -49,10 +49,7 @@ def read(roads: Sequence[Road]) -> Found:
         "scalar RM": hybrid.scalar_alone(roads, 1),
         f"scalar RM, {TWICE} times the steps": hybrid.scalar_alone(roads, TWICE),
     }
-    shown = {
-        name: {k: paired.over_seeds(values) for k, values in by_k.items()}
-        for name, by_k in curves.items()
-    }
+    shown = paired.estimates(curves)
     lines = {name: paired.over_seeds(values) for name, values in alone.items()}
     rows = [[name, *(by_k[k].cell() for k in ks)] for name, by_k in shown.items()]
     rows += [[name, line.cell(), *("" for _ in ks[1:])] for name, line in lines.items()]

@@ -59,6 +59,13 @@ def over_seeds(per_seed: Sequence[np.ndarray | float]) -> Estimate:
     return Estimate(mean, float(low), float(high), float(test.pvalue), tuple(values))
 
 
+def estimates(
+    by_name: Mapping[str, Mapping[int, Sequence[np.ndarray | float]]],
+) -> dict[str, dict[int, Estimate]]:
+    """`over_seeds` of each name's values at each k."""
+    return {name: {k: over_seeds(v) for k, v in by_k.items()} for name, by_k in by_name.items()}
+
+
 def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Estimate:
     """a - b in points, paired by seed (and by record: both have the same ones)."""
     return over_seeds([float(np.mean(x) - np.mean(y)) for x, y in zip(a, b, strict=True)])

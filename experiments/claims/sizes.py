@@ -22,6 +22,8 @@ from evidence import Judged
 from matplotlib.figure import Figure
 from roads import STAGES, Road
 
+from grm_jax.data.critiques import read_critiques
+
 STAGE = "rl"
 USUAL = "tiny"
 OTHERS = ("tiny_half", "tiny_double")
@@ -40,9 +42,12 @@ def _run(road: Road, size: str) -> Path:
     return road.directory if size == USUAL else road.other_size(size)
 
 
+def _file(road: Road, size: str) -> Path:
+    return road.samples(STAGE) if size == USUAL else road.judged(_run(road, size) / STAGE)
+
+
 def _judged(road: Road, size: str) -> Judged:
-    file = road.samples(STAGE) if size == USUAL else road.judged(_run(road, size) / STAGE)
-    return evidence.read_samples(road.records(), file, None, road.settings.k)
+    return evidence.read_samples(road.records(), _file(road, size), None, road.settings.k)
 
 
 def read(roads: Sequence[Road]) -> Found:
@@ -51,19 +56,14 @@ def read(roads: Sequence[Road]) -> Found:
     most = roads[0].settings.k
     ks = [2**i for i in range(most.bit_length()) if 2**i <= most]
     found = {size: [_judged(road, size) for road in roads] for size in SIZES}
-    credits = {
-        size: {k: [evidence.accuracy(judged, k, evidence.plain) for judged in seeds] for k in ks}
-        for size, seeds in found.items()
-    }
-    figures = {
-        size: {k: paired.over_seeds(values) for k, values in by_k.items()}
-        for size, by_k in credits.items()
-    }
-    prompt, critique = hybrid.lengths(roads[0])
+    credits = {size: evidence.credits(seeds, ks) for size, seeds in found.items()}
+    figures = paired.estimates(credits)
+    prompt, _ = hybrid.lengths(roads[0])
     costs, rows = {}, []
     for size in SIZES:
         base = _run(roads[0], size)
         records = sum(len(group.records) for group in found[size][0])
+        critique = float(np.mean([row.tokens for row in read_critiques(_file(roads[0], size))]))
         costs[size] = {
             k: flops.judging(base / STAGE, found[size][0], prompt, critique, k) / records
             for k in ks
@@ -78,8 +78,7 @@ def read(roads: Sequence[Road]) -> Found:
     tests = {}
     for small, large in itertools.pairwise(SIZES):
         for k in ks:
-            # Where the smaller model's votes cost at most what one critique of the larger one does,
-            # and at the most critiques.
+            # Votes that cost about one critique of the larger model, or less; and the most votes.
             if k == most or (k > 1 and costs[small][k] <= costs[large][1] * 1.1):
                 tests[f"{small}, {k}, against {large}, 1"] = paired.difference(
                     credits[small][k], credits[large][1]

@@ -48,15 +48,10 @@ def read(roads: Sequence[Road]) -> Found:
         if label == "RL":
             methods |= {"guided": evidence.guided, "weighted": evidence.weighted}
         for name, method in methods.items():
-            credits[f"{label}, {name}"] = {
-                k: [evidence.accuracy(judged, k, method) for judged in seeds] for k in ks
-            }
+            credits[f"{label}, {name}"] = evidence.credits(seeds, ks, method)
     scalar = [evidence.scalar_accuracy(judged) for judged in found["RL"]]
     names = list(credits)
-    figures = {
-        name: {k: paired.over_seeds(values) for k, values in by_k.items()}
-        for name, by_k in credits.items()
-    }
+    figures = paired.estimates(credits)
     baseline = paired.over_seeds(scalar)
     rows = [[name, *(figures[name][k].cell() for k in ks)] for name in names]
     rows.append(["scalar RM", baseline.cell(), *("" for _ in ks[1:])])

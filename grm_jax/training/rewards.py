@@ -112,7 +112,7 @@ def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np
     wins = np.zeros((*advantages.shape, most))
     centred, lean = np.zeros_like(wins), np.zeros(most)
     for n, group in enumerate(groups):
-        places = [winning_place(critique) for critique in group]
+        places = [winning_place(critique.scores, critique.order) for critique in group]
         decided = [g for g, place in enumerate(places) if place is not None]
         if not decided:
             continue
@@ -130,13 +130,12 @@ def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np
     return np.where(signal[:, None], advantages - centred @ fitted, 0.0)
 
 
-def winning_place(critique: Rollout) -> int | None:
+def winning_place(scores: Sequence[float] | None, order: Sequence[int]) -> int | None:
     """Where the response with the top score was shown, from 0; None without scores, with a tie, and
-    for a single response."""
-    scores = critique.scores
+    for a single response. `scores` are in the record's order of responses, `order` as shown."""
     if scores is None or len(scores) < 2 or scores.count(max(scores)) > 1:
         return None
-    return critique.order.index(scores.index(max(scores)))
+    return order.index(scores.index(max(scores)))
 
 
 def vote_gains(

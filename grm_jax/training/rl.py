@@ -335,7 +335,7 @@ def first_wins(critiques: Sequence[Rollout]) -> float:
     """The share of verdicts won by the response that was shown first, minus 1/n: 0 for a judge that
     leans to no place. Of critiques without a tie of two responses or more; 0 where there is none.
     """
-    places = [(rewards.winning_place(c), len(c.order)) for c in critiques]
+    places = [(rewards.winning_place(c.scores, c.order), len(c.order)) for c in critiques]
     leanings = [(place == 0) - 1 / n for place, n in places if place is not None]
     return float(np.mean(leanings)) if leanings else 0.0
 

@@ -422,7 +422,8 @@ def test_the_head_reads_the_critique_of_its_own_response():
         row["id"]: [{"critique": f"{row['responses'][0]}{j}"} for j in range(2)]
         for row in baselines._single([record])
     }
-    assert baselines._critiqued(record, drawn, 1).responses == ("a a1", "b b1")
+    critiqued = baselines._critiqued(record, drawn, 1)
+    assert (critiqued.id, critiqued.responses) == ("r@1", ("a a1", "b b1"))
 
 
 def test_the_true_score_is_that_of_the_world():

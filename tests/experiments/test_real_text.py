@@ -31,7 +31,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-data, model, report = script("data"), script("model"), script("report")
+data, model, report, rollouts = map(script, ("data", "model", "report", "rollouts"))
 FILES = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -192,3 +192,25 @@ def test_real_weights_are_computed_as_transformers_does(name, tmp_path):
     data.main(data.Arguments(FILES, tmp_path))
     check = script("check")
     assert check.main(check.Arguments(folder, tmp_path / "heldout.jsonl", records=4)) == 0
+
+
+def test_rollouts_say_which_place_wins_and_what_is_right(tmp_path):
+    drawn = [  # step, record, order, scores in the record's order
+        (1, "a", [0, 1], [9, 1]), (1, "a", [1, 0], [9, 1]), (5, "b", [0, 1], [2, 8]),
+        (6, "c", [1, 0], [3, 7]), (6, "c", [1, 0], [5, 5]), (7, "a", [0, 1, 2], [1, 2, 3]),
+    ]  # fmt: skip
+    rows = [
+        {
+            "step": step, "example_id": id, "sample": 0, "order": order, "scores": scores,
+            "finish_reason": "stop", "text": "t", "tokens": 1, "query": "q",
+            "responses": ["x", "y", "z"][: len(order)], "labels": [1, 0, 0][: len(order)],
+            "correct": True, "kept": True,
+        }
+        for step, id, order, scores in drawn
+    ]  # fmt: skip
+    lines(tmp_path / "rollouts.jsonl", rows)
+    first, second, right = rollouts.report(tmp_path / "rollouts.jsonl")
+    assert first == "steps 1 to 5: the first one wins 0.33 of 3"
+    assert second == "steps 6 to 10: the first one wins 1.00 of 1"
+    assert right.startswith("right: 2 of 4; by record, of which there are 3: 33.3 [")
+    assert right.endswith("; 1 records came twice")

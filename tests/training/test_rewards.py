@@ -69,7 +69,7 @@ def test_placeless_advantages_strengthen_no_leaning(make_critique, sign):
     advantages = sign * np.array(group_advantages(jnp.asarray(earned, jnp.float32)))
     advantages[3] = 0  # a group without signal
     found = rewards.placeless(advantages, groups)
-    place = [[rewards.winning_place(c) for c in group] for group in groups]
+    place = [[rewards.winning_place(c.scores, c.order) for c in group] for group in groups]
     assert place[0][0] is None
     push = [pushes(advantages, place, each) for each in range(3)]
     lean = np.zeros(3)
