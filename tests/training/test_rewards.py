@@ -48,8 +48,8 @@ def test_the_one_who_turns_a_vote_gains_most():
     assert gains[0] == gains[1]
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_placeless_advantages_strengthen_no_leaning(make_critique, sign):
+@pytest.mark.parametrize(("sign", "strengthens"), [(1, False), (-1, True)])
+def test_placeless_advantages_strengthen_no_leaning(make_critique, sign, strengthens):
     rng = np.random.default_rng(0)
     prompts = Prompts(build_tokenizer(), TemplateConfig(), order=2)
     groups, earned = [], []
@@ -78,7 +78,8 @@ def test_placeless_advantages_strengthen_no_leaning(make_critique, sign):
         for each in range(n):
             lean[each] += row.count(each) - (len(row) - row.count(None)) / n
     assert lean[:2].argmin() == 0, "the one shown last wins too often"
-    if np.dot(push, lean) < 0:  # unlearns the leaning
+    assert (np.dot(push, lean) > 0) == strengthens
+    if not strengthens:  # unlearns the leaning
         assert (found == advantages).all()
         return
     assert np.abs(push).min() > 0.01
