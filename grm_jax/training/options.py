@@ -133,8 +133,8 @@ class RL:
     the rollout than without it; 0: single critiques alone are rewarded (the paper)."""
     placeless: bool = False
     """Take out of a step's advantages what would strengthen a leaning to the response shown first,
-    or to another place. It needs `orders` of 2 or more, so that all places are right equally
-    often."""
+    or to another place. It compares the prompts of a step: with `orders` of 2 or more all places
+    are right equally often in it, with 1 nearly so, if `prompts` are many."""
     aggregation: Literal["sequence", "token"] = "sequence"
     """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
     mean over all tokens of the batch."""

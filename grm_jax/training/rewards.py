@@ -34,10 +34,10 @@ MOST = 16  # rollouts of a group whose votes are counted: 12,870 votes
 def check(config: RL) -> None:
     """Raise ConfigError for a group whose votes are too many to count, and for options that do not
     go together."""
-    if config.placeless and config.orders < 2:
+    if config.placeless and config.prompts < 2:
         raise ConfigError(
-            f"--rl.placeless needs each record in several orders: give --rl.orders 2 or more, not "
-            f"{config.orders}"
+            "--rl.placeless compares groups whose right response is shown in different places: "
+            f"give --rl.prompts 2 or more, not {config.prompts}"
         )
     if config.vote and not 2 <= config.group <= MOST:
         raise ConfigError(
@@ -106,6 +106,10 @@ def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np
     is subtracted: what remains has no correlation with any place. Where it disfavours them the
     advantages stay, since a leaning may be unlearnt. Rollouts without a winner (`winning_place`)
     keep their advantages, groups without signal their zeros, and each group's mean stays zero.
+
+    With one order a record (`--rl.orders 1`), chance decides how often each place is right in a
+    step, and what a step would learn of that is taken out. Of few groups that is much; of a single
+    one with signal it is all.
     """
     signal = np.any(advantages != 0, axis=1)
     most = max(len(group[0].order) for group in groups)

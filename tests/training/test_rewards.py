@@ -98,10 +98,10 @@ def pushes(advantages, place, which):
     return total
 
 
-def test_placeless_advantages_need_two_orders():
-    with pytest.raises(ConfigError, match=r"--rl.placeless needs .* --rl.orders 2 or more, not 1"):
-        rewards.check(RL(placeless=True))
-    rewards.check(RL(placeless=True, orders=2))
+def test_placeless_advantages_need_two_groups():
+    with pytest.raises(ConfigError, match=r"--rl.placeless compares .* --rl.prompts 2 or more"):
+        rewards.check(RL(placeless=True, prompts=1))
+    rewards.check(RL(placeless=True, prompts=2))
 
 
 def test_rare_rollouts_earn_more_by_their_rank():
