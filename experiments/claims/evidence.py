@@ -150,6 +150,25 @@ def by_record(judged: Judged, values: Callable[[Group], np.ndarray]) -> np.ndarr
     return np.concatenate([values(group) for group in judged])
 
 
+def of_domain(judged: Judged, domain: str) -> list[Group]:
+    """The records of one domain."""
+    kept = []
+    for group in judged:
+        chosen = [i for i, record in enumerate(group.records) if record.domain == domain]
+        if chosen:
+            kept.append(group.take(chosen))
+    return kept
+
+
+def chance(judged: Judged) -> float:
+    """The accuracy of a guess among the responses, in percent."""
+    return 100.0 * float(np.mean(by_record(judged, _guess)))
+
+
+def _guess(group: Group) -> np.ndarray:
+    return np.full(len(group.records), 1.0 / group.responses)
+
+
 def accuracy(judged: Judged, k: int, method: Method) -> np.ndarray:
     """The mean credit of each record's votes of k critiques, group after group. A vote without a
     readable critique is wrong."""

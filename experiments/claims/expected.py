@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import evidence
 import numpy as np
@@ -21,7 +22,7 @@ from voting import STAGES
 def runs(road: Road) -> None:
     road.pipeline()
     for stage in STAGES:
-        road.verdicts(stage)
+        road.verdicts(road.directory / stage)
 
 
 def read(roads: Sequence[Road]) -> Found:
@@ -31,9 +32,9 @@ def read(roads: Sequence[Road]) -> Found:
     credits: dict[str, dict[int, list[np.ndarray]]] = {}
     figures: dict[str, dict[int, paired.Estimate]] = {}
     for stage, label in STAGES.items():
-        found = [_both(road, stage) for road in roads]
+        found = [both(road, road.directory / stage) for road in roads]
         for name, which in (("drawn", 0), ("expected", 1)):
-            by_k = evidence.credits([both[which] for both in found], ks)
+            by_k = evidence.credits([scores[which] for scores in found], ks)
             credits[f"{label}, {name}"] = by_k
             figures[f"{label}, {name}"] = {k: paired.over_seeds(v) for k, v in by_k.items()}
             cells = [figure.cell() for figure in figures[f"{label}, {name}"].values()]
@@ -42,7 +43,7 @@ def read(roads: Sequence[Road]) -> Found:
             tests[f"{label}, k = {k}: expected against drawn"] = paired.difference(
                 credits[f"{label}, expected"][k], credits[f"{label}, drawn"][k]
             )
-        shares = [[_ties(judged) for judged in both] for both in found]
+        shares = [[_ties(judged) for judged in scores] for scores in found]
         ties.append(
             [label, *(paired.over_seeds([s[which] for s in shares]).cell() for which in (0, 1))]
         )
@@ -62,8 +63,8 @@ def read(roads: Sequence[Road]) -> Found:
     return Found(text, numbers)
 
 
-def _both(road: Road, stage: str) -> tuple[Judged, Judged]:
-    """The items of a seed with drawn and with expected scores."""
+def both(road: Road, stage: Path) -> tuple[Judged, Judged]:
+    """The records of a seed with drawn and with expected scores of a stage's model."""
     records = {record.id: record for record in road.records()}
     drawn: dict[str, np.ndarray] = {}
     expected: dict[str, np.ndarray] = {}

@@ -15,10 +15,8 @@ import numpy as np
 import paired
 import voting
 from claim import Claim, Found
-from evidence import Group, Judged
+from evidence import Judged
 from roads import Road
-
-from grm_jax.benchmarks import synthetic
 
 
 def runs(road: Road) -> None:
@@ -31,9 +29,8 @@ def read(roads: Sequence[Road]) -> Found:
     kinds: dict[str, list[Judged]] = {"fresh": fresh}
     if all(road.records(shifted=True) for road in roads):
         unseen = [voting.read_stage(road, "rl", shifted=True) for road in roads]
-        for domain in synthetic.DOMAINS:
-            if domain != synthetic.FRESH:
-                kinds[f"unseen {domain}"] = [_of(judged, domain) for judged in unseen]
+        for domain in ("operands", "combinations"):
+            kinds[f"unseen {domain}"] = [evidence.of_domain(judged, domain) for judged in unseen]
     sizes: dict[str, list[Judged]] = {}
     for n in sorted({group.responses for judged in fresh for group in judged}):
         sizes[f"{n} responses"] = [
@@ -61,7 +58,7 @@ def read(roads: Sequence[Road]) -> Found:
         for method in methods
     }
     rows = [
-        [name, f"{np.mean([_chance(judged) for judged in (kinds | sizes)[name]]):.1f}"]
+        [name, f"{np.mean([evidence.chance(judged) for judged in (kinds | sizes)[name]]):.1f}"]
         + [figures[name][method].cell() for method in methods]
         for name in found
     ]
@@ -74,25 +71,6 @@ def read(roads: Sequence[Road]) -> Found:
         parts += ["By seed, but of other records:\n", paired.tests_table(tests)]
     numbers = {"accuracy": paired.as_json(figures), "differences": paired.as_json(tests)}
     return Found("\n".join(parts), numbers)
-
-
-def _of(judged: Judged, domain: str) -> list[Group]:
-    """The records of one domain."""
-    kept = []
-    for group in judged:
-        chosen = [i for i, record in enumerate(group.records) if record.domain == domain]
-        if chosen:
-            kept.append(group.take(chosen))
-    return kept
-
-
-def _chance(judged: Judged) -> float:
-    """The accuracy of a guess, in percent."""
-    return 100.0 * float(np.mean(evidence.by_record(judged, _guess)))
-
-
-def _guess(group: Group) -> np.ndarray:
-    return np.full(len(group.records), 1.0 / group.responses)
 
 
 CLAIM = Claim(

@@ -77,14 +77,18 @@ class Road:
         """The directory of the pipeline."""
         return self.settings.runs / str(self.seed)
 
-    def records(self, *, shifted: bool = False) -> list[Preference]:
+    def records(self, *, shifted: bool = False, world: Path | None = None) -> list[Preference]:
         """The held-out records with two responses or more: of the training distribution, or those
-        with operands and combinations that training has not seen."""
+        of which training has not seen the like.
+
+        Args:
+          world: the run whose records they are; None: the pipeline.
+        """
         if self.settings.heldout is not None:
             found = [] if shifted else list(read_preferences(self.settings.heldout))
         else:
-            world = synthetic.BENCHMARK.load(self.directory / "world")
-            found = [r for r in world if (r.domain != synthetic.FRESH) == shifted]
+            heldout = synthetic.BENCHMARK.load((world or self.directory) / "world")
+            found = [r for r in heldout if (r.domain != synthetic.FRESH) == shifted]
         return [record for record in found if len(record.responses) > 1]
 
     def samples(self, stage: str, *, shifted: bool = False) -> Path:
@@ -123,35 +127,57 @@ class Road:
     def other_size(self, size: str) -> Path:
         """The run directory of SFT, RFT and RL of another size, which learn from files of the same
         seed."""
-        directory = self.settings.runs / f"{self.seed}-{size}"
-        for stage in STAGES[:3]:
+        return self._other(size, STAGES[:3], size)
+
+    def other_world(self, name: str, *options: str) -> Path:
+        """The run directory of SFT, RFT, RL and a scalar RM that learn from another world of the
+        same seed."""
+        return self._other(name, STAGES[:4], self.settings.size, *options)
+
+    def _other(self, name: str, stages: Sequence[str], size: str, *options: str) -> Path:
+        directory = self.settings.runs / f"{self.seed}-{name}"
+        for stage in stages:
             if not is_model_dir(directory / stage / "model"):
-                self._train(f"{stage}.py:{size}", directory)
+                self._train(f"{stage}.py:{size}", directory, *options)
         return directory
 
-    def judged(self, model: Path, *, meta: Path | None = None) -> Path:
+    def judged(
+        self,
+        model: Path,
+        *,
+        meta: Path | None = None,
+        k: int | None = None,
+        temperature: float | None = None,
+        world: Path | None = None,
+    ) -> Path:
         """The samples of a model on the held-out records: samples.jsonl.
 
         Args:
           model: the directory of a stage, such as RUNS/0/rl.
           meta: the run of a meta RM whose scores the samples get.
+          k: critiques of a record; None: those of the settings.
+          temperature: at which they are drawn; None: the recipe's.
+          world: the run whose held-out records they are; None: the pipeline.
         """
-        settings = self.settings
-        parts = [model.name, str(settings.k), *([] if meta is None else [meta.name])]
+        settings, k = self.settings, k or self.settings.k
+        parts = [model.name, str(k), *([] if meta is None else [meta.name])]
+        parts += [] if temperature is None else [f"t{temperature:g}"]
         folder = model.parent / "judged" / "-".join(parts)
-        bench, data = "synthetic", self.directory
+        bench, data = "synthetic", world or self.directory
         if settings.heldout is not None:
             bench, data = "preferences", settings.heldout
         file = folder / bench / "samples.jsonl"
         if not file.exists():
             command = [
                 "-m", "grm_jax.evaluate", "--bench", bench, "--data", str(data),
-                "--model", str(model), "-k", str(settings.k), "--probes", "0",
+                "--model", str(model), "-k", str(k), "--probes", "0",
                 "--resamples", "200", "--seed", str(self.seed), "--output", str(folder),
                 "--cache", str(self.directory / "evaluation" / "cache"),
                 "--compute-dtype", "bfloat16",
             ]  # fmt: skip
-            self.run([*command, *([] if meta is None else ["--meta", str(meta)])])
+            command += [] if meta is None else ["--meta", str(meta)]
+            command += [] if temperature is None else ["--temperature", f"{temperature:g}"]
+            self.run(command)
         return file
 
     @property
@@ -159,12 +185,16 @@ class Road:
         """Whether commands are run, so that there are files to read."""
         return not (self.settings.dry or self.settings.plan)
 
-    def verdicts(self, stage: str) -> Path:
+    def verdicts(self, stage: Path) -> Path:
         """Verdicts of a stage's model on the held-out records, with the expected scores of each
-        critique: what `python -m grm_jax.judge` writes."""
-        settings = self.settings
-        file = self.directory / "judged" / f"{stage}-expected-{settings.k}.jsonl"
-        rows = settings.heldout or self.directory / "world" / "heldout.jsonl"
+        critique: what `python -m grm_jax.judge` writes.
+
+        Args:
+          stage: its directory, such as RUNS/0/rl.
+        """
+        settings, directory = self.settings, stage.parent
+        file = directory / "judged" / f"{stage.name}-expected-{settings.k}.jsonl"
+        rows = settings.heldout or directory / "world" / "heldout.jsonl"
         self._judge(stage, rows, file, settings.k, "--expected")
         return file
 
@@ -187,14 +217,14 @@ class Road:
             with written_whole(given) as partial, partial.open("w", encoding="utf-8") as out:
                 for row in rows():
                     out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._judge(stage, given, self.rows_file(stage, name, k), k)
+        self._judge(self.directory / stage, given, self.rows_file(stage, name, k), k)
 
-    def _judge(self, stage: str, rows: Path, file: Path, k: int, *options: str) -> None:
+    def _judge(self, stage: Path, rows: Path, file: Path, k: int, *options: str) -> None:
         if file.with_suffix(".done").exists():
             return
         self.run(
             [
-                "-m", "grm_jax.judge", "--model", str(self.directory / stage / "model"),
+                "-m", "grm_jax.judge", "--model", str(stage / "model"),
                 "--input", str(rows), "--output", str(file), "-k", str(k),
                 "--seed", str(self.seed), *options, "--compute-dtype", "bfloat16",
             ],

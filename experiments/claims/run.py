@@ -22,6 +22,7 @@ import ablations
 import adaptive_k
 import baselines
 import ceiling
+import direct
 import earlier_rl
 import expected
 import generalisation
@@ -31,7 +32,9 @@ import hybrid
 import matplotlib
 import policy
 import sizes
+import temperature
 import tyro
+import unseen
 import voting
 from claim import Claim, write
 from roads import Road, Settings
@@ -46,13 +49,16 @@ CLAIMS: dict[str, Claim] = {
     for claim in (
         headline.CLAIM,
         voting.CLAIM,
+        temperature.CLAIM,
         baselines.CLAIM,
         hybrid.CLAIM,
         guidance.CLAIM,
         expected.CLAIM,
+        direct.CLAIM,
         adaptive_k.CLAIM,
         ablations.CLAIM,
         generalisation.CLAIM,
+        unseen.CLAIM,
         ceiling.CLAIM,
         earlier_rl.CLAIM,
         sizes.CLAIM,

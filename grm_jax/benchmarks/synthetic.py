@@ -1,8 +1,9 @@
 """The embedded world's held-out records (`data.synthetic_files` writes them).
 
 Domains: `fresh` (new records of the training distribution), `operands` (operand pairs that are not
-in the training data) and `combinations` (pairs of a task and a wish that are not). The headline is
-the accuracy on `fresh`.
+in the training data) and `combinations` (pairs of a task and a wish that are not); of a world that
+leaves them out of training, `task` (a task that is not) and `defect` (a kind of defect that is
+not). The headline is the accuracy on `fresh`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from grm_jax.scoring.rules import Form, Rules
 
 FILE = "heldout.jsonl"
 FRESH = "fresh"
-DOMAINS = (FRESH, "operands", "combinations")
+DOMAINS = (FRESH, "operands", "combinations", "task", "defect")
 
 
 def figures(records: Sequence[Preference], rules: Rules) -> tuple[Figure, ...]:

@@ -20,7 +20,8 @@ single sample covers all of them, but a vote can. Some criteria are irrelevant, 
     Scores: \\boxed{10, 5}
 
 Each check names the evidence and then judges it. Some operand pairs and some combinations of a task
-with a wish are not in the training data (`Split.OPERANDS`, `Split.COMBINATIONS`).
+with a wish are not in the training data (`Split.OPERANDS`, `Split.COMBINATIONS`), and where
+`WorldConfig` says so, neither is a whole task, or a kind of defect.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 NUMBERS = [str(i) for i in range(19)]
 OPENINGS = ["hello", "sure", "okay", "greetings"]
@@ -49,6 +51,8 @@ CORE = ("answer", "unit")
 WISHES = ["start", "ending", "name", "polite", "topic"]
 IRRELEVANT = ["style", "length", "tone"]
 CRITERIA = [*CORE, *WISHES]
+Task = Literal["sum", "larger", "smaller", "after", "repeat"]
+Criterion = Literal["answer", "unit", "start", "ending", "name", "polite", "topic"]
 COST = {criterion: 5 if criterion in CORE else 3 for criterion in CRITERIA}
 # The words that a response may use for a criterion, in the order in which they are written.
 SLOTS = {
@@ -90,7 +94,13 @@ class WorldConfig:
     fresh: int = 1_000
     """Held-out preferences of the training distribution; none occurs in the training files."""
     shifted: int = 200
-    """Held-out preferences each with operand pairs, and task-and-wish combinations, never seen."""
+    """Held-out preferences of each kind that training has not seen: operand pairs, combinations of
+    a task and a wish, and those of the next two options."""
+    unseen_task: Task | None = None
+    """No training record asks this; held-out records that do have the domain `task`."""
+    unseen_defect: Criterion | None = None
+    """Every response of the training records meets this criterion, if it applies; held-out records
+    in which one violates it have the domain `defect`."""
     seed: int = 0
 
 
@@ -218,11 +228,23 @@ def check_response(item: Item, response: Sequence[str]) -> dict[str, Check]:
     return checks
 
 
-def make_item(rng: random.Random, n: int, split: Split = Split.TRAIN) -> Item:
-    """A random item with n responses (1 to 4), whose best response is unique."""
+def make_item(
+    rng: random.Random,
+    n: int,
+    split: Split = Split.TRAIN,
+    *,
+    tasks: Sequence[str] = TASKS,
+    defects: Collection[str] = CRITERIA,
+) -> Item:
+    """A random item with n responses (1 to 4), whose best response is unique.
+
+    Args:
+      tasks: what its query may ask.
+      defects: the criteria that its responses may violate.
+    """
     defect_weights = (0.4, 0.3, 0.2, 0.1) if n == 1 else (0.2, 0.4, 0.27, 0.13)
     while True:
-        task = rng.choice(TASKS)
+        task = rng.choice(tasks)
         operands = tuple(rng.randint(1, 6) for _ in range(1 if task in ONE_OPERAND else 2))
         if len(operands) == 2 and operands[0] == operands[1] and task != "sum":
             continue
@@ -235,10 +257,11 @@ def make_item(rng: random.Random, n: int, split: Split = Split.TRAIN) -> Item:
         if not _in_split(split, task, operands, asked):
             continue
         draft = Item(task, operands, asked, (), ())
+        breakable = [criterion for criterion in draft.criteria if criterion in defects]
         responses = []
         for _ in range(n):
             count = rng.choices((0, 1, 2, 3), defect_weights)[0]
-            responses.append(_respond(rng, draft, set(rng.sample(draft.criteria, count))))
+            responses.append(_respond(rng, draft, set(rng.sample(breakable, count))))
         checks = tuple(check_response(draft, response) for response in responses)
         item = Item(task, operands, asked, tuple(responses), checks)
         if n == 1:

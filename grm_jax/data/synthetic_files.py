@@ -2,23 +2,34 @@
 
 cold_start.jsonl   trajectories of the teacher, for supervised training
 train.jsonl        preferences, for RFT, RL and the scalar baseline
-heldout.jsonl      preferences for evaluation: domain fresh | operands | combinations
+heldout.jsonl      preferences for evaluation: domain fresh | operands | combinations, and task and
+                   defect where the world leaves a task or a kind of defect out of training
 tokenizer/         a word-level tokenizer as an ordinary tokenizer.json directory
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from grm_jax.data.preferences import Preference, write_preferences
-from grm_jax.data.synthetic import Item, Split, Teacher, WorldConfig, make_item, vocabulary
+from grm_jax.data.synthetic import (
+    CRITERIA,
+    TASKS,
+    Item,
+    Split,
+    Teacher,
+    WorldConfig,
+    make_item,
+    vocabulary,
+)
 from grm_jax.data.trajectories import Trajectory, write_trajectories
 from grm_jax.files import written_whole
 from grm_jax.tokenizer import ChatTokenizer, from_tokenizers
@@ -63,17 +74,24 @@ def write_world(directory: str | Path, config: WorldConfig) -> None:
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     teacher = Teacher()
+    tasks = [task for task in TASKS if task != config.unseen_task]
+    defects = [criterion for criterion in CRITERIA if criterion != config.unseen_defect]
+
+    def usual(rng: random.Random, split: Split) -> Iterator[Item]:
+        return _items(rng, split, tasks, defects)
+
     rng = random.Random(f"{config.seed} cold start")
     # Items and critiques are drawn in turn from one random stream.
     cold = [
-        (item, teacher.write(rng, item)) for item in _items(rng, config.cold_start, Split.TRAIN)
+        (item, teacher.write(rng, item))
+        for item in itertools.islice(usual(rng, Split.TRAIN), config.cold_start)
     ]
     write_trajectories(
         root / "cold_start.jsonl",
         [_trajectory(f"cold-{i}", item, text) for i, (item, text) in enumerate(cold)],
     )
     rng = random.Random(f"{config.seed} train")
-    train = list(_items(rng, config.train, Split.TRAIN))
+    train = list(itertools.islice(usual(rng, Split.TRAIN), config.train))
     write_preferences(root / "train.jsonl", _preferences("train", train))
     seen = {_content(item) for item in (*train, *(item for item, _ in cold))}
     heldout = []
@@ -83,8 +101,19 @@ def write_world(directory: str | Path, config: WorldConfig) -> None:
         ("combinations", Split.COMBINATIONS, config.shifted),
     ):
         rng = random.Random(f"{config.seed} {domain}")
-        items = (item for item in _items(rng, None, split) if _content(item) not in seen)
-        heldout += _preferences(domain, [next(items) for _ in range(count)])
+        items = (item for item in usual(rng, split) if _content(item) not in seen)
+        heldout += _preferences(domain, list(itertools.islice(items, count)))
+    if config.unseen_task is not None:
+        rng = random.Random(f"{config.seed} task")
+        items = _items(rng, Split.TRAIN, [config.unseen_task], defects)
+        heldout += _preferences("task", list(itertools.islice(items, config.shifted)))
+    if config.unseen_defect is not None:
+        rng = random.Random(f"{config.seed} defect")
+        items = (
+            item for item in _items(rng, Split.TRAIN, tasks, CRITERIA)
+            if any(not c[config.unseen_defect].ok for c in item.checks if config.unseen_defect in c)
+        )  # fmt: skip
+        heldout += _preferences("defect", list(itertools.islice(items, config.shifted)))
     write_preferences(root / "heldout.jsonl", heldout)
     build_tokenizer().save(root / "tokenizer")
     about = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -97,11 +126,13 @@ def _content(item: Item) -> tuple[str, ...]:
     return (item.query, *sorted(item.response_texts))
 
 
-def _items(rng: random.Random, count: int | None, split: Split) -> Iterator[Item]:
-    made = 0
-    while count is None or made < count:
-        yield make_item(rng, rng.choices(*SIZES_OF_N)[0], split)
-        made += 1
+def _items(
+    rng: random.Random, split: Split, tasks: Sequence[str], defects: Collection[str]
+) -> Iterator[Item]:
+    """Endless items, with the usual numbers of responses."""
+    while True:
+        n = rng.choices(*SIZES_OF_N)[0]
+        yield make_item(rng, n, split, tasks=tasks, defects=defects)
 
 
 def _preferences(domain: str, items: list[Item]) -> list[Preference]:

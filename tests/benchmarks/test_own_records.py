@@ -129,9 +129,12 @@ def test_the_world_that_is_written_can_be_read(tmp_path, figures_of):
     from grm_jax.data.synthetic import WorldConfig
     from grm_jax.data.synthetic_files import write_world
 
-    write_world(tmp_path, WorldConfig(cold_start=2, train=2, fresh=30, shifted=5))
+    config = WorldConfig(
+        cold_start=2, train=2, fresh=30, shifted=5, unseen_task="sum", unseen_defect="topic"
+    )
+    write_world(tmp_path, config)
     records = synthetic.BENCHMARK.load(tmp_path)
-    assert len(records) == 40
+    assert len(records) == 50
     assert set(
         figures_of(synthetic.BENCHMARK, records, {r.id: 1 for r in records})["sections"]
     ) == set(synthetic.DOMAINS)

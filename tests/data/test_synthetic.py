@@ -251,6 +251,27 @@ def test_writing_again_gives_the_same_bytes(world, tmp_path):
     assert (tmp_path / "train.jsonl").read_bytes() != (world / "train.jsonl").read_bytes()
 
 
+def test_what_a_world_leaves_out_of_training_is_in_its_own_held_out_records(tmp_path):
+    config = dataclasses.replace(CONFIG, unseen_task="smaller", unseen_defect="unit")
+    write_world(tmp_path, config)
+
+    def violates(row) -> bool:
+        asked = row.query.split()[row.query.split().index("in") + 1]
+        return any(asked not in response.split() for response in row.responses)
+
+    cold = list(read_trajectories(tmp_path / "cold_start.jsonl"))
+    train = list(read_preferences(tmp_path / "train.jsonl"))
+    assert not any(row.query.startswith(" smaller") or violates(row) for row in (*cold, *train))
+    heldout = list(read_preferences(tmp_path / "heldout.jsonl"))
+    by_domain = collections.Counter(row.domain for row in heldout)
+    assert by_domain == {
+        "fresh": 60, "operands": 30, "combinations": 30, "task": 30, "defect": 30
+    }  # fmt: skip
+    for row in heldout:
+        assert row.query.startswith(" smaller") == (row.domain == "task")
+        assert violates(row) == (row.domain == "defect")
+
+
 def test_a_response_does_not_take_the_space_of_the_next_marker():
     """Whatever a response ends in, the marker behind it stays the token that the judge knows."""
     tokenizer = build_tokenizer()

@@ -13,6 +13,7 @@ import ablations
 import adaptive_k
 import baselines
 import ceiling
+import direct
 import earlier_rl
 import evidence
 import flops
@@ -24,11 +25,13 @@ import policy_train
 import pytest
 import roads
 import run
+import temperature
+import unseen
 import voting
 from roads import Road, Settings
 from scipy import stats
 
-from grm_jax.critique import orders, vote
+from grm_jax.critique import orders, parse, vote
 from grm_jax.data.critiques import Critique, write_critiques
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic import WorldConfig, make_item
@@ -324,6 +327,45 @@ def test_the_road_without_principles_learns_from_critiques_without_them(tmp_path
         assert dataclasses.replace(row, text="") == dataclasses.replace(whole, text="")
 
 
+def test_a_judge_without_critiques_learns_from_scores_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(Road, "_train", lambda *_: None)
+    road = Road(Settings(runs=tmp_path), 0)
+    write_world(road.directory / "world", WorldConfig(cold_start=40, train=4, fresh=4, shifted=2))
+    for stage in ("sft", "rft"):
+        (tmp_path / "0-direct" / stage).mkdir(parents=True)
+    direct._run(road)
+    tokenizer = load_tokenizer(road.directory / "world" / "tokenizer")
+    rows = read_trajectories(tmp_path / "0-direct" / "instructions.jsonl")
+    wholes = read_trajectories(road.directory / "world" / "cold_start.jsonl")
+    assert len(rows) == 40
+    for row, whole in zip(rows, wholes, strict=True):
+        n = len(row.labels)
+        assert whole.text.endswith(row.text)
+        read, expected = (parse(text, n, low=0).scores for text in (row.text, whole.text))
+        assert read == expected is not None
+        # The box, n scores, what is between them, and the end of the box.
+        assert len(tokenizer.encode(row.text)) == 2 * n + 1
+
+
+def test_other_temperatures_and_worlds_have_files_of_their_own(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(Road, "run", lambda self, command: commands.append(command))
+    road = Road(Settings(runs=tmp_path), 0)
+    temperature.runs(road)
+    unseen.runs(road)
+    judged = [c for c in commands if "grm_jax.evaluate" in c]
+    outputs = [c[c.index("--output") + 1] for c in judged]
+    assert len(set(outputs)) == len(judged) == 9
+    by_output = dict(zip(outputs, judged, strict=True))
+    usual = by_output[str(tmp_path / "0" / "judged" / "rl-64-t1")]
+    assert usual[usual.index("-k") + 1] == "64" and usual[-2:] == ["--temperature", "1"]
+    other = by_output[str(tmp_path / "0-unseen" / "judged" / "rl-32")]
+    assert other[other.index("--data") + 1] == str(tmp_path / "0-unseen")
+    trained = [c for c in commands if "grm_jax.train" in c and str(tmp_path / "0-unseen") in c]
+    assert [c[3] for c in trained] == [f"{s}.py:tiny" for s in ("sft", "rft", "rl", "scalar_rm")]
+    assert all("--world.unseen-task" in c for c in trained)
+
+
 def test_missing_commands_are_shown_once_and_make_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(roads, "_shown", set())
     road = Road(Settings(runs=tmp_path, dry=True), 0)
@@ -332,7 +374,7 @@ def test_missing_commands_are_shown_once_and_make_nothing(tmp_path, monkeypatch,
     partial.write_text("{}\n", encoding="utf-8")  # of a run that was stopped
     for _ in range(2):
         road.pipeline()
-        road.verdicts("rl")
+        road.verdicts(road.directory / "rl")
     first, second = capsys.readouterr().out.splitlines()
     assert "grm_jax.train --config spct.py" in first and "--expected" in second
     assert [path.name for path in partial.parent.iterdir()] == [partial.name]

@@ -1,0 +1,97 @@
+"""How many critiques, and at which temperature: 1 to 64 critiques, at temperatures from 0.5 to 1.3.
+
+The paper votes at temperature 0.5 (Tables 3 and 6), and stops at 32 critiques (Figure 4a). Votes of
+the SFT and RL models at temperature 1, at which RL's rollouts are drawn, go up to 64 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import evidence
+import numpy as np
+import paired
+from claim import Claim, Found, line_picture
+from evidence import Judged
+from matplotlib.figure import Figure
+from roads import Road
+
+STAGES = {"sft": "SFT", "rl": "RL"}
+USUAL = 1.0
+OTHERS = (0.5, 0.7, 1.3)
+
+
+def runs(road: Road) -> None:
+    road.pipeline()
+    for stage in STAGES:
+        for temperature in (USUAL, *OTHERS):
+            road.judged(road.directory / stage, k=_most(road, temperature), temperature=temperature)
+
+
+def _most(road: Road, temperature: float) -> int:
+    """The critiques of a record: twice as many at the usual temperature."""
+    return road.settings.k * (2 if temperature == USUAL else 1)
+
+
+def _judged(road: Road, stage: str, temperature: float) -> Judged:
+    k = _most(road, temperature)
+    file = road.judged(road.directory / stage, k=k, temperature=temperature)
+    return evidence.read_samples(road.records(), file, None, k)
+
+
+def read(roads: Sequence[Road]) -> Found:
+    most = _most(roads[0], USUAL)
+    ks = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    credits: dict[str, dict[int, list[np.ndarray]]] = {}
+    for stage, label in STAGES.items():
+        for temperature in sorted((USUAL, *OTHERS)):
+            judged = [_judged(road, stage, temperature) for road in roads]
+            some = [k for k in ks if k <= _most(roads[0], temperature)]
+            credits[_name(label, temperature)] = evidence.credits(judged, some)
+    figures = paired.estimates(credits)
+    rows = [
+        [name, *(by_k[k].cell() if k in by_k else "" for k in ks)] for name, by_k in figures.items()
+    ]
+    tests = {}
+    for label in STAGES.values():
+        usual = credits[_name(label, USUAL)]
+        tests[f"{label}: {most} against {most // 2} critiques"] = paired.difference(
+            usual[most], usual[most // 2]
+        )
+        for temperature in OTHERS:
+            other = credits[_name(label, temperature)]
+            for k in dict.fromkeys((1, min(8, most // 2), most // 2)):
+                tests[f"{label}, k = {k}: temperature {temperature:g} against {USUAL:g}"] = (
+                    paired.difference(other[k], usual[k])
+                )
+    text = "\n".join(
+        [
+            f"Votes on held-out records with two responses or more, mean of {len(roads)} seeds in "
+            "percent with a 95% t interval.\n",
+            paired.table(["judge, temperature", *(f"k = {k}" for k in ks)], rows),
+            paired.tests_table(tests),
+        ]
+    )
+    numbers = {"accuracy": paired.as_json(figures), "differences": paired.as_json(tests)}
+    return Found(text, numbers, _picture(figures))
+
+
+def _name(label: str, temperature: float) -> str:
+    return f"{label}, {temperature:g}"
+
+
+def _picture(figures: dict[str, dict[int, paired.Estimate]]) -> Figure:
+    picture, axes = line_picture(x="critiques", y="accuracy, %")
+    for name, by_k in figures.items():
+        axes.plot(list(by_k), [e.mean for e in by_k.values()], marker="o", markersize=3, label=name)
+    axes.set_xscale("log", base=2)
+    axes.legend(fontsize=8, title="judge, temperature")
+    return picture
+
+
+CLAIM = Claim(
+    "temperature",
+    "How many critiques, and at which temperature?",
+    runs,
+    read,
+)
