@@ -14,9 +14,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from grm_jax.benchmarks import BENCHMARKS
 from grm_jax.data.critiques import Critique
 from grm_jax.data.preferences import read_preferences
 from grm_jax.errors import UserError
+from grm_jax.scoring.assess import assess
+from grm_jax.scoring.results import write_results
 from grm_jax.scoring.scalar_scores import ScalarScores, write_scalar_scores
 
 SCRIPTS = Path(__file__).parents[2] / "experiments" / "real_text"
@@ -31,7 +34,9 @@ def script(name: str) -> ModuleType:
     return module
 
 
-data, model, report, rollouts = map(script, ("data", "model", "report", "rollouts"))
+benchmarks, data, model, report, rollouts = map(
+    script, ("benchmarks", "data", "model", "report", "rollouts")
+)
 FILES = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -180,6 +185,42 @@ def test_a_report_says_what_was_left_out_and_what_it_cost(record, tmp_path, monk
     found = json.loads((output / "results.json").read_text())
     assert found["training"]["sft"]["seconds"] == 10.0
     assert found["figures"]["base"]["records"] == 1
+
+
+def test_benchmarks_are_columns_and_the_scalar_rm_is_the_last_row(record, tmp_path, monkeypatch):
+    records = [record(str(i), 2, domain="d") for i in range(6)]
+    commands = []
+
+    def judged(command, check):
+        commands.append(command)
+        stage = Path(command[command.index("--output") + 1])
+        scores = {"sft": (1.0, 9.0), "rl": (9.0, 1.0)}[stage.name]
+        rows = [Critique(r.id, i, (0, 1), scores, None, "stop") for r in records for i in range(2)]
+        for bench in ("one", "two"):
+            results = assess(
+                BENCHMARKS["preferences"], records, rows, judge="m",
+                scalar={r.id: (2.0, 1.0) for r in records},
+            )  # fmt: skip
+            (stage / bench).mkdir(parents=True)
+            write_results(stage / bench / "results.json", results)
+
+    monkeypatch.setattr(benchmarks.subprocess, "run", judged)
+    monkeypatch.setattr(
+        benchmarks, "is_model_dir", lambda path: path.parent.name in ("sft", "rl", "scalar_rm")
+    )
+    args = benchmarks.Arguments(
+        run=tmp_path, data=tmp_path, output=tmp_path / "out", benches=("one", "two")
+    )
+    benchmarks.main(args)
+    assert len(commands) == 2 and "--meta" not in commands[0] and "--scalar" in commands[0]
+    table = (tmp_path / "out" / "benchmarks.md").read_text().splitlines()
+    assert table[0] == "| judge | one (6 records) | two (6 records) |"
+    cells = {line.split(" | ")[0]: line.split(" | ")[1] for line in table[2:] if "|" in line}
+    assert cells["| sft, vote@2"].startswith("0.0") and cells["| rl, vote@2"].startswith("100.0")
+    assert list(cells)[-1] == "| scalar" and len([c for c in cells if c == "| scalar"]) == 1
+    monkeypatch.setattr(benchmarks, "is_model_dir", lambda path: False)
+    with pytest.raises(UserError, match="has no model of sft, rft, rl; train one first"):
+        benchmarks.main(args)
 
 
 @pytest.mark.slow
