@@ -89,6 +89,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "clip_high": (0, INF),
         "rare": (0, 1),
         "vote": (0, INF),
+        "text_weight": (0, INF),
         "train_groups": (1, INF),
         "device_batch": (0, INF),
     },

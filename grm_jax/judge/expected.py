@@ -17,7 +17,7 @@ Dimensions: T tokens of a critique, W watched ids.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class ScoreTokens:
             return None
         means = []
         for start, score in zip(starts, scores, strict=True):
-            at = self._token_at(ids, start)
+            at = token_at(self._decode, ids, start)
             if ids[at] not in self._column:
                 return None
             probabilities = self._probabilities(watched, at, int(score), template)
@@ -117,16 +117,17 @@ class ScoreTokens:
             mass[1] = first * (1 - zero)
         return mass
 
-    def _token_at(self, ids: Sequence[int], place: int) -> int:
-        """The index of the token that writes the character at `place` of the text."""
-        low, high = 0, len(ids)  # the text of ids[:low] ends at or before it, of ids[:high] behind
-        while high - low > 1:
-            middle = (low + high) // 2
-            if len(self._decode(ids[:middle])) <= place:
-                low = middle
-            else:
-                high = middle
-        return low
+
+def token_at(decode: Callable[[Sequence[int]], str], ids: Sequence[int], place: int) -> int:
+    """The index of the token that writes the character at `place` of the text of `ids`."""
+    low, high = 0, len(ids)  # the text of ids[:low] ends at or before it, of ids[:high] behind
+    while high - low > 1:
+        middle = (low + high) // 2
+        if len(decode(ids[:middle])) <= place:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _places(text: str, scores: Sequence[float]) -> list[int] | None:

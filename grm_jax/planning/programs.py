@@ -196,6 +196,8 @@ def _plan_rl(run: PlannedRun, stage: recipes.RL) -> list[Phase]:
     batch = collate_groups([[1] * prompt] * rows, completions, length=prompt, completion=drawn)
     batch["advantages"] = batch["mask"][:, :, 0]
     batch["old"] = batch["reference"] = batch["mask"]
+    if stage.text_weight != 1.0:
+        batch["share"] = batch["mask"]
     row = Work(tokens=prompt + stage.group * drawn, heads=stage.group * drawn)
     objective = policy_objective(run, stage, trainable.assemble)
     step = _step(run, objective, optimizer, trainable, rows, stage.device_batch, by_length)

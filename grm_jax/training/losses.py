@@ -85,7 +85,7 @@ def grpo_loss(
       logprobs: [B, C] of the policy being trained, at the rollout's temperature.
       old: [B, C] of the policy that sampled.
       reference: [B, C] of the frozen reference policy.
-      advantages: [B], one a rollout.
+      advantages: [B], one a rollout, or [B, C], one a token.
       mask: [B, C] 1 for real completion tokens.
       clip_low, clip_high: how far the ratio may lie below and above 1 before it is clipped.
       kl_coef: beta.
@@ -94,7 +94,7 @@ def grpo_loss(
     """
     with jax.named_scope("grpo_loss"):
         ratio = jnp.exp(jnp.clip(logprobs - old, -20.0, 20.0))  # [B, C]
-        adv = advantages[:, None]  # [B, 1]
+        adv = advantages if advantages.ndim == 2 else advantages[:, None]  # [B, C] or [B, 1]
         clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
         surrogate = jnp.minimum(ratio * adv, clipped * adv)  # [B, C]
         kl = k3(logprobs, reference)  # [B, C]

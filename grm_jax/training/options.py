@@ -135,6 +135,10 @@ class RL:
     """Take out of a step's advantages what would strengthen a leaning to the response shown first,
     or to another place. It compares the prompts of a step: with `orders` of 2 or more all places
     are right equally often in it, with 1 nearly so, if `prompts` are many."""
+    text_weight: float = 1.0
+    """The tokens before a critique's box learn from this share of its advantage, those of its
+    scores from all of it; 1: all tokens alike (the paper). Where the text says little of the
+    verdict yet, its tokens add mostly noise to what the scores learn."""
     aggregation: Literal["sequence", "token"] = "sequence"
     """sequence: the mean over the tokens of a rollout, then over rollouts (the paper); token: the
     mean over all tokens of the batch."""

@@ -5,25 +5,27 @@
         + what a rollout adds to the votes of half of its group (`vote_gains`, --rl.vote)
         -> normalised within the group (`losses.group_advantages`)
         - what would strengthen a leaning to a place (`placeless`, --rl.placeless)
+        * less for the tokens before the box (`shares`, --rl.text-weight)
 
 The rule alone makes one critique right. A verdict is a vote of many, which gains most from
 critiques that are right where the others are wrong.
 
-Dimensions: N groups, G rollouts of a group, n responses, S votes.
+Dimensions: N groups, G rollouts of a group, n responses, S votes, T tokens of a rollout.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from grm_jax.critique import rule_reward
+from grm_jax.critique import boxes, rule_reward
 from grm_jax.critique.correctness import best_label
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.critiques import Rollout
+from grm_jax.judge.expected import token_at
 from grm_jax.scoring.measures import top
 from grm_jax.training.options import RL
 from grm_jax.training.setup import ConfigError
@@ -132,6 +134,29 @@ def placeless(advantages: np.ndarray, groups: Sequence[Sequence[Rollout]]) -> np
     if fitted @ lean <= 0:
         return advantages
     return np.where(signal[:, None], advantages - centred @ fitted, 0.0)
+
+
+def shares(
+    groups: Sequence[Sequence[Rollout]],
+    weight: float,
+    decode: Callable[[Sequence[int]], str],
+) -> list[list[np.ndarray]]:
+    """Of each rollout, the share [T] of its advantage that each token learns from: `weight` before
+    the last box, 1 from there on. All tokens of a rollout without a box have 1.
+
+    Args:
+      decode: token ids to the text that was read.
+    """
+    found = []
+    for group in groups:
+        row = []
+        for critique in group:
+            share = np.ones(len(critique.ids), np.float32)
+            if written := boxes.find(critique.text)[0]:
+                share[: token_at(decode, critique.ids.tolist(), written[-1].start)] = weight
+            row.append(share)
+        found.append(row)
+    return found
 
 
 def winning_place(scores: Sequence[float] | None, order: Sequence[int]) -> int | None:

@@ -123,7 +123,10 @@ def run_rl(run: Run, config: RL, init: str | None = None) -> None:
                 threshold = critic.prompts.single.threshold
                 earned = rewards.rule(asked, groups, config, threshold)
                 learnt = rewards.learnt(earned, asked, groups, config, threshold)
-                batch = rollout_batch(groups, learnt, config, run.setup.prompt_buckets)
+                shares = None
+                if config.text_weight != 1.0:
+                    shares = rewards.shares(groups, config.text_weight, run.tokenizer.decode)
+                batch = rollout_batch(groups, learnt, config, run.setup.prompt_buckets, shares)
             with loop.timer.phase("reference"):
                 local: dict[str, Any] = dict(own_rows(batch, run.mesh, parts))
                 local["reference"] = reference.logprobs(local, parts)
@@ -248,19 +251,21 @@ def rollout_batch(
     learnt: np.ndarray,
     config: RL,
     prompt_buckets: tuple[int, ...],
+    shares: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> dict[str, np.ndarray]:
     """The groups of a step as one batch, in which C is the most tokens that a rollout may have.
 
     Args:
       learnt: [N, G] the rewards that the policy learns from.
+      shares: of each rollout, the share of its advantage that each token learns from; None: all.
 
     With `train_groups`, this many groups remain, those with signal first, and groups without signal
     get a mask of zeros, so that micro-batches with no others are skipped. Groups of similar length
     are neighbours, so that short ones share micro-batches, which are cut to their length
     (`by_length`).
 
-    Returns the arrays of `collate_groups`, advantages [N, G] and old [N, G, C]; `_plan_rl` in
-    `planning/programs.py` makes the same ones.
+    Returns the arrays of `collate_groups`, advantages [N, G], old [N, G, C] and, if given, share
+    [N, G, C]; `_plan_rl` in `planning/programs.py` makes the same ones.
     """
     advantages = np.asarray(group_advantages(jnp.asarray(learnt)))
     signal = np.any(advantages != 0, axis=1)
@@ -291,6 +296,11 @@ def rollout_batch(
     for row, p in enumerate(chosen):
         for g, critique in enumerate(groups[p]):
             batch["old"][row, g, : len(critique.logprobs)] = critique.logprobs
+    if shares is not None:
+        batch["share"] = np.zeros_like(batch["mask"])
+        for row, p in enumerate(chosen):
+            for g, share in enumerate(shares[p]):
+                batch["share"][row, g, : len(share)] = share
     if config.train_groups is not None:
         # Whole groups: a rollout of exactly average reward in a group with signal still counts.
         batch["mask"] *= signal[chosen, None, None]
@@ -386,13 +396,16 @@ def policy_objective(run: Run, config: RL, assemble: Assemble = as_it_is) -> Los
             x.reshape(-1, x.shape[-1])
             for x in (logprobs, entropy, batch["reference"], batch["old"], batch["mask"])
         )
+        advantages = batch["advantages"].reshape(-1)  # [B * G]
+        if "share" in batch:
+            advantages = advantages[:, None] * batch["share"].reshape(mask.shape)  # [B * G, C]
         if not config.kl_coef:
             reference = jax.lax.stop_gradient(logprobs)  # no penalty: a KL of 0 is reported
         loss = grpo_loss(
             logprobs,
             old,
             reference,
-            batch["advantages"].reshape(-1),
+            advantages,
             mask,
             clip_low=config.clip_low,
             clip_high=config.clip_high,

@@ -121,7 +121,7 @@ def grpo_numpy(logprobs, old, reference, advantages, mask, low, high, beta, aggr
             if not mask[row, t]:
                 continue
             rho = np.exp(logprobs[row, t] - old[row, t])
-            a = advantages[row]
+            a = advantages[row, t] if advantages.ndim == 2 else advantages[row]
             surrogate = min(rho * a, min(max(rho, 1 - low), 1 + high) * a)
             ratio = np.exp(reference[row, t] - logprobs[row, t])
             terms.append(surrogate - beta * (ratio - np.log(ratio) - 1))
@@ -132,12 +132,15 @@ def grpo_numpy(logprobs, old, reference, advantages, mask, low, high, beta, aggr
     return -float(np.mean(parts)) if parts else 0.0
 
 
-@given(seeds, st.sampled_from(["sequence", "token"]), st.sampled_from([(0.2, 0.2), (0.1, 0.4)]))
-def test_grpo(seed, aggregation, clip):
+@given(
+    seeds, st.sampled_from(["sequence", "token"]), st.sampled_from([(0.2, 0.2), (0.1, 0.4)]),
+    st.booleans(),
+)  # fmt: skip
+def test_grpo(seed, aggregation, clip, by_token):
     rng = np.random.default_rng(seed)
     old, reference = -rng.exponential(size=(2, B, C))
     logprobs = old + rng.normal(size=(B, C)) * 0.4
-    advantages, mask = rng.normal(size=B), random_mask(rng)
+    advantages, mask = rng.normal(size=(B, C) if by_token else B), random_mask(rng)
     arrays = [jnp.asarray(x, jnp.float32) for x in (logprobs, old, reference, advantages, mask)]
     loss = losses.grpo_loss(
         *arrays, clip_low=clip[0], clip_high=clip[1], kl_coef=0.08, aggregation=aggregation
@@ -146,7 +149,8 @@ def test_grpo(seed, aggregation, clip):
     assert value(loss) == pytest.approx(expected, rel=1e-3, abs=1e-4)
     clipped, tokens = loss.aux["clip_fraction"]
     rho = np.exp(logprobs - old)
-    bites = np.where(advantages[:, None] > 0, rho > 1 + clip[1], rho < 1 - clip[0]) & (mask > 0)
+    signs = advantages if by_token else advantages[:, None]
+    bites = np.where(signs > 0, rho > 1 + clip[1], rho < 1 - clip[0]) & (mask > 0)
     assert float(clipped) == bites.sum()
     assert float(tokens) == mask.sum()
 

@@ -92,6 +92,7 @@ def make_recipe(run_dir: Path, heldout: HeldOutConfig = HeldOutConfig()) -> reci
             orders=2,
             group=4,
             placeless=True,
+            text_weight=0.5,
             train_groups=4,
         ),
         meta_rm=change(

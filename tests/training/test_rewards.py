@@ -104,6 +104,25 @@ def test_placeless_advantages_need_two_groups():
     rewards.check(RL(placeless=True, prompts=2))
 
 
+def test_the_text_before_the_last_box_learns_from_a_share(make_critique):
+    tokenizer = build_tokenizer()
+    texts = [
+        "Specific Criteria: answer high\nAnalysis: [A] answer 7 yes\nScores: \\boxed{10, 5}",
+        "\nScores: \\boxed{1, 5}\nAnalysis: [A]\nScores: \\boxed{5, 1}",
+        "Specific Criteria: answer high",
+    ]
+    group = []
+    for index, text in enumerate(texts):
+        ids = np.asarray([*tokenizer.encode(text), tokenizer.end_id], np.int32)
+        critique = make_critique("a", index, (1, 5), tokens=len(ids))
+        group.append(dataclasses.replace(critique, text=text, ids=ids))
+    ((first, second, none),) = rewards.shares([group], 0.25, tokenizer.decode)
+    scores = len(tokenizer.encode("\nScores: \\boxed{10, 5}")) + 1  # and the end token
+    assert first.tolist() == [0.25] * (len(first) - scores) + [1.0] * scores
+    assert second.tolist() == [0.25] * (len(second) - scores) + [1.0] * scores
+    assert none.tolist() == [1.0] * len(none)
+
+
 def test_rare_rollouts_earn_more_by_their_rank():
     factors = rewards.rarity(np.asarray([[-1.0, -8.0, -3.0, -2.0]]), 0.4)
     np.testing.assert_allclose(factors, [[0.6, 0.9, 0.8, 0.7]])

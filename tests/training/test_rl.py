@@ -231,6 +231,17 @@ def test_a_batch_strengthens_no_leaning_where_that_is_asked(make_critique):
     np.testing.assert_allclose(unlearnt, -usual)
 
 
+def test_shares_go_with_their_rollouts(groups):
+    """Groups are sorted by length; each token keeps the share of its own rollout."""
+    shares = [[np.arange(1, c.tokens + 1) / 10 for c in group] for group in groups[::-1]]
+    batch = rollout_batch(groups[::-1], REWARDS[::-1], CONFIG, BUCKETS, shares)
+    assert (batch["share"] > 0).tolist() == (batch["mask"] > 0).tolist()
+    assert batch["share"].sum(axis=2) == pytest.approx(
+        np.asarray([[sum(range(1, c.tokens + 1)) / 10 for c in group] for group in groups])
+    )
+    assert "share" not in rollout_batch(groups, REWARDS, CONFIG, BUCKETS)
+
+
 def test_how_often_the_first_one_wins_is_counted_against_chance(make_critique):
     drawn = [
         make_critique("a", 0, (9, 1)),  # the first of two
