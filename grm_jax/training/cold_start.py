@@ -2,7 +2,8 @@ r"""The cold start without a teacher: the base model writes the critiques that S
 
     records -> texts with worked examples, a hint and the first word of the verdict
             -> continued by the base model -> each cut after its first box
-            -> kept where its scores agree with the labels, and it repeats nothing of the prompt
+            -> kept where its scores agree with the labels, and it repeats nothing of the prompt:
+               no hint, no marker, and no line of the worked examples' critiques
             -> sft/trajectories.jsonl
             -> SFT, which shows the run's own templates, without examples
 
@@ -144,7 +145,7 @@ def _sample(stage: Stage, config: ColdStart, records: Sequence[Preference], file
                 critique = until_verdict(rollout, template)
                 correct = is_correct(critique.scores, record.labels, threshold=template.threshold)
                 hint = critic.prompts.hint(record, critique.order)
-                kept = keep_hinted(correct) and not copies(critique.text, hint)
+                kept = keep_hinted(correct) and not copies(critique.text, hint, template)
                 yield to_trajectory(record, critique, correct, kept=kept, hinted=True)
 
     sample_in_chunks(
@@ -152,10 +153,14 @@ def _sample(stage: Stage, config: ColdStart, records: Sequence[Preference], file
     )
 
 
-def copies(text: str, hint: str) -> bool:
-    """Whether a critique repeats the hint, or a marker of the prompt's sections: SFT would learn to
-    name the best response before it has judged, or to write prompts."""
-    return hint in text or "####" in text or "[The " in text
+def copies(text: str, hint: str, template: Template) -> bool:
+    """Whether a critique repeats the hint, a marker of the prompt's sections, or a line of the
+    template's worked examples, scores apart: SFT would learn to name the best response before it
+    has judged, to write prompts, or to say of every response what was said of an example's."""
+    if hint in text or "####" in text or "[The " in text:
+        return True
+    shown = {line.strip() for line in template.source.splitlines() if line.strip()}
+    return any(line.strip() in shown for line in text.splitlines() if not boxes.find(line)[0])
 
 
 def until_verdict(rollout: Rollout, template: Template) -> Critique:

@@ -188,6 +188,9 @@ def test_other_worked_examples_are_not_mixed_with_what_was_sampled(
         (" truth. The best response is: Response {best}", 0),
         (" truth.\n\n#### Conversation ####\nuser: more", 0),
         (" truth. [The End of Response 2]", 0),
+        (" truth.\n\nResponse 1: correct.\n", 1),
+        (" correctness, context.\nResponse 1: correct.\n", 0),
+        (" truth.\nResponse 2: correct, explains the choice.\n", 0),
     ],
 )
 def test_what_repeats_the_prompt_is_not_learnt(setup, asked, said, kept):
