@@ -37,10 +37,13 @@ def sampled(run: Run, stage: str, tokens: Tokens, new: int) -> Reading:
 def learnt(
     run: Run, stage: str, fitting: Fitting, tokens: Tokens, new: int, what: str = "prompt"
 ) -> Reading:
-    """A prompt that is in a training row, with up to `new` tokens after it."""
+    """A prompt that is in a training row, with up to `new` tokens after it, and the end token: a
+    critique with all of its scores may reach the limit of sampling before it ends."""
     limit, fix = row_length(run, stage, fitting)
-    after = f" (a critique of up to {new:,} tokens follows)" if new else ""
-    return Reading(what, tokens, limit - new, fix + after)
+    if not new:
+        return Reading(what, tokens, limit, fix)
+    after = f" (a critique of up to {new:,} tokens and its end follow)"
+    return Reading(what, tokens, limit - new - 1, fix + after)
 
 
 def row_length(run: Run, stage: str, fitting: Fitting) -> tuple[int, str]:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from grm_jax.critique import is_correct, keep_hinted, keep_rft
 from grm_jax.critique.parse import commonest_boxes, one_line
+from grm_jax.data.collate import Example
 from grm_jax.data.examples import trajectory_example
 from grm_jax.data.preferences import Preference
 from grm_jax.data.trajectories import Trajectory, read_trajectories, to_trajectory
 from grm_jax.errors import UserError
 from grm_jax.judge.critiques import Rollout
 from grm_jax.training.heldout import critique_records
-from grm_jax.training.inputs import learnt, sampled, usable
+from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
 from grm_jax.training.loop import require_checkpoint_room
 from grm_jax.training.options import RFT
 from grm_jax.training.run import Run, Stage
@@ -55,8 +56,17 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
             f"rft kept none of {len(rows)} trajectories; look at {file}: the start model writes no "
             "correct critiques, or all of them are (too easy)"
         )
+    train_on(stage, config.fitting, learnable(run, config, kept, file), start, heldout)
+
+
+def learnable(run: Run, config: RFT, kept: Sequence[Trajectory], file: Path) -> list[Example]:
+    """The kept trajectories as tokens. Those that are too long are skipped or an error, as in
+    `inputs.fitting_rows`: a text that was sampled may have more tokens when it is written again.
+    """
     examples = [trajectory_example(row, run.tokenizer, run.templates) for row in kept]
-    train_on(stage, config.fitting, examples, start, heldout)
+    places = [f"{file}: sample {row.sample} of {row.example_id!r}" for row in kept]
+    fits = fitting_rows(run, "rft", config.fitting, examples, places)
+    return [examples[index] for index in fits]
 
 
 def usable_records(run: Run, config: RFT) -> list[Preference]:

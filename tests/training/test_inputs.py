@@ -18,6 +18,7 @@ from grm_jax.data.holdout import in_share
 from grm_jax.data.preferences import Preference, write_preferences
 from grm_jax.data.rows import DataError
 from grm_jax.data.synthetic_files import build_tokenizer
+from grm_jax.data.trajectories import to_trajectory
 from grm_jax.judge.prompts import Prompts
 from grm_jax.model.config import SIZES
 from grm_jax.parallel.options import MeshConfig
@@ -63,11 +64,12 @@ def pair(id: str, words: int = 1, **fields) -> Preference:
     return Preference(id, turns, (" anna" * words, " ben"), (1.0, 0.0), **fields)
 
 
-# The judge's prompt of `pair` has 8 tokens and the words; 32 follow, and 64 fit a training row.
+# The judge's prompt of `pair` has 8 tokens and the words; 32 follow, and 64 fit a training row,
+# which has the end token, too.
 LONG = {
-    "rft": (25, "prompt: 33 tokens; the rft stage takes 32", "--length-buckets"),
+    "rft": (24, "prompt: 32 tokens; the rft stage takes 31", "--length-buckets"),
     "rl": (25, "prompt: 33 tokens; the rl stage takes 32", "--prompt-buckets"),
-    "meta_rm": (25, "meta RM's prompt: 33 tokens; the meta_rm stage takes 32", "--length-buckets"),
+    "meta_rm": (24, "meta RM's prompt: 32 tokens; the meta_rm stage takes 31", "--length-buckets"),
     "scalar_rm": (59, "conversation and response: 65 tokens; the scalar_rm stage takes 64",
                   "--length-buckets"),
 }  # fmt: skip
@@ -192,6 +194,27 @@ def test_examples_that_are_too_long(start, caplog):
             fitting_rows(run, "sft", Fitting(), examples[2:])
 
 
+def test_a_critique_that_reached_its_limit_is_learnt_with_its_end(start, make_critique, caplog):
+    """With all of its scores it is kept; its row has one token more than were sampled."""
+    record = pair("a", 23)
+    run = start([record])
+    assert STAGES["rft"](run) == [record]
+    text = "Specific Criteria:" + " high" * (32 - 6) + "\nScores: \\boxed{8, 2}"
+    assert len(run.tokenizer.encode(text)) == 32 == SAMPLING.max_new_tokens
+    rows = [
+        to_trajectory(record, dataclasses.replace(make_critique("a", 0, (8, 2)), text=said), True,
+                      kept=True)
+        for said in (text, " high" + text)
+    ]  # fmt: skip
+    (example,) = rft.learnable(run, RFT(), rows[:1], Path("f"))
+    assert example.length == 64
+    with pytest.raises(DataError, match=r"^f: sample 0 of 'a': 65 tokens; the rft stage takes 64"):
+        rft.learnable(run, RFT(), rows, Path("f"))
+    run = start([record], long_prompts="skip")
+    assert rft.learnable(run, RFT(), rows, Path("f")) == [example]
+    assert "rft: 1 examples skipped, which are too long" in caplog.text
+
+
 def test_supervised_targets_are_rendered_at_the_start(start, tmp_path):
     good = {"id": "a", "query": " sum 1 2", "responses": [" anna", " ben"],
             "critique": "Scores: \\boxed{8, 2}"}  # fmt: skip
@@ -265,7 +288,7 @@ def test_of_many_responses_orders_are_drawn(number):
         ("29_one_long_prompt.jsonl", ":151: prompt: 9,024 tokens; the rft stage takes 448"),
         (
             "29_rft_prompt_fits_critique_does_not.jsonl",
-            ":4: prompt: 105 tokens; the rft stage takes 48",
+            ":4: prompt: 105 tokens; the rft stage takes 47",
         ),
         ("92_empty_principles_late.jsonl", "92_empty_principles_late.jsonl:31: "),
     ],
