@@ -7,6 +7,7 @@ vote.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -133,6 +134,25 @@ def read_samples(
             "folder of this file, and run the claim again"
         )
     return grouped(records, scores, meta, scalar)
+
+
+def read_verdicts(records: Sequence[Preference], file: Path) -> tuple[Judged, Judged]:
+    """The critiques of what `python -m grm_jax.judge --expected` wrote, by their drawn and by their
+    expected scores; rows of other records are left out."""
+    sizes = {record.id: len(record.responses) for record in records}
+    drawn: dict[str, np.ndarray] = {}
+    expected: dict[str, np.ndarray] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["id"] not in sizes:
+            continue
+        critiques, missing = row["verdict"]["critiques"], [np.nan] * sizes[row["id"]]
+        drawn[row["id"]] = np.asarray([c["scores"] or missing for c in critiques])
+        expected[row["id"]] = np.asarray(
+            [(c["expected"] or c["scores"]) if c["scores"] else missing for c in critiques]
+        )
+    chosen = [record for record in records if record.id in drawn]
+    return grouped(chosen, drawn), grouped(chosen, expected)
 
 
 def scalar_scores(run: Path, records: Sequence[Preference]) -> Mapping[str, Sequence[float]]:

@@ -6,7 +6,6 @@ distribution from which each was drawn (`--expected` of `python -m grm_jax.judge
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,22 +64,7 @@ def read(roads: Sequence[Road]) -> Found:
 
 def both(road: Road, stage: Path) -> tuple[Judged, Judged]:
     """The records of a seed with drawn and with expected scores of a stage's model."""
-    records = {record.id: record for record in road.records()}
-    drawn: dict[str, np.ndarray] = {}
-    expected: dict[str, np.ndarray] = {}
-    for line in road.verdicts(stage).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        record = records.get(row["id"])
-        if record is None:
-            continue
-        critiques = row["verdict"]["critiques"]
-        missing = [np.nan] * len(record.responses)
-        drawn[record.id] = np.asarray([c["scores"] or missing for c in critiques])
-        expected[record.id] = np.asarray(
-            [(c["expected"] or c["scores"]) if c["scores"] else missing for c in critiques]
-        )
-    chosen = [record for record in records.values() if record.id in drawn]
-    return evidence.grouped(chosen, drawn), evidence.grouped(chosen, expected)
+    return evidence.read_verdicts(road.records(), road.verdicts(stage))
 
 
 def _ties(judged: Judged) -> float:

@@ -70,11 +70,8 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     records = list(read_preferences(args.heldout))[: args.limit]
-    kept = [r for r in records if _characters(r) <= args.max_characters]
     folder = args.run / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = folder / f"heldout-{len(kept)}.jsonl"
-    write_preferences(rows, kept)
+    kept, rows = short(records, args.max_characters, folder)
     methods: dict[str, np.ndarray] = {}
     failures: dict[str, float] = {}
     shown: list[Critique] = []
@@ -94,9 +91,18 @@ def main(args: Arguments) -> None:
     write(args, kept, len(records), methods, failures, shown)
 
 
-def _characters(record: Preference) -> int:
-    said = [turn["content"] for turn in record.turns]
-    return sum(map(len, (*said, *record.responses)))
+def short(records: Sequence[Preference], most: int, folder: Path) -> tuple[list[Preference], Path]:
+    """The records of at most so many characters, conversation and responses, and a file of them."""
+
+    def characters(record: Preference) -> int:
+        said = [turn["content"] for turn in record.turns]
+        return sum(map(len, (*said, *record.responses)))
+
+    kept = [record for record in records if characters(record) <= most]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / f"heldout-{len(kept)}.jsonl"
+    write_preferences(rows, kept)
+    return kept, rows
 
 
 def evaluate(args: Arguments, stage: str, rows: Path, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Programs of `experiments/gpu` and `experiments/claims` import each other by file names."""
+"""Programs of `experiments/gpu`, `claims` and `real_text` import each other by file names."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ from pathlib import Path
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 sys.path[:0] = [str(EXPERIMENTS / name) for name in ("gpu", "claims")]
+sys.path.append(str(EXPERIMENTS / "real_text"))  # last: it has names such as `data`

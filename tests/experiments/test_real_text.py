@@ -9,14 +9,14 @@ import os
 import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
 from grm_jax.benchmarks import BENCHMARKS
 from grm_jax.data.critiques import Critique
-from grm_jax.data.preferences import read_preferences
+from grm_jax.data.preferences import read_preferences, write_preferences
 from grm_jax.errors import UserError
 from grm_jax.scoring.assess import assess
 from grm_jax.scoring.results import write_results
@@ -34,8 +34,8 @@ def script(name: str) -> ModuleType:
     return module
 
 
-benchmarks, data, model, report, rollouts = map(
-    script, ("benchmarks", "data", "model", "report", "rollouts")
+benchmarks, data, model, report, rollouts, verdicts = map(
+    script, ("benchmarks", "data", "model", "report", "rollouts", "verdicts")
 )
 FILES = Path(__file__).parents[3] / "shared" / "data"
 
@@ -221,6 +221,41 @@ def test_benchmarks_are_columns_and_the_scalar_rm_is_the_last_row(record, tmp_pa
     monkeypatch.setattr(benchmarks, "is_model_dir", lambda path: False)
     with pytest.raises(UserError, match="has no model of sft, rft, rl; train one first"):
         benchmarks.main(args)
+
+
+def test_drawn_and_expected_scores_of_the_same_critiques(record, tmp_path, monkeypatch):
+    records = [record(str(i), 2) for i in range(8)]  # the first response is the best
+    write_preferences(tmp_path / "heldout.jsonl", [*records, record("long", 2, query="long " * 1000)])
+
+    def judged(command, check):
+        rows = read_preferences(command[command.index("--input") + 1])
+        assert [row.id for row in rows] == [row.id for row in records]
+        unread = {"scores": None, "expected": None}
+        critiques = [
+            {"scores": [1, 9], "expected": [5.2, 5.1]}, {"scores": [9, 1], "expected": None}
+        ]  # fmt: skip
+        said = [
+            {"id": row.id, "verdict": {"critiques": critiques if i else [unread, unread]}}
+            for i, row in enumerate(rows)
+        ]
+        lines(Path(command[command.index("--output") + 1]), said)
+        return SimpleNamespace(returncode=3)
+
+    monkeypatch.setattr(verdicts.subprocess, "run", judged)
+    monkeypatch.setattr(verdicts, "is_model_dir", lambda path: path.parent.name == "rl")
+    args = verdicts.Arguments(
+        run=tmp_path, heldout=tmp_path / "heldout.jsonl", output=tmp_path / "out", k=2
+    )
+    verdicts.main(args)
+    found = (tmp_path / "out" / "verdicts.md").read_text().splitlines()[2:]
+    cells = {line.split(" | ")[0][2:]: line.split(" | ")[2].split()[0] for line in found}
+    assert cells == {
+        "rl, one critique, drawn scores": "43.8", "rl, votes of 2, drawn scores": "43.8",
+        "rl, one critique, expected scores": "87.5", "rl, votes of 2, expected scores": "87.5",
+    }  # fmt: skip
+    monkeypatch.setattr(verdicts, "is_model_dir", lambda path: False)
+    with pytest.raises(UserError, match="has no model of sft, rft, rl; train one first"):
+        verdicts.main(args)
 
 
 @pytest.mark.slow
