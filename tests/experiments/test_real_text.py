@@ -225,7 +225,8 @@ def test_benchmarks_are_columns_and_the_scalar_rm_is_the_last_row(record, tmp_pa
 
 def test_drawn_and_expected_scores_of_the_same_critiques(record, tmp_path, monkeypatch):
     records = [record(str(i), 2) for i in range(8)]  # the first response is the best
-    write_preferences(tmp_path / "heldout.jsonl", [*records, record("long", 2, query="long " * 1000)])
+    long = record("long", 2, query="long " * 1000)
+    write_preferences(tmp_path / "heldout.jsonl", [*records, long])
 
     def judged(command, check):
         rows = read_preferences(command[command.index("--input") + 1])
