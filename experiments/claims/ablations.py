@@ -10,7 +10,6 @@ critiques that are there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,14 +72,7 @@ def _stage(road: Road, name: str) -> Path:
 def _without_principles(road: Road) -> Path:
     """SFT, RFT and RL again, from critiques without criteria."""
     name = "no-principles"
-    file = road.settings.runs / f"{road.seed}-{name}" / "instructions.jsonl"
-    if not (file.exists() or road.settings.dry or road.settings.plan):
-        source = road.directory / "world" / "cold_start.jsonl"
-        rows = map(json.loads, source.read_text(encoding="utf-8").splitlines())
-        written = [json.dumps({**row, "text": without_criteria(row["text"])}) for row in rows]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(written) + "\n", encoding="utf-8")
-    road.branch(name, "sft", "--instructions", str(file))
+    road.branch(name, "sft", "--instructions", str(road.instructions(name, without_criteria)))
     road.branch(name, "rft")
     return road.branch(name, "rl") / "rl"
 

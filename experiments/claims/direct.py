@@ -7,7 +7,6 @@ distribution of each score's token instead. Both cost a verdict as many tokens a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,14 +33,7 @@ def runs(road: Road) -> None:
 
 def _run(road: Road) -> Path:
     """The run of SFT, RFT and RL from scores without critiques."""
-    file = road.settings.runs / f"{road.seed}-{NAME}" / "instructions.jsonl"
-    if not file.exists() and road.runs_commands:
-        source = road.directory / "world" / "cold_start.jsonl"
-        rows = map(json.loads, source.read_text(encoding="utf-8").splitlines())
-        written = [json.dumps({**row, "text": scores_alone(row["text"])}) for row in rows]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(written) + "\n", encoding="utf-8")
-    road.branch(NAME, "sft", "--instructions", str(file))
+    road.branch(NAME, "sft", "--instructions", str(road.instructions(NAME, scores_alone)))
     road.branch(NAME, "rft")
     return road.branch(NAME, "rl")
 

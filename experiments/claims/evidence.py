@@ -182,11 +182,12 @@ def of_domain(judged: Judged, domain: str) -> list[Group]:
 
 def chance(judged: Judged) -> float:
     """The accuracy of a guess among the responses, in percent."""
-    return 100.0 * float(np.mean(by_record(judged, _guess)))
+    return 100.0 * float(np.mean(guesses(judged)))
 
 
-def _guess(group: Group) -> np.ndarray:
-    return np.full(len(group.records), 1.0 / group.responses)
+def guesses(judged: Judged) -> np.ndarray:
+    """The credit that a guess among the responses earns for each record, group after group."""
+    return by_record(judged, lambda group: np.full(len(group.records), 1.0 / group.responses))
 
 
 def accuracy(judged: Judged, k: int, method: Method) -> np.ndarray:

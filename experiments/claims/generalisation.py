@@ -23,8 +23,16 @@ def runs(road: Road) -> None:
     road.pipeline()
 
 
+def judges(most: int) -> dict[str, Callable[[Judged], np.ndarray]]:
+    """What is compared on each kind of records: one critique, the most votes, the scalar RM."""
+    return {
+        "one critique": lambda judged: evidence.accuracy(judged, 1, evidence.plain),
+        f"votes of {most}": lambda judged: evidence.accuracy(judged, most, evidence.plain),
+        "scalar RM": evidence.scalar_accuracy,
+    }
+
+
 def read(roads: Sequence[Road]) -> Found:
-    most = roads[0].settings.k
     fresh = [voting.read_stage(road, "rl") for road in roads]
     kinds: dict[str, list[Judged]] = {"fresh": fresh}
     if all(road.records(shifted=True) for road in roads):
@@ -36,11 +44,7 @@ def read(roads: Sequence[Road]) -> Found:
         sizes[f"{n} responses"] = [
             [group for group in judged if group.responses == n] for judged in fresh
         ]
-    methods: dict[str, Callable[[Judged], np.ndarray]] = {
-        "one critique": lambda judged: evidence.accuracy(judged, 1, evidence.plain),
-        f"votes of {most}": lambda judged: evidence.accuracy(judged, most, evidence.plain),
-        "scalar RM": evidence.scalar_accuracy,
-    }
+    methods = judges(roads[0].settings.k)
     found = {
         name: {method: [read(judged) for judged in seeds] for method, read in methods.items()}
         for name, seeds in (kinds | sizes).items()

@@ -124,6 +124,18 @@ class Road:
             self._train(recipe, directory, *options)
         return directory
 
+    def instructions(self, name: str, change: Callable[[str], str]) -> Path:
+        """The teacher's critiques with changed texts, for the branch `name`."""
+        file = self.settings.runs / f"{self.seed}-{name}" / "instructions.jsonl"
+        if self.runs_commands and not file.exists():
+            source = self.directory / "world" / "cold_start.jsonl"
+            rows = map(json.loads, source.read_text(encoding="utf-8").splitlines())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(file) as partial, partial.open("w", encoding="utf-8") as out:
+                for row in rows:
+                    out.write(json.dumps({**row, "text": change(row["text"])}) + "\n")
+        return file
+
     def other_size(self, size: str) -> Path:
         """The run directory of SFT, RFT and RL of another size, which learn from files of the same
         seed."""

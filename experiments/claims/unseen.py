@@ -8,10 +8,11 @@ then it calls the criterion violated that is always met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import evidence
+import generalisation
 import numpy as np
 import paired
 from claim import Claim, Found
@@ -41,16 +42,11 @@ def _samples(road: Road) -> Path:
 def read(roads: Sequence[Road]) -> Found:
     if not roads[0].settings.embedded:
         return Found("Only on the embedded world: it is known there what a record contains.", {})
-    most = roads[0].settings.k
     whole = {synthetic.FRESH: [_judged(road, shifted=False) for road in roads]}
     shifted = [_judged(road, shifted=True) for road in roads]
     for kind in KINDS:
         whole[kind] = [evidence.of_domain(judged, kind) for judged in shifted]
-    methods: dict[str, Callable[[Judged], np.ndarray]] = {
-        "one critique": lambda judged: evidence.accuracy(judged, 1, evidence.plain),
-        f"votes of {most}": lambda judged: evidence.accuracy(judged, most, evidence.plain),
-        "scalar RM": evidence.scalar_accuracy,
-    }
+    methods = generalisation.judges(roads[0].settings.k)
     found = {
         kind: {name: [method(judged) for judged in seeds] for name, method in methods.items()}
         for kind, seeds in whole.items()

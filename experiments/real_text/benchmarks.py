@@ -20,13 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tyro
+from report import STAGES, rm_options, trained
 
 from grm_jax.errors import UserError
-from grm_jax.model.storage import is_model_dir
 from grm_jax.scoring import report
 from grm_jax.scoring.results import Results, read_results
-
-STAGES = ("sft", "rft", "rl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +49,9 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     found: dict[str, dict[str, Results]] = {}
-    for stage in args.stages:
-        if is_model_dir(args.run / stage / "model"):
-            folder = evaluate(args, stage)
-            read = {bench: read_results(folder / bench / "results.json") for bench in args.benches}
-            found[stage] = read
-    if not found:
-        raise UserError(f"{args.run} has no model of {', '.join(args.stages)}; train one first")
+    for stage in trained(args.run, args.stages):
+        folder = evaluate(args, stage)
+        found[stage] = {b: read_results(folder / b / "results.json") for b in args.benches}
     text = table(found, args.benches)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "benchmarks.md").write_text(text, encoding="utf-8")
@@ -75,10 +69,7 @@ def evaluate(args: Arguments, stage: str) -> Path:
         "--probes", "0",
     ]  # fmt: skip
     command += [] if args.limit is None else ["--limit", str(args.limit)]
-    for option, name in (("--meta", "meta_rm"), ("--scalar", "scalar_rm")):
-        if is_model_dir(args.run / name / "model"):
-            command += [option, str(args.run / name)]
-    subprocess.run(command, check=True)
+    subprocess.run([*command, *rm_options(args.run)], check=True)
     return folder
 
 

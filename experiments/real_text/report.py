@@ -78,9 +78,7 @@ def main(args: Arguments) -> None:
     if args.base is not None:
         few = kept[: args.base_records]
         methods["base, worked examples"], failures["base, worked examples"] = base(args, few)
-    for stage in STAGES:
-        if not is_model_dir(args.run / stage / "model"):
-            continue
+    for stage in trained(args.run, STAGES):
         judged = evaluate(args, stage, rows, folder) / "preferences"
         shown = read_critiques(judged / "samples.jsonl")
         found, failures[stage] = credits(kept, shown, judged / scalar_scores.FILE)
@@ -92,7 +90,10 @@ def main(args: Arguments) -> None:
 
 
 def short(records: Sequence[Preference], most: int, folder: Path) -> tuple[list[Preference], Path]:
-    """The records of at most so many characters, conversation and responses, and a file of them."""
+    """Leave out records of more than `most` characters, conversation and responses together.
+
+    Returns the others, and the file in `folder` to which they were written.
+    """
 
     def characters(record: Preference) -> int:
         said = [turn["content"] for turn in record.turns]
@@ -113,11 +114,25 @@ def evaluate(args: Arguments, stage: str, rows: Path, folder: Path) -> Path:
         "--model", str(args.run / stage / "model"), "-k", str(args.k), "--output", str(output),
         "--cache", str(folder / "cache"), "--long-prompts", "truncate-middle",
     ]  # fmt: skip
-    for option, name in (("--meta", "meta_rm"), ("--scalar", "scalar_rm")):
-        if is_model_dir(args.run / name / "model"):
-            command += [option, str(args.run / name)]
-    subprocess.run(command, check=True)
+    subprocess.run([*command, *rm_options(args.run)], check=True)
     return output
+
+
+def trained(run: Path, stages: Sequence[str]) -> list[str]:
+    """The stages of which the run has a model. Raises UserError where it has none."""
+    found = [stage for stage in stages if is_model_dir(run / stage / "model")]
+    if not found:
+        raise UserError(f"{run} has no model of {', '.join(stages)}; train one first")
+    return found
+
+
+def rm_options(run: Path) -> list[str]:
+    """The options of `grm_jax.evaluate` for the reward models that the run has."""
+    found = []
+    for option, name in (("--meta", "meta_rm"), ("--scalar", "scalar_rm")):
+        if is_model_dir(run / name / "model"):
+            found += [option, str(run / name)]
+    return found
 
 
 def base(args: Arguments, records: Sequence[Preference]) -> tuple[np.ndarray, float]:

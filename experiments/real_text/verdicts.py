@@ -9,7 +9,7 @@
        their distributions, against chance: verdicts.md
 
 A drawn score is one sample of its distribution. Where a small judge is nearly undecided, it is
-mostly noise, and the mean says more. A tie earns one over the number of tied responses, and a
+mostly noise, and the mean might say more. A tie earns one over the number of tied responses, and a
 record without a readable critique is wrong.
 """
 
@@ -21,7 +21,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "claims"))
@@ -30,10 +29,8 @@ import report
 
 from grm_jax.data.preferences import read_preferences
 from grm_jax.errors import UserError
-from grm_jax.model.storage import is_model_dir
 from grm_jax.scoring.statistics import paired_difference
 
-STAGES = ("sft", "rft", "rl")
 UNREADABLE = 3  # the status of `grm_jax.judge` where a row has no readable critique
 
 
@@ -45,7 +42,7 @@ class Arguments:
     """Records that no stage has learnt from."""
     output: Path
     """Where verdicts.md goes; verdicts are kept in the run directory."""
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = report.STAGES
     """Whose models judge, of those that the run has."""
     k: int = 4
     """Critiques of each record."""
@@ -57,13 +54,9 @@ def main(args: Arguments) -> None:
     folder = args.run / "report"
     records, rows = report.short(list(read_preferences(args.heldout)), args.max_characters, folder)
     found = {}
-    for stage in args.stages:
-        if is_model_dir(args.run / stage / "model"):
-            file = judge(args, stage, rows, folder)
-            drawn, expected = evidence.read_verdicts(records, file)
-            found[stage] = {"drawn": drawn, "expected": expected}
-    if not found:
-        raise UserError(f"{args.run} has no model of {', '.join(args.stages)}; train one first")
+    for stage in report.trained(args.run, args.stages):
+        drawn, expected = evidence.read_verdicts(records, judge(args, stage, rows, folder))
+        found[stage] = {"drawn": drawn, "expected": expected}
     text = table(found, args.k)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "verdicts.md").write_text(text, encoding="utf-8")
@@ -90,7 +83,7 @@ def table(found: Mapping[str, Mapping[str, evidence.Judged]], k: int) -> str:
     ]
     for stage, kinds in found.items():
         for kind, judged in kinds.items():
-            guess = np.concatenate([np.full(len(g.records), 1 / g.responses) for g in judged])
+            guess = evidence.guesses(judged)
             for votes in dict.fromkeys((1, 2, k)):
                 if votes > k:
                     continue

@@ -67,7 +67,7 @@ def read(path: Path, skip_bad_rows: bool, form: Form) -> BenchmarkRecords:
 
 BENCHMARK = Benchmark(
     name="synthetic",
-    about="the embedded world's held-out records: fresh, operands, combinations",
+    about="the embedded world's held-out records: fresh, operands, combinations, task, defect",
     read=read,
     figures=figures,
     source=Source("train on the embedded world, which writes it", folders=("world",)),

@@ -205,9 +205,8 @@ def test_benchmarks_are_columns_and_the_scalar_rm_is_the_last_row(record, tmp_pa
             write_results(stage / bench / "results.json", results)
 
     monkeypatch.setattr(benchmarks.subprocess, "run", judged)
-    monkeypatch.setattr(
-        benchmarks, "is_model_dir", lambda path: path.parent.name in ("sft", "rl", "scalar_rm")
-    )
+    there = ("sft", "rl", "scalar_rm")
+    monkeypatch.setattr(verdicts.report, "is_model_dir", lambda path: path.parent.name in there)
     args = benchmarks.Arguments(
         run=tmp_path, data=tmp_path, output=tmp_path / "out", benches=("one", "two")
     )
@@ -218,7 +217,7 @@ def test_benchmarks_are_columns_and_the_scalar_rm_is_the_last_row(record, tmp_pa
     cells = {line.split(" | ")[0]: line.split(" | ")[1] for line in table[2:] if "|" in line}
     assert cells["| sft, vote@2"].startswith("0.0") and cells["| rl, vote@2"].startswith("100.0")
     assert list(cells)[-1] == "| scalar" and len([c for c in cells if c == "| scalar"]) == 1
-    monkeypatch.setattr(benchmarks, "is_model_dir", lambda path: False)
+    monkeypatch.setattr(verdicts.report, "is_model_dir", lambda path: False)
     with pytest.raises(UserError, match="has no model of sft, rft, rl; train one first"):
         benchmarks.main(args)
 
@@ -243,7 +242,7 @@ def test_drawn_and_expected_scores_of_the_same_critiques(record, tmp_path, monke
         return SimpleNamespace(returncode=3)
 
     monkeypatch.setattr(verdicts.subprocess, "run", judged)
-    monkeypatch.setattr(verdicts, "is_model_dir", lambda path: path.parent.name == "rl")
+    monkeypatch.setattr(verdicts.report, "is_model_dir", lambda path: path.parent.name == "rl")
     args = verdicts.Arguments(
         run=tmp_path, heldout=tmp_path / "heldout.jsonl", output=tmp_path / "out", k=2
     )
@@ -254,7 +253,7 @@ def test_drawn_and_expected_scores_of_the_same_critiques(record, tmp_path, monke
         "rl, one critique, drawn scores": "43.8", "rl, votes of 2, drawn scores": "43.8",
         "rl, one critique, expected scores": "87.5", "rl, votes of 2, expected scores": "87.5",
     }  # fmt: skip
-    monkeypatch.setattr(verdicts, "is_model_dir", lambda path: False)
+    monkeypatch.setattr(verdicts.report, "is_model_dir", lambda path: False)
     with pytest.raises(UserError, match="has no model of sft, rft, rl; train one first"):
         verdicts.main(args)
 
