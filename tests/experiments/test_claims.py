@@ -366,6 +366,58 @@ def test_other_temperatures_and_worlds_have_files_of_their_own(tmp_path, monkeyp
     assert all("--world.unseen-task" in c for c in trained)
 
 
+def test_claims_on_temperatures_and_on_what_is_unseen_are_read(drawn, tmp_path, monkeypatch):
+    records, rows, scalar = drawn
+    write_critiques(tmp_path / "samples.jsonl", rows)
+
+    def judged(kept, k):
+        chosen = [r for i, r in enumerate(records) if kept(i)]
+        chosen = [dataclasses.replace(r, domain=("task", "defect")[r.id[-1] < "5"]) for r in chosen]
+        return evidence.read_samples(chosen, tmp_path / "samples.jsonl", scalar, k)
+
+    monkeypatch.setattr(
+        temperature, "_judged",
+        lambda road, stage, t: judged(lambda i: True, 8 if t == temperature.USUAL else 4),
+    )  # fmt: skip
+    found = temperature.read([Road(Settings(k=4), seed) for seed in (0, 1)])
+    assert list(found.figures["accuracy"]["RL, 1"]) == ["1", "2", "4", "8"]
+    assert list(found.figures["accuracy"]["RL, 0.5"]) == ["1", "2", "4"]
+    tests = found.figures["differences"]
+    assert tests["SFT, k = 4: temperature 0.5 against 1"]["mean"] == pytest.approx(
+        found.figures["accuracy"]["SFT, 0.5"]["4"]["mean"]
+        - found.figures["accuracy"]["SFT, 1"]["4"]["mean"], abs=1e-3,
+    )  # fmt: skip
+    monkeypatch.setattr(
+        unseen, "_judged", lambda road, *, shifted: judged(lambda i: i % 2 == shifted, K)
+    )
+    found = unseen.read([Road(Settings(k=K), 0)])
+    accuracy = found.figures["accuracy"]
+    assert list(accuracy) == ["fresh", *unseen.KINDS.values()]
+    expected = [
+        np.argmax(scalar[r.id]) == np.argmax(r.labels)
+        for i, r in enumerate(records) if i % 2 and r.id[-1] >= "5"
+    ]  # fmt: skip
+    assert accuracy[unseen.KINDS["task"]]["scalar RM"]["mean"] == pytest.approx(
+        100 * np.mean(expected), abs=0.01
+    )
+
+
+def test_the_claim_on_critiques_against_scores_alone_is_read(drawn, tmp_path, monkeypatch):
+    records, rows, scalar = drawn
+    write_critiques(tmp_path / "samples.jsonl", rows)
+    judged = evidence.read_samples(records, tmp_path / "samples.jsonl", scalar, K)
+    monkeypatch.setattr(voting, "read_stage", lambda road, stage: judged)
+    monkeypatch.setattr(direct, "_run", lambda road: road.directory)
+    monkeypatch.setattr(direct.expected, "both", lambda road, stage: (judged, judged))
+    figures = direct.read([Road(Settings(k=K), 0)]).figures
+    assert figures["accuracy"]["RL, scores alone, probabilities"] == figures["accuracy"][
+        "RL, critiques"
+    ]  # fmt: skip
+    for k in (1, K):
+        name = f"SFT, scores alone, drawn, against SFT, critiques, k = {k}"
+        assert figures["differences"][name]["mean"] == 0
+
+
 def test_missing_commands_are_shown_once_and_make_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(roads, "_shown", set())
     road = Road(Settings(runs=tmp_path, dry=True), 0)
