@@ -31,6 +31,7 @@ import headline
 import hybrid
 import matplotlib
 import policy
+import responses
 import sizes
 import temperature
 import tyro
@@ -59,6 +60,7 @@ CLAIMS: dict[str, Claim] = {
         ablations.CLAIM,
         generalisation.CLAIM,
         unseen.CLAIM,
+        responses.CLAIM,
         ceiling.CLAIM,
         earlier_rl.CLAIM,
         sizes.CLAIM,
