@@ -26,10 +26,11 @@ from grm_jax.judge.about import About
 from grm_jax.judge.base import JudgeModel
 from grm_jax.judge.cache import fingerprint
 from grm_jax.judge.meta import load_meta_rm, require_meta
+from grm_jax.judge.prepared import Dealt, Whole, prepare
 from grm_jax.judge.records import sample_records
 from grm_jax.judge.request import JudgeDefaults, JudgeOptions, JudgeRequest, ScoreOptions
 from grm_jax.judge.scalar import load_scalar_rm
-from grm_jax.judge.session import JudgeSession, Prepared, prepare
+from grm_jax.judge.session import JudgeSession
 from grm_jax.judge.verdict import Verdict
 from grm_jax.metrics import Progress
 from grm_jax.model.options import ComputeDtype
@@ -148,7 +149,7 @@ class Judge(JudgeModel):
 
         Raises UserError, before anything is sampled, for a request that can not be judged.
         """
-        prepared: list[Prepared] = []
+        prepared: list[Whole | Dealt] = []
         for index, request in enumerate(requests):
             try:
                 if not isinstance(request, JudgeRequest):
@@ -179,12 +180,12 @@ class Judge(JudgeModel):
             expected=expected,
         )  # fmt: skip
 
-    def _session_for(self, prepared: Sequence[Prepared]) -> JudgeSession:
+    def _session_for(self, prepared: Sequence[Whole | Dealt]) -> JudgeSession:
         """The session of the calls before, or a larger one where these requests need it."""
         longest = max(item.longest for item in prepared)
         new = max(item.sampling.max_new_tokens for item in prepared)
         most = self.sampler.engine.max_rows * data_parallel(self.mesh)
-        samples = min(sum(item.request.options.k for item in prepared), most)
+        samples = min(sum(item.request.samples for item in prepared), most)
         expected = any(item.request.options.expected for item in prepared)
         open_one = self._session
         if open_one is not None and (

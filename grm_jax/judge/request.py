@@ -88,6 +88,9 @@ class ScoreOptions:
     """Stop sampling at this probability of another winner; None: draw all k."""
     threshold: float | None = None
     """With `adaptive`, single responses are decided against it; None: the middle of the range."""
+    at_once: int | None = None
+    """Most responses that a critique reads. More are dealt into groups, anew for each of the k
+    critiques, which then costs as many critiques as there are groups; None: all of them."""
 
     def __post_init__(self) -> None:
         _whole("k", self.k, 1, MOST_SAMPLES)
@@ -106,6 +109,8 @@ class ScoreOptions:
             raise UserError(f"method is {self.method!r:.60}; give one of {', '.join(METHODS)}")
         if self.k_meta is not None:
             _whole("k_meta", self.k_meta, 1, self.k)
+        if self.at_once is not None:
+            _whole("at_once", self.at_once, 2, MOST_RESPONSES)
         for name in ("rating", "expected"):
             if type(getattr(self, name)) is not bool:
                 raise UserError(f"{name} is {getattr(self, name)!r:.60}; give true or false")
@@ -219,6 +224,12 @@ class JudgeRequest:
         said = {name: values[name] for name in OPTIONS if values.get(name) is not None}
         texts = {name: values[name] for name in TEXTS if values.get(name) is not None}
         return cls.make(**texts, options=ScoreOptions(**{**defaults, **said}))
+
+    @property
+    def samples(self) -> int:
+        """How many critiques are sampled at most: k, or k of each group (`at_once`)."""
+        n = len(self.record.responses)
+        return self.options.k * math.ceil(n / (self.options.at_once or n))
 
     @functools.cached_property
     def digest(self) -> str:

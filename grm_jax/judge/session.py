@@ -22,57 +22,28 @@ from collections.abc import Sequence
 
 import jax
 
-from grm_jax.critique import Template, Turn, unshuffle
+from grm_jax.critique import Turn, unshuffle
 from grm_jax.data.collate import Example
 from grm_jax.errors import UserError
 from grm_jax.judge.base import JudgeModel
-from grm_jax.judge.critiques import AdaptiveK, read_sample, written_ids
+from grm_jax.judge.critiques import read_sample, written_ids
 from grm_jax.judge.expected import ScoreTokens
 from grm_jax.judge.labels import LabelRow
+from grm_jax.judge.prepared import Dealt, Prepared, Whole, prepare, usage
 from grm_jax.judge.request import JudgeRequest, LabelRequest
 from grm_jax.judge.verdict import (
     Completion,
     Judgement,
     LabelLogprobs,
     ScalarScores,
-    Usage,
     Verdict,
     decide,
-    require_method,
 )
 from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
 Result = Verdict | tuple[Completion, ...] | ScalarScores | LabelLogprobs
 _SHORT = Example((0,), ())  # a row of one token
-_ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once
-
-
-@dataclasses.dataclass
-class Prepared:
-    """A request as the sampler reads it.
-
-    Attributes:
-      orders: how each of the k samples sees the responses.
-      prompts: token ids by order.
-      replies: what the scalar RM reads; () without one.
-      rows: critiques so far, by sample.
-      asked: how many samples the sampler was given.
-    """
-
-    request: JudgeRequest
-    template: Template
-    sampling: SamplingConfig
-    orders: list[tuple[int, ...]]
-    prompts: dict[tuple[int, ...], tuple[int, ...]]
-    replies: Sequence[Example] = ()
-    rows: dict[int, Judgement] = dataclasses.field(default_factory=dict)
-    asked: int = 0
-    started: float = dataclasses.field(default_factory=time.perf_counter)
-
-    @property
-    def longest(self) -> int:
-        return max(map(len, self.prompts.values()))
 
 
 @dataclasses.dataclass
@@ -112,7 +83,9 @@ class JudgeSession:
         )  # fmt: skip
         self.expected = ScoreTokens(judge.tokenizer) if expected else None
         self._tickets = itertools.count()
-        self._open: dict[int, Prepared | _Chat] = {}
+        self._open: dict[int, Whole | Dealt | _Chat] = {}
+        # The ticket of a group of responses -> its request's ticket, the sample, its place there.
+        self._groups: dict[int, tuple[int, int, int]] = {}
         self._replies: dict[int, list[Example]] = {}
         self._labels: dict[int, list[LabelRow]] = {}
         if judge.guided:
@@ -147,12 +120,12 @@ class JudgeSession:
         if self.judge.has_scalar:
             self.judge.scalar.logits([_SHORT], mesh, tokens)
 
-    def add(self, request: JudgeRequest | Prepared) -> int:
+    def add(self, request: JudgeRequest | Whole | Dealt) -> int:
         """Begin a request; its verdict comes out of `step` under the ticket returned.
 
         Raises UserError at once for a request that can not be judged.
         """
-        prepared = request if isinstance(request, Prepared) else prepare(self.judge, request)
+        prepared = prepare(self.judge, request) if isinstance(request, JudgeRequest) else request
         options = prepared.request.options
         if options.expected and self.expected is None:
             raise UserError("expected scores were asked for, and this session does not watch them")
@@ -161,7 +134,7 @@ class JudgeSession:
         self._require_room(prepared.longest, prepared.sampling.max_new_tokens)
         ticket = next(self._tickets)
         self._open[ticket] = prepared
-        self._ask(ticket, prepared)
+        self._begin(ticket, prepared)
         return ticket
 
     def add_chat(
@@ -197,7 +170,12 @@ class JudgeSession:
         """Forget a request; what it has begun stops before the next chunk."""
         self._replies.pop(ticket, None)
         self._labels.pop(ticket, None)
-        if self._open.pop(ticket, None) is not None:
+        self._groups.pop(ticket, None)
+        entry = self._open.pop(ticket, None)
+        if isinstance(entry, Dealt):
+            for group in [group for group, (of, *_) in self._groups.items() if of == ticket]:
+                self.cancel(group)
+        elif entry is not None:
             self._session.cancel(str(ticket))
 
     def finished(self, ticket: int) -> int:
@@ -221,14 +199,30 @@ class JudgeSession:
                 if len(entry.said) == entry.count:
                     del self._open[ticket]
                     results.append((ticket, tuple(entry.said[i] for i in range(entry.count))))
-            elif entry is not None:
+            elif isinstance(entry, Whole):
                 entry.rows[sample.index] = self._judgement(entry, sample)
-                if len(entry.rows) == entry.asked:
-                    if entry.asked < entry.request.options.k and not _is_decided(entry):
-                        self._ask(ticket, entry)
-                    else:
-                        ended.append(ticket)
-        return results + self._verdicts(ended)
+                if entry.ended:
+                    ended.append(ticket)
+                elif len(entry.rows) == entry.asked:
+                    self._begin(ticket, entry)
+        return [*results, *self._joined(self._verdicts(ended))]
+
+    def _joined(self, results: Sequence[tuple[int, Verdict]]) -> list[tuple[int, Verdict]]:
+        """The verdicts of whole requests: those on groups become critiques of all responses."""
+        whole, ended = [], []
+        for ticket, verdict in results:
+            if ticket not in self._groups:
+                whole.append((ticket, verdict))
+                continue
+            of, sample, place = self._groups.pop(ticket)
+            entry = self._open[of]
+            assert isinstance(entry, Dealt)
+            entry.take(sample, place, verdict)
+            if entry.ended:
+                ended.append(of)
+            elif len(entry.rows) == entry.asked:
+                self._begin(of, entry)
+        return [*whole, *self._verdicts(ended)]
 
     def _require_room(self, prompt_tokens: int, new_tokens: int) -> None:
         if prompt_tokens > self.longest_prompt:
@@ -242,20 +236,22 @@ class JudgeSession:
                 "written; ask for fewer, or allow more (--max-new-tokens)"
             )
 
-    def _ask(self, ticket: int, entry: Prepared) -> None:
-        """Give the sampler the next round of samples: all, or a few with adaptive sampling."""
-        options = entry.request.options
-        end = options.k if options.adaptive is None else min(entry.asked + _ROUND, options.k)
+    def _begin(self, ticket: int, entry: Whole | Dealt) -> None:
+        """Give the sampler the next round of samples."""
+        if isinstance(entry, Dealt):
+            for sample in entry.next_round():
+                for place, group in enumerate(entry.parts[sample]):
+                    self._groups[self.add(group)] = ticket, sample, place
+            return
         by_order: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-        for index in range(entry.asked, end):
+        for index in entry.next_round():
             by_order[entry.orders[index]].append(index)
-        seed = f"{entry.request.record.id} {options.seed}"
+        seed = f"{entry.request.record.id} {entry.request.options.seed}"
         for order, members in by_order.items():
             request = Request(str(ticket), entry.prompts[order], tuple(members), seed=seed)
             self._session.add(request, entry.sampling)
-        entry.asked = end
 
-    def _judgement(self, entry: Prepared, sample: Sample) -> Judgement:
+    def _judgement(self, entry: Whole, sample: Sample) -> Judgement:
         order = entry.orders[sample.index]
         text, parsed = read_sample(sample, self.judge.tokenizer, entry.template, len(order))
         expected = None
@@ -315,43 +311,40 @@ class JudgeSession:
         scores = iter(judge.scalar.logits(rows, judge.mesh, tokens))
         return [tuple(itertools.islice(scores, len(rows))) for rows in asked]
 
-    def _verdicts(self, tickets: Sequence[int]) -> list[tuple[int, Result]]:
-        """The verdicts of requests whose critiques are all there."""
+    def _verdicts(self, tickets: Sequence[int]) -> list[tuple[int, Verdict]]:
+        """The verdicts of requests, or groups of one, whose critiques are all there."""
         popped = [self._open.pop(ticket) for ticket in tickets]
         entries = [entry for entry in popped if isinstance(entry, Prepared)]
         rows = [[entry.rows[index] for index in sorted(entry.rows)] for entry in entries]
         if self.judge.guided:
-            rows = self._with_meta(entries, rows)
-        scalars: Sequence[tuple[float, ...] | None] = [None] * len(entries)
-        if self.judge.has_scalar and entries:
-            scalars = self._scalar_scores([entry.replies for entry in entries])
+            self._read_by_meta(entries, rows)
+        scalars: dict[int, tuple[float, ...]] = {}
+        if scored := [i for i, entry in enumerate(entries) if entry.replies]:
+            found = self._scalar_scores([entries[i].replies for i in scored])
+            scalars = dict(zip(scored, found, strict=True))
         now = time.perf_counter()
-        results: list[tuple[int, Result]] = []
-        for ticket, entry, judged, scalar in zip(tickets, entries, rows, scalars, strict=True):
-            usage = Usage(
-                prompt_tokens=sum(map(len, entry.prompts.values())),
-                sampled_tokens=sum(row.tokens for row in judged),
-                samples=len(judged),
+        return [
+            (
+                ticket,
+                decide(
+                    entry.request, judged, scale=entry.template.scale, guided=self.judge.guided,
+                    scalar=scalars.get(i), usage=usage(entry, judged),
+                    judge=self.judge.fingerprint, seconds=now - entry.started,
+                ),
             )
-            verdict = decide(
-                entry.request, judged, scale=entry.template.scale, guided=self.judge.guided,
-                scalar=scalar, usage=usage, judge=self.judge.fingerprint,
-                seconds=now - entry.started,
-            )  # fmt: skip
-            results.append((ticket, verdict))
-        return results
+            for i, (ticket, entry, judged) in enumerate(zip(tickets, entries, rows, strict=True))
+        ]  # fmt: skip
 
-    def _with_meta(
-        self, entries: Sequence[Prepared], rows: list[list[Judgement]]
-    ) -> list[list[Judgement]]:
-        """The critiques with the meta RM's logits, all in one batch.
+    def _read_by_meta(self, entries: Sequence[Prepared], rows: Sequence[list[Judgement]]) -> None:
+        """Put the meta RM's logits into the critiques, all in one batch. Those that are joined from
+        critiques of groups have them.
 
         One that the meta RM can not read whole, since its own prompt is longer, has failed.
         """
         meta, places, examples = self.judge.meta, [], []
         for i, (entry, judged) in enumerate(zip(entries, rows, strict=True)):
             for j, row in enumerate(judged):
-                if row.scores is None:
+                if row.scores is None or row.groups is not None:
                     continue
                 example = meta.example(entry.request.record, row, self.judge.tokenizer)
                 if example.length > meta.longest:
@@ -366,41 +359,3 @@ class JudgeSession:
             logits = meta.logits(examples, self.judge.mesh, tokens)
             for (i, j), logit in zip(places, logits, strict=True):
                 rows[i][j] = dataclasses.replace(rows[i][j], meta=logit)
-        return rows
-
-
-def prepare(judge: JudgeModel, request: JudgeRequest) -> Prepared:
-    """A request as token ids. Raises UserError for one that this judge can not judge."""
-    options, record = request.options, request.record
-    require_method(
-        options.method or "vote", len(record.responses),
-        guided=judge.guided, scalar=judge.has_scalar,
-    )  # fmt: skip
-    replies: Sequence[Example] = ()
-    if judge.has_scalar:
-        replies = judge.scalar.examples(record.turns, record.responses)
-    prompts = judge.prompts(options)
-    orders = prompts.orders(record, options.k)
-    prepared = Prepared(
-        request,
-        prompts.template(record),
-        judge.sampling(options),
-        orders,
-        {order: prompts.ids(record, order) for order in dict.fromkeys(orders)},
-        replies,
-    )
-    limit = judge.model.max_position - prepared.sampling.max_new_tokens
-    if prepared.longest > limit:
-        raise UserError(
-            f"the prompt has {prepared.longest:,} tokens, and {limit:,} leave room for a critique; "
-            "shorten the texts, or allow a critique fewer tokens (max_new_tokens)"
-        )
-    return prepared
-
-
-def _is_decided(entry: Prepared) -> bool:
-    """Whether the samples that were not drawn yet would hardly change the verdict."""
-    options = entry.request.options
-    rule = AdaptiveK(options.adaptive or 0.0, threshold=options.threshold)
-    scores = [entry.rows[index].scores for index in sorted(entry.rows)]
-    return rule.decided(entry.template, scores, options.k - entry.asked)

@@ -29,11 +29,14 @@ class Judgement(Critique):
       principles: what it says that it judges by.
       expected: by response, the mean of the distribution from which the score was drawn.
       votes: whether it is among those that decide.
+      groups: where the responses were dealt into groups (`dealt.py`), how many of `order` each of
+        them read; None: it read all of them.
     """
 
     principles: str = ""
     expected: tuple[float, ...] | None = None
     votes: bool = True
+    groups: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -42,6 +45,7 @@ class Judgement(Critique):
             "principles": self.principles,
             "critique": self.text,
             "order": self.order,
+            "groups": self.groups,
             "meta": self.meta,
             "expected": self.expected,
             "votes": self.votes,

@@ -84,11 +84,16 @@ class JudgeBody(_Strict):
         None, ge=0, le=1, description="Stop sampling at this probability of another winner."
     )
     threshold: float | None = Field(None, description="Of single responses, with `adaptive`.")
+    at_once: int | None = Field(
+        None, ge=2, le=MOST_RESPONSES,
+        description="Most responses that a critique reads; more are dealt into groups, anew for "
+        "each critique.",
+    )  # fmt: skip
     stream: bool = Field(False, description="Answer with server-sent events.")
     critiques: bool = Field(True, description="Whether the reply holds every critique's text.")
     deadline: float | None = Field(None, gt=0, description="Seconds until it is given up.")
 
-    @field_validator("k", "seed", "max_new_tokens", "k_meta", mode="before")
+    @field_validator("k", "seed", "max_new_tokens", "k_meta", "at_once", mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
         """8.0 is an integer of JSON, as it is of JSON Schema."""
@@ -106,6 +111,7 @@ class CritiqueReply(BaseModel):
     principles: str
     critique: str
     order: list[int]
+    groups: list[int] | None
     meta: float | None
     expected: list[float] | None
     votes: bool

@@ -256,7 +256,7 @@ class Service:
         """
         self.limits.check(request)
         key = ("judge", request.digest)
-        return await self._answer(key, lambda s: s.add(request), request.options.k, deadline)
+        return await self._answer(key, lambda s: s.add(request), request.samples, deadline)
 
     async def chat(self, chat: Chat, *, deadline: float | None = None) -> tuple[Completion, ...]:
         """`chat.n` texts. Raises as `judge` does."""

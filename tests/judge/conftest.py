@@ -47,3 +47,30 @@ def folder(model, templates, engine, tmp_path_factory) -> Path:
         judge=JudgeDefaults(temperature=1.0, max_new_tokens=12),
     ).write(root)  # fmt: skip
     return root
+
+
+@pytest.fixture(scope="module")
+def judge(model, templates, engine, one_device):
+    """Random weights, with a meta RM and a scalar RM."""
+    import jax
+
+    from grm_jax.critique import Template
+    from grm_jax.judge.judge import Judge
+    from grm_jax.judge.meta import MetaRM
+    from grm_jax.judge.scalar import ScalarRM
+
+    tokenizer = build_tokenizer()
+    config = model.replace(vocab_size=tokenizer.vocab_size, max_position=96)
+    params = init_params(param_table(config), jax.random.key(0), "float32")
+    head = init_params(param_table(config, num_labels=1), jax.random.key(1), "float32")
+    return Judge(
+        config, params, tokenizer, one_device, templates=templates, engine=engine,
+        meta=MetaRM(config, head, Template.load("compact_meta"), (96,)),
+        scalar=ScalarRM(config, head, (96,), tokenizer),
+        fingerprint=lambda: "abc",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def session(judge):
+    return judge.session(longest_prompt=64, max_new_tokens=12, samples=8, expected=True)

@@ -7,41 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grm_jax.checkpoint import load_arrays  # noqa: F401  (orbax is read once, not in a test)
 from grm_jax.critique import Template
 from grm_jax.data.synthetic_files import build_tokenizer
 from grm_jax.errors import UserError
 from grm_jax.judge import scalar as scoring
 from grm_jax.judge.expected import ScoreTokens
-from grm_jax.judge.judge import Judge
-from grm_jax.judge.meta import MetaRM
 from grm_jax.judge.request import JudgeRequest, LabelRequest, ScoreOptions
-from grm_jax.judge.scalar import ScalarRM
 from grm_jax.judge.verdict import Verdict
-from grm_jax.model.params import init_params, param_table
 from grm_jax.sampler.options import SamplingConfig
-
-
-@pytest.fixture(scope="module")
-def judge(model, templates, engine, one_device) -> Judge:
-    """Random weights, with a meta RM and a scalar RM."""
-    import jax
-
-    tokenizer = build_tokenizer()
-    config = model.replace(vocab_size=tokenizer.vocab_size, max_position=96)
-    params = init_params(param_table(config), jax.random.key(0), "float32")
-    head = init_params(param_table(config, num_labels=1), jax.random.key(1), "float32")
-    return Judge(
-        config, params, tokenizer, one_device, templates=templates, engine=engine,
-        meta=MetaRM(config, head, Template.load("compact_meta"), (96,)),
-        scalar=ScalarRM(config, head, (96,), tokenizer),
-        fingerprint=lambda: "abc",
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def session(judge):
-    return judge.session(longest_prompt=64, max_new_tokens=12, samples=8, expected=True)
 
 
 def ask(n=2, query=" sum 1 2", **options) -> JudgeRequest:

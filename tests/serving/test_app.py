@@ -45,7 +45,7 @@ def test_every_option_reaches_the_judge(client, session):
     options = {
         "k": 5, "seed": 7, "temperature": 0.25, "max_new_tokens": 99, "order": "random",
         "rating": True, "method": "guided", "k_meta": 2, "expected": True, "scalar_weight": 0.1,
-        "adaptive": 0.01, "threshold": 0.5,
+        "adaptive": 0.01, "threshold": 0.5, "at_once": 4,
     }  # fmt: skip
     assert set(options) == set(OPTIONS) and set(texts) == set(TEXTS)
     reply = client.post("/v1/judge", json=texts | options)
