@@ -51,7 +51,7 @@ MAX_PROMPT_TOKENS = 8192
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LEAST = {
     "port": 0, "k": 1, "samples": 1, "max_prompt_tokens": 1, "max_new_tokens": 1, "score_tokens": 1,
-    "cache": 0, "connections": 1,
+    "cache": 0, "connections": 1, "at_once": 2,
 }  # fmt: skip
 
 
@@ -82,6 +82,9 @@ class Arguments:
     """Critiques where a request does not say."""
     temperature: float | None = None
     """Of the critiques where a request does not say; default: the judge's own."""
+    at_once: int | None = None
+    """Most responses that a critique reads where a request does not say; more are dealt into
+    groups, anew for each critique. Default: all of them."""
     samples: int = 256
     """Samples that are drawn at once, of all requests together."""
     max_prompt_tokens: int | None = None
@@ -143,8 +146,9 @@ def serve(args: Arguments) -> int:
         # In the main thread, so that what it finds wrong is said before anything is loaded.
         open_session = opener(args)
         defaults: dict[str, Any] = {"k": args.k}
-        if args.temperature is not None:
-            defaults["temperature"] = args.temperature
+        for name in ("temperature", "at_once"):
+            if getattr(args, name) is not None:
+                defaults[name] = getattr(args, name)
         service = Service(open_session, limits=args.limits, defaults=defaults, cache=args.cache)
         app = create_app(
             service,

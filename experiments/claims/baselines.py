@@ -57,9 +57,9 @@ def _semi_scalar(road: Road) -> Path:
     if road.runs_commands and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as partial, partial.open("w", encoding="utf-8") as out:
-            texts = critiques_of(road, "single-train", 1)
+            texts = _critiques(road, "single-train", 1)
             for record in _training(road):
-                out.write(json.dumps(row_of(_critiqued(record, texts, 0))) + "\n")
+                out.write(json.dumps(_row(_critiqued(record, texts, 0))) + "\n")
     options = ["--preferences", str(file)]
     if road.settings.embedded:  # other preferences than the world's need a tokenizer
         options += ["--tokenizer", str(road.directory / "sft" / "model")]
@@ -75,9 +75,7 @@ def _training(road: Road) -> list[Preference]:
     return [record for record in read_preferences(file) if len(record.responses) > 1]
 
 
-def row_of(
-    record: Preference, name: str = "", chosen: Sequence[int] | None = None
-) -> dict[str, Any]:
+def _row(record: Preference, name: str = "", chosen: Sequence[int] | None = None) -> dict[str, Any]:
     """A record as a row; with `chosen`, of these responses alone, without labels, and with `name`
     at the end of its id."""
     shown = range(len(record.responses)) if chosen is None else chosen
@@ -97,17 +95,17 @@ def _pairs(records: Sequence[Preference]) -> Iterator[dict[str, Any]]:
     """Every pair of each record's responses as a row of its own."""
     for record in records:
         for a, b in itertools.combinations(range(len(record.responses)), 2):
-            yield row_of(record, f"#{a}#{b}", (a, b))
+            yield _row(record, f"#{a}#{b}", (a, b))
 
 
 def _single(records: Sequence[Preference]) -> Iterator[dict[str, Any]]:
     """Every response as a row of its own."""
     for record in records:
         for i in range(len(record.responses)):
-            yield row_of(record, f"#{i}", (i,))
+            yield _row(record, f"#{i}", (i,))
 
 
-def critiques_of(road: Road, name: str, k: int) -> dict[str, list[dict[str, Any]]]:
+def _critiques(road: Road, name: str, k: int) -> dict[str, list[dict[str, Any]]]:
     """The k critiques of each row of `Road.judge_rows`, by the row's id."""
     file = road.rows_file(STAGE, name, k)
     rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
@@ -151,13 +149,13 @@ def points(
 
 def _read_pairs(road: Road) -> Judged:
     records, k = road.records(), road.settings.k
-    return evidence.grouped(records, points(records, critiques_of(road, "pairs", k), k))
+    return evidence.grouped(records, points(records, _critiques(road, "pairs", k), k))
 
 
 def _read_semi_scalar(road: Road) -> Judged:
     """The head's score after each of a few critiques, as if it were the scores of a critique."""
     records, samples = road.records(), range(_few(road))
-    critiques = critiques_of(road, "single", len(samples))
+    critiques = _critiques(road, "single", len(samples))
     critiqued = [_critiqued(record, critiques, sample) for record in records for sample in samples]
     read = evidence.scalar_scores(_semi_scalar(road), critiqued)
     return evidence.grouped(

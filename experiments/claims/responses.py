@@ -1,20 +1,17 @@
 """One response, and eight: the first are rare in training, the second are never in it.
 
 A single response is called acceptable or not; what the pipeline's evaluation says of them is shown.
-Eight responses are more than a critique of this world can read. They are judged in groups: in every
-round they are dealt anew into groups of four, or of two, each group gets critiques of its own, and
-a response's scores in all critiques are added up (Eq. 14). Scores are pointwise, so that those of
-different groups can be compared.
+Eight responses are more than a critique of this world can read. They are judged in groups
+(`--at-once` of `python -m grm_jax.judge`): for every critique they are dealt anew into groups of
+four, or of two, and a response's scores in all critiques are added up (Eq. 14).
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import baselines
 import evidence
 import numpy as np
 import paired
@@ -27,30 +24,24 @@ from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic import make_item
 
 STAGE = "rl"
+NAME = "eight"
 MANY = 8
 SIZES = (4, 2)  # responses that a critique reads
-ROUNDS = 8
 RECORDS = 300
 SINGLE = "n=1"  # as the evaluation calls it
-
-Dealt = list[list[tuple[int, ...]]]
+USUAL = "2 to 4 responses"
 
 
 def runs(road: Road) -> None:
     if not road.settings.embedded:
         return  # records of eight responses are made by the embedded world
     road.pipeline()
+    rows = [
+        {"id": r.id, "turns": list(r.turns), "responses": list(r.responses)}
+        for r in records(road.seed)
+    ]
     for size in SIZES:
-        road.judge_rows(STAGE, _name(size), lambda size=size: _rows(road, size), _each(road))
-
-
-def _name(size: int) -> str:
-    return f"eight-by-{size}"
-
-
-def _each(road: Road) -> int:
-    """The critiques of a group in a round."""
-    return max(1, road.settings.k // ROUNDS)
+        road.judge_rows(STAGE, NAME, lambda: rows, road.settings.k, at_once=size)
 
 
 def records(seed: int) -> list[Preference]:
@@ -68,48 +59,17 @@ def records(seed: int) -> list[Preference]:
     ]
 
 
-def deal(record: Preference, size: int) -> Dealt:
-    """The groups of each round, in which every response is once. No group comes twice in the same
-    order, since the judge would write the same critiques of it."""
-    rng = random.Random(f"{record.id} in groups of {size}")
-    rounds: Dealt = []
-    seen: set[tuple[int, ...]] = set()
-    while len(rounds) < ROUNDS:
-        order = rng.sample(range(MANY), MANY)
-        groups = [tuple(order[start : start + size]) for start in range(0, MANY, size)]
-        if seen.isdisjoint(groups):
-            seen.update(groups)
-            rounds.append(groups)
-    return rounds
+def _eight(road: Road, size: int) -> Judged:
+    file = road.rows_file(STAGE, NAME, road.settings.k, size)
+    drawn, _ = evidence.read_verdicts(records(road.seed), file)
+    return drawn
 
 
-def _rows(road: Road, size: int) -> Iterator[dict[str, Any]]:
-    for record in records(road.seed):
-        for turn, groups in enumerate(deal(record, size)):
-            for place, chosen in enumerate(groups):
-                yield baselines.row_of(record, f"#{turn}#{place}", chosen)
-
-
-def together(
-    record: Preference, size: int, critiques: dict[str, list[dict[str, Any]]], each: int
-) -> np.ndarray:
-    """[rounds * each, n] the scores of all responses, one row of them for one critique of every
-    group of a round; NaN where one of these critiques is unreadable. Rounds come in turn."""
-    scores = np.full((each, ROUNDS, MANY), np.nan)
-    for turn, groups in enumerate(deal(record, size)):
-        for place, chosen in enumerate(groups):
-            for sample, critique in enumerate(critiques[f"{record.id}#{turn}#{place}"]):
-                scores[sample, turn, list(chosen)] = critique["scores"] or np.nan
-    scores[np.isnan(scores).any(axis=2)] = np.nan
-    return scores.reshape(-1, MANY)
-
-
-def _read_eight(road: Road, size: int) -> Judged:
-    each, found = _each(road), records(road.seed)
-    critiques = baselines.critiques_of(road, _name(size), each)
-    scalar = evidence.scalar_scores(road.directory, found)
-    scores = {record.id: together(record, size, critiques, each) for record in found}
-    return evidence.grouped(found, scores, scalar=scalar)
+def _scalar(road: Road) -> Judged:
+    """The scalar RM's scores, in place of a critique's."""
+    found = records(road.seed)
+    scores = evidence.scalar_scores(road.directory, found)
+    return evidence.grouped(found, {r.id: np.asarray([scores[r.id]]) for r in found})
 
 
 def _single(road: Road) -> dict[str, float]:
@@ -122,40 +82,39 @@ def _single(road: Road) -> dict[str, float]:
 def read(roads: Sequence[Road]) -> Found:
     if not roads[0].settings.embedded:
         return Found("Only on the embedded world, which makes records of eight responses.", {})
-    most = ROUNDS * _each(roads[0])
-    ks = tuple(dict.fromkeys((1, ROUNDS, most)))
-    eight = {size: [_read_eight(road, size) for road in roads] for size in SIZES}
-    credits = {
-        f"8 responses in groups of {size}": evidence.credits(found, ks)
-        for size, found in eight.items()
+    most = roads[0].settings.k
+    ks = tuple(dict.fromkeys((1, min(8, most), most)))
+    eight = {
+        f"8 responses in groups of {size}": [_eight(road, size) for road in roads] for size in SIZES
     }
-    scalar = [evidence.scalar_accuracy(found) for found in eight[SIZES[0]]]
-    usual = evidence.credits([voting.read_stage(road, STAGE) for road in roads], ks)
+    usual = [voting.read_stage(road, STAGE) for road in roads]
+    alone = [evidence.accuracy(_scalar(road), 1, evidence.plain) for road in roads]
+    scalar = dict.fromkeys(eight, alone) | {USUAL: [evidence.scalar_accuracy(s) for s in usual]}
+    credits = {name: evidence.credits(found, ks) for name, found in {USUAL: usual, **eight}.items()}
     names = ("sample@1", *(f"vote@{k}" for k in ks[1:]), "scalar")
     single = {name: paired.over_seeds([_single(road)[name] for road in roads]) for name in names}
     rows = [["1 response, acceptable or not", *(single[name].cell() for name in names)]]
-    for name, by_k in {"2 to 4 responses": usual, **credits}.items():
-        rows.append([name, *(paired.over_seeds(by_k[k]).cell() for k in ks)])
-    seen = [evidence.scalar_accuracy(voting.read_stage(road, STAGE)) for road in roads]
-    rows[1].append(paired.over_seeds(seen).cell())
-    for row in rows[2:]:
-        row.append(paired.over_seeds(scalar).cell())
-    fours, twos = credits.values()
-    tests = {f"groups of 4 against 2, {k}": paired.difference(fours[k], twos[k]) for k in ks}
     for name, by_k in credits.items():
-        tests[f"{name}, {most}, against the scalar RM"] = paired.difference(by_k[most], scalar)
+        cells = [paired.over_seeds(by_k[k]).cell() for k in ks]
+        rows.append([name, *cells, paired.over_seeds(scalar[name]).cell()])
+    fours, twos = (credits[name] for name in eight)
+    tests = {f"groups of 4 against 2, {k}": paired.difference(fours[k], twos[k]) for k in ks}
+    for name in eight:
+        test = f"{name}, {most}, against the scalar RM"
+        tests[test] = paired.difference(credits[name][most], scalar[name])
     text = "\n".join(
         [
             f"Accuracy in percent, mean of {len(roads)} seeds with a 95% t interval; the RL model, "
-            "of whose critiques k read each response. Chance is 12.5 with 8 responses.\n",
+            f"of whose critiques k read each response. With {MANY} responses chance is "
+            f"{100 / MANY:g}.\n",
             paired.table(["records", *(f"k = {k}" for k in ks), "scalar RM"], rows),
             paired.tests_table(tests),
         ]
     )
     figures = {
         "single": paired.as_json(single),
-        "accuracy": paired.as_json(paired.estimates({"2 to 4 responses": usual, **credits})),
-        "scalar, 8 responses": paired.over_seeds(scalar).as_json(),
+        "accuracy": paired.as_json(paired.estimates(credits)),
+        "scalar": paired.as_json({name: paired.over_seeds(v) for name, v in scalar.items()}),
         "differences": paired.as_json(tests),
     }
     return Found(text, figures)

@@ -210,18 +210,25 @@ class Road:
         self._judge(stage, rows, file, settings.k, "--expected")
         return file
 
-    def rows_file(self, stage: str, name: str, k: int) -> Path:
+    def rows_file(self, stage: str, name: str, k: int, at_once: int | None = None) -> Path:
         """The verdicts of `judge_rows`."""
-        return self.directory / "judged" / f"{stage}-{name}-{k}.jsonl"
+        suffix = "" if at_once is None else f"-by-{at_once}"
+        return self.directory / "judged" / f"{stage}-{name}-{k}{suffix}.jsonl"
 
     def judge_rows(
-        self, stage: str, name: str, rows: Callable[[], Iterable[Mapping[str, Any]]], k: int
+        self,
+        stage: str,
+        name: str,
+        rows: Callable[[], Iterable[Mapping[str, Any]]],
+        k: int,
+        at_once: int | None = None,
     ) -> None:
         """Verdicts of a stage's model on rows that are made here, of k critiques each.
 
         Args:
           name: of the rows, which are kept beside the verdicts.
           rows: makes them; called where they are not there.
+          at_once: most responses that a critique reads; None: all.
         """
         given = self.directory / "judged" / f"{name}.jsonl"
         if self.runs_commands and not given.exists():
@@ -229,7 +236,9 @@ class Road:
             with written_whole(given) as partial, partial.open("w", encoding="utf-8") as out:
                 for row in rows():
                     out.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._judge(self.directory / stage, given, self.rows_file(stage, name, k), k)
+        options = [] if at_once is None else ["--at-once", str(at_once)]
+        file = self.rows_file(stage, name, k, at_once)
+        self._judge(self.directory / stage, given, file, k, *options)
 
     def _judge(self, stage: Path, rows: Path, file: Path, k: int, *options: str) -> None:
         if file.with_suffix(".done").exists():

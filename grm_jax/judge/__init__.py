@@ -10,6 +10,8 @@ verdict.py     what it answers: scores, winner, rewards, or a named failure; no 
 judge.py       `Judge`: load, score one query or many, sample the records of a file
 base.py        what a judge is made of: weights, prompts, settings, meta RM, scalar RM
 session.py     requests in at any time, verdicts out as they end
+prepared.py    a request as token ids, and what has come of it so far
+dealt.py       responses in groups, anew for each critique, where they are too many for one
 expected.py    the mean of the distribution from which a score was drawn
 records.py     all critiques of many records, kept in a cache
 critiques.py   critiques drawn with a sampler, and how many are enough

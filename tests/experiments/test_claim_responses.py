@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-import baselines
 import evidence
 import numpy as np
 import pytest
@@ -12,52 +12,45 @@ import responses
 import voting
 from roads import Road, Settings
 
-PER_GROUP = 2
-
 
 @pytest.fixture
-def record():
-    return responses.records(3)[0]
+def roads(tmp_path, monkeypatch):
+    monkeypatch.setattr(responses, "RECORDS", 20)
+    return [Road(Settings(runs=tmp_path), seed) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("size", responses.SIZES)
-def test_every_round_deals_each_response_once_and_no_group_twice(record, size):
-    dealt = responses.deal(record, size)
-    assert len(dealt) == responses.ROUNDS
-    groups = [group for groups in dealt for group in groups]
-    assert all(sorted(sum(groups, ())) == list(range(responses.MANY)) for groups in dealt)
-    assert all(len(group) == size for group in groups) and len(set(groups)) == len(groups)
-    assert dealt == responses.deal(record, size)  # what is read is what was asked
+def test_records_of_eight_are_judged_in_groups_of_four_and_of_two(roads, monkeypatch):
+    commands = []
+    monkeypatch.setattr(Road, "pipeline", lambda self: None)
+    monkeypatch.setattr(Road, "run", lambda self, command, **_: commands.append(command))
+    road = roads[1]
+    (road.directory).mkdir()
+    responses.runs(road)
+    for command, size in zip(commands, ("4", "2"), strict=True):
+        assert command[command.index("--at-once") + 1] == size
+    inputs, outputs = ([c[c.index(o) + 1] for c in commands] for o in ("--input", "--output"))
+    assert len(set(outputs)) == 2 and len(set(inputs)) == 1
+    lines = Path(inputs[0]).read_text(encoding="utf-8").splitlines()
+    found = responses.records(1)
+    assert [json.loads(line)["responses"] for line in lines] == [list(r.responses) for r in found]
+    assert all("labels" not in line for line in lines)
+    assert len({r.responses for r in (*found, *responses.records(0))}) == 40, "other seeds, others"
 
 
-def test_scores_of_a_round_come_back_to_their_responses(record):
-    """A judge that knows the labels has all of them right, whoever stands beside whom."""
-    drawn = {}
-    for turn, groups in enumerate(responses.deal(record, 4)):
-        for place, chosen in enumerate(groups):
-            scores = [record.labels[i] for i in chosen]
-            drawn[f"{record.id}#{turn}#{place}"] = [{"scores": scores}] * PER_GROUP
-    drawn[f"{record.id}#5#1"] = [{"scores": None}, drawn[f"{record.id}#5#1"][1]]
-    scores = responses.together(record, 4, drawn, PER_GROUP)
-    assert scores.shape == (PER_GROUP * responses.ROUNDS, responses.MANY)
-    readable = ~np.isnan(scores).any(axis=1)
-    # The first critique of round 5: half a round does not vote.
-    assert np.flatnonzero(~readable).tolist() == [5] and np.isnan(scores[5]).all()
-    assert (scores[readable] == record.labels).all()
-
-
-def test_the_rows_that_are_judged_are_the_groups(tmp_path):
-    road = Road(Settings(runs=tmp_path), 3)
-    first = next(iter(responses._rows(road, 2)))
-    (record, *_) = responses.records(3)
-    (a, b), *_ = responses.deal(record, 2)[0]
-    assert first["id"] == "eight-0#0#0" and "labels" not in first
-    assert first["responses"] == [record.responses[a], record.responses[b]]
-
-
-def test_the_claim_on_eight_responses_is_read(tmp_path, monkeypatch):
-    roads = [Road(Settings(runs=tmp_path), seed) for seed in (0, 1)]
+def test_the_claim_on_eight_responses_is_read(roads, monkeypatch):
+    """Of a judge that knows the labels where it reads four, and nothing where it reads two; and of
+    a scalar RM that knows the labels of half of the records."""
     for road in roads:
+        for size in responses.SIZES:
+            file = road.rows_file("rl", "eight", 32, size)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            rows = [
+                {"id": r.id, "verdict": {"critiques": [
+                    {"scores": [x * (size == 4) for x in r.labels], "expected": None}
+                ] * 32}}
+                for r in responses.records(road.seed)
+            ]  # fmt: skip
+            file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         (road.directory / "evaluation").mkdir(parents=True)
         methods = [
             {"name": name, "figures": {"responses": {"n=1": {"value": 0.5 + road.seed / 4}}}}
@@ -66,30 +59,23 @@ def test_the_claim_on_eight_responses_is_read(tmp_path, monkeypatch):
         text = json.dumps({"methods": methods})
         (road.directory / "evaluation" / "results.json").write_text(text, encoding="utf-8")
 
-    def critiques(road, name, each):
-        """Of a judge that knows the labels where it reads four, and nothing where it reads two."""
-        size = int(name[-1])
-        return {
-            f"{r.id}#{turn}#{place}": [{"scores": [r.labels[i] * (size == 4) for i in chosen]}]
-            * each
-            for r in responses.records(road.seed)
-            for turn, groups in enumerate(responses.deal(r, size))
-            for place, chosen in enumerate(groups)
-        }
-
     def scalar(run, found):
-        return {record.id: record.labels for record in found}
+        return {r.id: [x * (i % 2) for x in r.labels] for i, r in enumerate(found)}
 
     few = responses.records(9)[:4]
-    usual = evidence.grouped(few, {r.id: np.asarray([r.labels] * 32) for r in few}, scalar=None)
-    monkeypatch.setattr(baselines, "critiques_of", critiques)
+    usual = evidence.grouped(few, {r.id: np.asarray([r.labels] * 32) for r in few})
     monkeypatch.setattr(evidence, "scalar_scores", scalar)
     monkeypatch.setattr(voting, "read_stage", lambda road, stage: usual)
     found = responses.read(roads)
     accuracy = found.figures["accuracy"]
     assert {accuracy["8 responses in groups of 4"][k]["mean"] for k in ("1", "8", "32")} == {100.0}
     assert accuracy["8 responses in groups of 2"]["32"]["mean"] == pytest.approx(12.5)
-    assert found.figures["differences"]["groups of 4 against 2, 1"]["mean"] == pytest.approx(87.5)
+    tests = found.figures["differences"]
+    assert tests["groups of 4 against 2, 1"]["mean"] == pytest.approx(87.5)
+    half = 100 * (0.5 + 0.5 / 8)
+    assert found.figures["scalar"]["8 responses in groups of 2"]["mean"] == pytest.approx(half)
+    test = tests["8 responses in groups of 4, 32, against the scalar RM"]
+    assert test["mean"] == pytest.approx(100 - half)
     assert found.figures["single"]["vote@8"]["seeds"] == [50.0, 75.0]
-    single, usual_row, *_ = [line for line in found.text.splitlines() if "response" in line][1:]
-    assert single.startswith("| 1 response") and usual_row.count("|") == 6
+    table = [line for line in found.text.splitlines() if line.startswith("| ")][2:5]
+    assert table[0].startswith("| 1 response") and {line.count("|") for line in table} == {6}

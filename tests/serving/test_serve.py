@@ -42,6 +42,7 @@ def test_the_document_is_written_without_a_model(tmp_path):
         ({"k": 0}, "--k 0"),
         ({"k": 500}, "--limits.k"),
         ({"samples": 0}, "--samples"),
+        ({"at_once": 1}, "--at-once 1: give 2 or more"),
         ({"drain": float("nan")}, "--drain"),
         ({"temperature": -1.0}, "--temperature"),
     ],
