@@ -140,7 +140,8 @@ def _print(verdict) -> None:
         )
     for row in verdict.critiques:
         said = row.failure if row.scores is None else list(row.scores)
-        print(f"\n--- critique {row.sample}, responses shown as {list(row.order)}: {said}")
+        shown = " ".join(map(str, row.shown))
+        print(f"\n--- critique {row.sample}, responses shown as {shown}: {said}")
         print(row.text.strip())
 
 

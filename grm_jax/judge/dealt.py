@@ -78,11 +78,12 @@ def join(
     first that has none. The meta RM's score is their mean.
     """
     order: list[int] = []
+    sizes: list[int] = []
     scores, expected = {}, {}
     for group, critique in zip(groups, critiques, strict=True):
-        for place, index in enumerate(group):
-            if index in order:
-                continue
+        new = [(place, index) for place, index in enumerate(group) if index not in order]
+        sizes.append(len(new))
+        for place, index in new:
             order.append(index)
             scores[index] = critique.scores and critique.scores[place]
             expected[index] = critique.expected and critique.expected[place]
@@ -93,7 +94,7 @@ def join(
         example_id=request.record.id,
         sample=sample,
         order=tuple(order),
-        groups=tuple(len(group) for group in groups),
+        groups=tuple(sizes),
         scores=None if failure else tuple(scores[i] for i in range(n)),
         failure=failure,
         finish_reason="length" if any(c.truncated for c in critiques) else "stop",

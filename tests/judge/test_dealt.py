@@ -91,7 +91,8 @@ def test_scores_of_groups_come_back_to_their_responses():
     joined = dealt.join(request, 1, groups, [first, second])
     # The 9 of response 2 in the second group, where it keeps 1 company, does not count.
     assert joined.scores == (3.0, 5.0, 7.0) and joined.expected == (3.5, 5.5, 6.5)
-    assert joined.order == (2, 0, 1) and joined.groups == (2, 2)
+    assert joined.order == (2, 0, 1) and joined.groups == (2, 1)
+    assert joined.shown == [[2, 0], [1]] and first.shown == [[0, 1]]
     assert (joined.text, joined.meta, joined.tokens, joined.sample) == ("a\n\nb", 1.5, 9, 1)
     none = critique(None, text="c", finish_reason="length")
     failed = dealt.join(request, 1, groups, [first, none])
