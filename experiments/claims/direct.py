@@ -1,8 +1,12 @@
-"""What the critique itself is worth: a judge that writes scores alone.
+"""What the critique itself is worth: a judge that writes scores alone, and a scalar RM that has not
+learnt from critiques.
 
 SFT learns the scores of the teacher's critiques without their text, and RFT and RL follow from its
 model. Its votes draw scores; its expected scores are the token-probability judge, which reads the
 distribution of each score's token instead. Both cost a verdict as many tokens as there are scores.
+
+The recipe's scalar RM starts from the weights that SFT has taught to write critiques. Another one
+starts from random weights, as SFT does, and makes the steps that SFT's FLOPs pay for besides.
 """
 
 from __future__ import annotations
@@ -12,14 +16,19 @@ from pathlib import Path
 
 import evidence
 import expected
+import flops
 import numpy as np
 import paired
 import voting
 from claim import Claim, Found
 from roads import Road
 
+from grm_jax import recipes
+
 STAGES = {"sft": "SFT", "rl": "RL"}
 NAME = "direct"
+SCRATCH = "scalar RM from random weights"
+AS_MUCH = 4  # times the steps of the recipe's scalar RM cost what SFT and it cost together
 
 
 def runs(road: Road) -> None:
@@ -29,6 +38,7 @@ def runs(road: Road) -> None:
     run = _run(road)
     for stage in STAGES:
         road.verdicts(run / stage)
+    _scratch(road)
 
 
 def _run(road: Road) -> Path:
@@ -36,6 +46,20 @@ def _run(road: Road) -> Path:
     road.branch(NAME, "sft", "--instructions", str(road.instructions(NAME, scores_alone)))
     road.branch(NAME, "rft")
     return road.branch(NAME, "rl")
+
+
+def _scratch(road: Road) -> Path:
+    """The run of a scalar RM that starts from random weights."""
+    recipe = recipes.load(f"scalar_rm.py:{road.settings.size}")
+    assert isinstance(recipe, recipes.ScalarRMRecipe)
+    steps = str(AS_MUCH * recipe.scalar_rm.fitting.steps)
+    options = ["--scalar-rm.start", "base", "--scalar-rm.fitting.steps", steps]
+    return road.branch("scalar-scratch", "scalar_rm", *options)
+
+
+def _cost(road: Road, run: Path, *stages: str) -> float:
+    """10^12 FLOPs of the gradient steps of some stages of a run."""
+    return sum(flops.training(run / stage) for stage in stages) / 1e12
 
 
 def scores_alone(text: str) -> str:
@@ -59,10 +83,19 @@ def read(roads: Sequence[Road]) -> Found:
         for kind, which in (("drawn", 0), ("probabilities", 1)):
             credits[_scores(label, kind)] = evidence.credits([both[which] for both in found], ks)
     scalar = [evidence.scalar_accuracy(voting.read_stage(road, "rl")) for road in roads]
+    scratch = [_scratch_accuracy(road) for road in roads]
     figures = paired.estimates(credits)
     rows = [[name, *(figures[name][k].cell() for k in ks)] for name in credits]
-    rows.append(["scalar RM", paired.over_seeds(scalar).cell(), *("" for _ in ks[1:])])
-    tests = {}
+    first = roads[0]
+    costs = {
+        "scalar RM": _cost(first, first.directory, "sft", "scalar_rm"),
+        SCRATCH: _cost(first, _scratch(first), "scalar_rm"),
+    }
+    for name, found in (("scalar RM", scalar), (SCRATCH, scratch)):
+        cells = ["" for _ in ks[1:]]
+        label = f"{name} ({costs[name]:.1f} x 10^12 FLOPs of training)"
+        rows.append([label, paired.over_seeds(found).cell(), *cells])
+    tests = {f"{SCRATCH}, against the recipe's scalar RM": paired.difference(scratch, scalar)}
     for label in STAGES.values():
         for kind in ("drawn", "probabilities"):
             for k in ks:
@@ -86,9 +119,18 @@ def read(roads: Sequence[Road]) -> Found:
     numbers = {
         "accuracy": paired.as_json(figures),
         "scalar": paired.over_seeds(scalar).as_json(),
+        SCRATCH: paired.over_seeds(scratch).as_json(),
+        "training FLOPs": {name: cost * 1e12 for name, cost in costs.items()},
         "differences": paired.as_json(tests),
     }
     return Found(text, numbers)
+
+
+def _scratch_accuracy(road: Road) -> np.ndarray:
+    records = road.records()
+    scores = evidence.scalar_scores(_scratch(road), records)
+    judged = evidence.grouped(records, {r.id: np.asarray([scores[r.id]]) for r in records})
+    return evidence.accuracy(judged, 1, evidence.plain)
 
 
 def _critiques(label: str) -> str:

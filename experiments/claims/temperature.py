@@ -1,7 +1,8 @@
-"""How many critiques, and at which temperature: 1 to 64 critiques, at temperatures from 0.5 to 1.3.
+"""How many critiques, and at which temperature: 1 to 64 critiques, at temperatures from 0.3 to 1.3.
 
-The paper votes at temperature 0.5 (Tables 3 and 6), and stops at 32 critiques (Figure 4a). Votes of
-the SFT and RL models at temperature 1, at which RL's rollouts are drawn, go up to 64 here.
+The paper votes at temperature 0.5 (Tables 3 and 6), and stops at 32 critiques (Figure 4a). Votes at
+temperature 1, at which the embedded world's recipes judge and RL's rollouts are drawn, go up to 64
+here.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from collections.abc import Sequence
 import evidence
 import numpy as np
 import paired
+import voting
 from claim import Claim, Found, line_picture
 from evidence import Judged
 from matplotlib.figure import Figure
 from roads import Road
+from voting import STAGES
 
-STAGES = {"sft": "SFT", "rl": "RL"}
 USUAL = 1.0
-OTHERS = (0.5, 0.7, 1.3)
+OTHERS = (0.3, 0.5, 0.7, 1.3)
+PAPER = 0.5
 
 
 def runs(road: Road) -> None:
@@ -64,6 +67,12 @@ def read(roads: Sequence[Road]) -> Found:
                 tests[f"{label}, k = {k}: temperature {temperature:g} against {USUAL:g}"] = (
                     paired.difference(other[k], usual[k])
                 )
+    rl = credits[_name(STAGES["rl"], USUAL)][most // 2]
+    scalar = [evidence.scalar_accuracy(voting.read_stage(road, "rl")) for road in roads]
+    for label in STAGES.values():
+        name, votes = f"{label}, {most // 2} at {PAPER:g}", credits[_name(label, PAPER)][most // 2]
+        tests[f"{name} against RL's at {USUAL:g}"] = paired.difference(votes, rl)
+        tests[f"{name} against the scalar RM"] = paired.difference(votes, scalar)
     text = "\n".join(
         [
             f"Votes on held-out records with two responses or more, mean of {len(roads)} seeds in "

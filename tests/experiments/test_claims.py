@@ -355,7 +355,7 @@ def test_other_temperatures_and_worlds_have_files_of_their_own(tmp_path, monkeyp
     unseen.runs(road)
     judged = [c for c in commands if "grm_jax.evaluate" in c]
     outputs = [c[c.index("--output") + 1] for c in judged]
-    assert len(set(outputs)) == len(judged) == 9
+    assert len(set(outputs)) == len(judged) == 16
     by_output = dict(zip(outputs, judged, strict=True))
     usual = by_output[str(tmp_path / "0" / "judged" / "rl-64-t1")]
     assert usual[usual.index("-k") + 1] == "64" and usual[-2:] == ["--temperature", "1"]
@@ -379,6 +379,7 @@ def test_claims_on_temperatures_and_on_what_is_unseen_are_read(drawn, tmp_path, 
         temperature, "_judged",
         lambda road, stage, t: judged(lambda i: True, 8 if t == temperature.USUAL else 4),
     )  # fmt: skip
+    monkeypatch.setattr(voting, "read_stage", lambda road, stage: judged(lambda i: True, 8))
     found = temperature.read([Road(Settings(k=4), seed) for seed in (0, 1)])
     assert list(found.figures["accuracy"]["RL, 1"]) == ["1", "2", "4", "8"]
     assert list(found.figures["accuracy"]["RL, 0.5"]) == ["1", "2", "4"]
@@ -387,6 +388,11 @@ def test_claims_on_temperatures_and_on_what_is_unseen_are_read(drawn, tmp_path, 
         found.figures["accuracy"]["SFT, 0.5"]["4"]["mean"]
         - found.figures["accuracy"]["SFT, 1"]["4"]["mean"], abs=1e-3,
     )  # fmt: skip
+    votes = found.figures["accuracy"]["RFT, 0.5"]["4"]["mean"]
+    right = [np.argmax(scalar[r.id]) == np.argmax(r.labels) for r in records]
+    assert tests["RFT, 4 at 0.5 against the scalar RM"]["mean"] == pytest.approx(
+        votes - 100 * np.mean(right), abs=1e-3
+    )
     monkeypatch.setattr(
         unseen, "_judged", lambda road, *, shifted: judged(lambda i: i % 2 == shifted, K)
     )
@@ -409,10 +415,19 @@ def test_the_claim_on_critiques_against_scores_alone_is_read(drawn, tmp_path, mo
     monkeypatch.setattr(voting, "read_stage", lambda road, stage: judged)
     monkeypatch.setattr(direct, "_run", lambda road: road.directory)
     monkeypatch.setattr(direct.expected, "both", lambda road, stage: (judged, judged))
+    monkeypatch.setattr(evidence, "scalar_scores", lambda run, found: scalar)
+    monkeypatch.setattr(Road, "records", lambda self: records)
+    monkeypatch.setattr(Road, "branch", lambda self, name, *_: tmp_path / name)
+    monkeypatch.setattr(
+        flops, "training", lambda stage: {"sft": 5e12, "scalar_rm": 7e12}[stage.name]
+    )
     figures = direct.read([Road(Settings(k=K), 0)]).figures
     assert figures["accuracy"]["RL, scores alone, probabilities"] == figures["accuracy"][
         "RL, critiques"
     ]  # fmt: skip
+    # Both scalar RMs have the same scores here; the recipe's one was paid for by SFT, too.
+    assert figures[direct.SCRATCH] == figures["scalar"]
+    assert figures["training FLOPs"] == {"scalar RM": 12e12, direct.SCRATCH: 7e12}
     for k in (1, K):
         name = f"SFT, scores alone, drawn, against SFT, critiques, k = {k}"
         assert figures["differences"][name]["mean"] == 0
