@@ -23,8 +23,6 @@ import voting
 from claim import Claim, Found
 from roads import Road
 
-from grm_jax import recipes
-
 STAGES = {"sft": "SFT", "rl": "RL"}
 NAME = "direct"
 SCRATCH = "scalar RM from random weights"
@@ -50,14 +48,10 @@ def _run(road: Road) -> Path:
 
 def _scratch(road: Road) -> Path:
     """The run of a scalar RM that starts from random weights."""
-    recipe = recipes.load(f"scalar_rm.py:{road.settings.size}")
-    assert isinstance(recipe, recipes.ScalarRMRecipe)
-    steps = str(AS_MUCH * recipe.scalar_rm.fitting.steps)
-    options = ["--scalar-rm.start", "base", "--scalar-rm.fitting.steps", steps]
-    return road.branch("scalar-scratch", "scalar_rm", *options)
+    return road.scalar_rm(AS_MUCH, start="base")
 
 
-def _cost(road: Road, run: Path, *stages: str) -> float:
+def _cost(run: Path, *stages: str) -> float:
     """10^12 FLOPs of the gradient steps of some stages of a run."""
     return sum(flops.training(run / stage) for stage in stages) / 1e12
 
@@ -83,13 +77,13 @@ def read(roads: Sequence[Road]) -> Found:
         for kind, which in (("drawn", 0), ("probabilities", 1)):
             credits[_scores(label, kind)] = evidence.credits([both[which] for both in found], ks)
     scalar = [evidence.scalar_accuracy(voting.read_stage(road, "rl")) for road in roads]
-    scratch = [_scratch_accuracy(road) for road in roads]
+    scratch = [evidence.scalar_credits(_scratch(road), road.records()) for road in roads]
     figures = paired.estimates(credits)
     rows = [[name, *(figures[name][k].cell() for k in ks)] for name in credits]
     first = roads[0]
     costs = {
-        "scalar RM": _cost(first, first.directory, "sft", "scalar_rm"),
-        SCRATCH: _cost(first, _scratch(first), "scalar_rm"),
+        "scalar RM": _cost(first.directory, "sft", "scalar_rm"),
+        SCRATCH: _cost(_scratch(first), "scalar_rm"),
     }
     for name, found in (("scalar RM", scalar), (SCRATCH, scratch)):
         cells = ["" for _ in ks[1:]]
@@ -124,13 +118,6 @@ def read(roads: Sequence[Road]) -> Found:
         "differences": paired.as_json(tests),
     }
     return Found(text, numbers)
-
-
-def _scratch_accuracy(road: Road) -> np.ndarray:
-    records = road.records()
-    scores = evidence.scalar_scores(_scratch(road), records)
-    judged = evidence.grouped(records, {r.id: np.asarray([scores[r.id]]) for r in records})
-    return evidence.accuracy(judged, 1, evidence.plain)
 
 
 def _critiques(label: str) -> str:

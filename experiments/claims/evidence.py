@@ -165,6 +165,13 @@ def scalar_scores(run: Path, records: Sequence[Preference]) -> Mapping[str, Sequ
     return scorer.scores("scalar RM", records).scores
 
 
+def scalar_credits(run: Path, records: Sequence[Preference]) -> np.ndarray:
+    """The credit of each record by a run's scalar RM alone, group after group."""
+    scores = scalar_scores(run, records)
+    judged = grouped(records, {r.id: np.asarray([scores[r.id]]) for r in records})
+    return accuracy(judged, 1, plain)
+
+
 def by_record(judged: Judged, values: Callable[[Group], np.ndarray]) -> np.ndarray:
     """A value of each record, group after group."""
     return np.concatenate([values(group) for group in judged])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import evidence
 import flops
@@ -23,7 +22,6 @@ from matplotlib.figure import Figure
 from roads import Road
 from voting import STAGES, read_stage
 
-from grm_jax import recipes
 from grm_jax.data.critiques import read_critiques
 from grm_jax.data.examples import reply_example
 from grm_jax.tokenizer import load_tokenizer
@@ -36,16 +34,7 @@ LONGER = (2, 4)  # times the recipe's steps of the scalar RM
 def runs(road: Road) -> None:
     road.pipeline()
     for times in LONGER:
-        _longer(road, times)
-
-
-def _longer(road: Road, times: int) -> Path:
-    """The run of a scalar RM that was trained for longer, with the learning rate spread over it."""
-    recipe = recipes.load(f"scalar_rm.py:{road.settings.size}")
-    assert isinstance(recipe, recipes.ScalarRMRecipe)
-    steps = recipe.scalar_rm.fitting.steps
-    name, option = f"scalar-x{times}", "--scalar-rm.fitting.steps"
-    return road.branch(name, "scalar_rm", option, str(times * steps))
+        road.scalar_rm(times)
 
 
 def read(roads: Sequence[Road]) -> Found:
@@ -149,7 +138,7 @@ def with_scalar(road: Road, stage: str, times: int) -> Judged:
     judged = read_stage(road, stage)
     if times == 1:
         return judged
-    scores = evidence.scalar_scores(_longer(road, times), road.records())
+    scores = evidence.scalar_scores(road.scalar_rm(times), road.records())
     return [
         dataclasses.replace(g, scalar=np.asarray([scores[r.id] for r in g.records], float))
         for g in judged

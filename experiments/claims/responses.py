@@ -13,7 +13,6 @@ import random
 from collections.abc import Sequence
 
 import evidence
-import numpy as np
 import paired
 import voting
 from claim import Claim, Found
@@ -65,13 +64,6 @@ def _eight(road: Road, size: int) -> Judged:
     return drawn
 
 
-def _scalar(road: Road) -> Judged:
-    """The scalar RM's scores, in place of a critique's."""
-    found = records(road.seed)
-    scores = evidence.scalar_scores(road.directory, found)
-    return evidence.grouped(found, {r.id: np.asarray([scores[r.id]]) for r in found})
-
-
 def _single(road: Road) -> dict[str, float]:
     """Accuracy of single responses, by the name of the method."""
     file = road.directory / "evaluation" / "results.json"
@@ -88,7 +80,7 @@ def read(roads: Sequence[Road]) -> Found:
         f"8 responses in groups of {size}": [_eight(road, size) for road in roads] for size in SIZES
     }
     usual = [voting.read_stage(road, STAGE) for road in roads]
-    alone = [evidence.accuracy(_scalar(road), 1, evidence.plain) for road in roads]
+    alone = [evidence.scalar_credits(road.directory, records(road.seed)) for road in roads]
     scalar = dict.fromkeys(eight, alone) | {USUAL: [evidence.scalar_accuracy(s) for s in usual]}
     credits = {name: evidence.credits(found, ks) for name, found in {USUAL: usual, **eight}.items()}
     names = ("sample@1", *(f"vote@{k}" for k in ks[1:]), "scalar")

@@ -19,8 +19,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from grm_jax import recipes
 from grm_jax.benchmarks import synthetic
 from grm_jax.data.preferences import Preference, read_preferences
 from grm_jax.errors import UserError
@@ -123,6 +124,22 @@ class Road:
             )
             self._train(recipe, directory, *options)
         return directory
+
+    def scalar_rm(self, times: int, *, start: Literal["sft", "base"] = "sft") -> Path:
+        """The run of a scalar RM that makes `times` the recipe's steps, the learning rate spread
+        over them.
+
+        Args:
+          start: the weights it starts from; "base" for random ones, as SFT does.
+        """
+        if (times, start) == (1, "sft"):
+            return self.directory
+        recipe = recipes.load(f"scalar_rm.py:{self.settings.size}")
+        assert isinstance(recipe, recipes.ScalarRMRecipe)
+        steps = str(times * recipe.scalar_rm.fitting.steps)
+        options = ["--scalar-rm.fitting.steps", steps]
+        options += ["--scalar-rm.start", "base"] if start == "base" else []
+        return self.branch(f"scalar-{'base-' * (start == 'base')}x{times}", "scalar_rm", *options)
 
     def instructions(self, name: str, change: Callable[[str], str]) -> Path:
         """The teacher's critiques with changed texts, for the branch `name`."""

@@ -22,6 +22,7 @@ import ablations
 import adaptive_k
 import baselines
 import ceiling
+import compute
 import direct
 import earlier_rl
 import expected
@@ -53,6 +54,7 @@ CLAIMS: dict[str, Claim] = {
         temperature.CLAIM,
         baselines.CLAIM,
         hybrid.CLAIM,
+        compute.CLAIM,
         guidance.CLAIM,
         expected.CLAIM,
         direct.CLAIM,
