@@ -2,8 +2,8 @@
 
 Votes of the RL model, and the same votes guided by the meta RM, are the paper's judges. Beside them
 stand votes of the RFT model, the sum of these with the scalar RM's scores (its weight is chosen on
-the other half of the records), and the scalar RM alone, as the recipe trains it and for twice the
-steps.
+the other half of the records), votes of the SFT model at the temperature at which the paper votes
+(all others are at 1), and the scalar RM alone, as the recipe trains it and for twice the steps.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import evidence
 import hybrid
 import numpy as np
 import paired
+import temperature
 import voting
 from claim import Claim, Found, line_picture
 from evidence import Judged
@@ -21,13 +22,16 @@ from matplotlib.figure import Figure
 from roads import Road
 
 PAPER = ("RL, votes (the paper's judge)", "RL, votes guided by the meta RM (the paper's best)")
+COLDER = f"SFT, votes at temperature {temperature.PAPER:g}"
 TWICE = 2  # times the recipe's steps of the scalar RM
 
 Curve = dict[int, list[np.ndarray]]  # k -> credits [R] of each seed
 
 
 def runs(road: Road) -> None:
-    hybrid.runs(road)
+    road.pipeline()
+    temperature.votes_at(road, "sft", temperature.PAPER)
+    road.scalar_rm(TWICE)
 
 
 def read(roads: Sequence[Road]) -> Found:
@@ -45,6 +49,8 @@ def read(roads: Sequence[Road]) -> Found:
             "rft", lambda judged, k: hybrid.crossed(judged, hybrid.sweep(judged, k))
         ),
     }
+    colder = [temperature.judged(road, "sft", temperature.PAPER) for road in roads]
+    curves[COLDER] = evidence.credits(colder, ks)
     alone = {
         "scalar RM": hybrid.scalar_alone(roads, 1),
         f"scalar RM, {TWICE} times the steps": hybrid.scalar_alone(roads, TWICE),
@@ -59,6 +65,7 @@ def read(roads: Sequence[Road]) -> Found:
         for name, values in {
             f"{PAPER[0]}, {most}": curves[PAPER[0]][most],
             f"RFT, votes and scalar RM, {most}": curves["RFT, votes and scalar RM"][most],
+            f"{COLDER}, {most}": curves[COLDER][most],
             **alone,
         }.items()
     }

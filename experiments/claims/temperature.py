@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import evidence
 import numpy as np
@@ -28,7 +29,13 @@ def runs(road: Road) -> None:
     road.pipeline()
     for stage in STAGES:
         for temperature in (USUAL, *OTHERS):
-            road.judged(road.directory / stage, k=_most(road, temperature), temperature=temperature)
+            votes_at(road, stage, temperature)
+
+
+def votes_at(road: Road, stage: str, temperature: float) -> Path:
+    """The critiques of a stage's model at a temperature."""
+    k = _most(road, temperature)
+    return road.judged(road.directory / stage, k=k, temperature=temperature)
 
 
 def _most(road: Road, temperature: float) -> int:
@@ -36,10 +43,10 @@ def _most(road: Road, temperature: float) -> int:
     return road.settings.k * (2 if temperature == USUAL else 1)
 
 
-def _judged(road: Road, stage: str, temperature: float) -> Judged:
-    k = _most(road, temperature)
-    file = road.judged(road.directory / stage, k=k, temperature=temperature)
-    return evidence.read_samples(road.records(), file, None, k)
+def judged(road: Road, stage: str, temperature: float) -> Judged:
+    """What they say of the held-out records."""
+    file = votes_at(road, stage, temperature)
+    return evidence.read_samples(road.records(), file, None, _most(road, temperature))
 
 
 def read(roads: Sequence[Road]) -> Found:
@@ -48,9 +55,9 @@ def read(roads: Sequence[Road]) -> Found:
     credits: dict[str, dict[int, list[np.ndarray]]] = {}
     for stage, label in STAGES.items():
         for temperature in sorted((USUAL, *OTHERS)):
-            judged = [_judged(road, stage, temperature) for road in roads]
+            found = [judged(road, stage, temperature) for road in roads]
             some = [k for k in ks if k <= _most(roads[0], temperature)]
-            credits[_name(label, temperature)] = evidence.credits(judged, some)
+            credits[_name(label, temperature)] = evidence.credits(found, some)
     figures = paired.estimates(credits)
     rows = [
         [name, *(by_k[k].cell() if k in by_k else "" for k in ks)] for name, by_k in figures.items()

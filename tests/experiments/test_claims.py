@@ -376,7 +376,7 @@ def test_claims_on_temperatures_and_on_what_is_unseen_are_read(drawn, tmp_path, 
         return evidence.read_samples(chosen, tmp_path / "samples.jsonl", scalar, k)
 
     monkeypatch.setattr(
-        temperature, "_judged",
+        temperature, "judged",
         lambda road, stage, t: judged(lambda i: True, 8 if t == temperature.USUAL else 4),
     )  # fmt: skip
     monkeypatch.setattr(voting, "read_stage", lambda road, stage: judged(lambda i: True, 8))
