@@ -34,6 +34,7 @@ import tyro
 
 from grm_jax import stopping
 from grm_jax.errors import UserError, describe
+from grm_jax.judge.request import MOST_RESPONSES
 from grm_jax.model.options import ComputeDtype
 from grm_jax.output import surviving
 from grm_jax.parallel.options import MeshConfig
@@ -145,11 +146,9 @@ def serve(args: Arguments) -> int:
     with listener:
         # In the main thread, so that what it finds wrong is said before anything is loaded.
         open_session = opener(args)
-        defaults: dict[str, Any] = {"k": args.k}
-        for name in ("temperature", "at_once"):
-            if getattr(args, name) is not None:
-                defaults[name] = getattr(args, name)
-        service = Service(open_session, limits=args.limits, defaults=defaults, cache=args.cache)
+        service = Service(
+            open_session, limits=args.limits, defaults=defaults(args), cache=args.cache
+        )
         app = create_app(
             service,
             groups=args.groups,
@@ -160,6 +159,12 @@ def serve(args: Arguments) -> int:
         return run(app, service, listener, drain_seconds=args.drain, connections=args.connections)
 
 
+def defaults(args: Arguments) -> dict[str, Any]:
+    """The options of requests that do not say."""
+    said = {name: getattr(args, name) for name in ("k", "temperature", "at_once")}
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def check(args: Arguments) -> None:
     """Raise UserError for options that are missing or out of range."""
     if args.model is None and args.openapi is None:
@@ -168,6 +173,8 @@ def check(args: Arguments) -> None:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if args.at_once is not None and args.at_once > MOST_RESPONSES:
+        raise UserError(f"--at-once {args.at_once}: give at most {MOST_RESPONSES}")
     if args.port > 65535:
         raise UserError(f"--port {args.port}: give 0 to 65535")
     for name in ("drain", "temperature"):

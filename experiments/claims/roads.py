@@ -130,15 +130,16 @@ class Road:
         over them.
 
         Args:
-          start: the weights it starts from; "base" for random ones, as SFT does.
+          start: the weights it starts from; "base": the base model's, which are random on the
+            embedded world.
         """
-        if (times, start) == (1, "sft"):
-            return self.directory
         recipe = recipes.load(f"scalar_rm.py:{self.settings.size}")
         assert isinstance(recipe, recipes.ScalarRMRecipe)
-        steps = str(times * recipe.scalar_rm.fitting.steps)
-        options = ["--scalar-rm.fitting.steps", steps]
-        options += ["--scalar-rm.start", "base"] if start == "base" else []
+        usual = recipe.scalar_rm.start
+        if (times, start) == (1, usual):
+            return self.directory
+        options = ["--scalar-rm.fitting.steps", str(times * recipe.scalar_rm.fitting.steps)]
+        options += [] if start == usual else ["--scalar-rm.start", start]
         return self.branch(f"scalar-{'base-' * (start == 'base')}x{times}", "scalar_rm", *options)
 
     def instructions(self, name: str, change: Callable[[str], str]) -> Path:

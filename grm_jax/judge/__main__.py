@@ -140,7 +140,7 @@ def _print(verdict) -> None:
         )
     for row in verdict.critiques:
         said = row.failure if row.scores is None else list(row.scores)
-        shown = " ".join(map(str, row.shown))
+        shown = " ".join(str(list(group)) for group in row.shown)
         print(f"\n--- critique {row.sample}, responses shown as {shown}: {said}")
         print(row.text.strip())
 

@@ -1,34 +1,38 @@
 """More responses than a critique should read: they are dealt into groups, anew for every critique.
 
     request of n responses, at_once m < n
-        -> k deals: the n responses in random groups of at most m
-        -> a request of one critique for each group (`session.JudgeSession` runs them like others)
+        -> k deals of the n responses into random groups of at most m, each read by one critique
         -> k critiques of all n responses, each joined from those of a deal's groups -> decide
 
-Scores are pointwise, so that those of different groups can be added up (Eq. 14), and over k deals
-nearly all responses meet. A judge so reads more responses than it was trained on, or than its
-longest prompt holds; what that is worth: `experiments/claims/responses.md`.
+Scores are pointwise, so that those of different groups can be added up (Eq. 14), and in every deal
+a response is read beside others. A judge so reads more responses than it was trained on, or than
+its longest prompt holds; what that is worth: `experiments/claims/responses.md`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
+import math
 import random
 import statistics
 from collections.abc import Sequence
 
+from grm_jax.data.preferences import Preference
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.judge.verdict import Judgement
 
 Group = tuple[int, ...]
 
 
-def is_dealt(request: JudgeRequest) -> bool:
-    """Whether the request has more responses than a critique of it may read."""
-    at_once = request.options.at_once
-    return at_once is not None and len(request.record.responses) > at_once
+def count(request: JudgeRequest) -> int:
+    """Into how many groups the responses are dealt; 1: a critique reads all of them."""
+    return request.samples // request.options.k
+
+
+def size(request: JudgeRequest) -> int:
+    """The responses of the largest group."""
+    return math.ceil(len(request.record.responses) / count(request))
 
 
 def deal(request: JudgeRequest, sample: int) -> list[Group]:
@@ -38,35 +42,21 @@ def deal(request: JudgeRequest, sample: int) -> list[Group]:
     nothing to be compared with: it is shown beside one of the first pair, whose score in this group
     does not count.
     """
-    n, at_once = len(request.record.responses), request.options.at_once
-    assert at_once is not None
+    n, groups = len(request.record.responses), count(request)
     order = random.Random(f"{request.record.id} {request.options.seed} {sample}").sample(
         range(n), n
     )
-    count = -(-n // at_once)
-    bounds = [-(-i * n // count) for i in range(count + 1)]  # the larger groups first
-    groups = [tuple(order[low:high]) for low, high in itertools.pairwise(bounds)]
-    if len(groups[-1]) == 1:
-        groups[-1] += groups[0][:1]
-    return groups
+    bounds = [-(-i * n // groups) for i in range(groups + 1)]  # rounded up: the last is smallest
+    dealt = [tuple(order[low:high]) for low, high in itertools.pairwise(bounds)]
+    if len(dealt[-1]) == 1:
+        dealt[-1] += dealt[0][:1]
+    return dealt
 
 
-def part(request: JudgeRequest, sample: int, group: Group) -> JudgeRequest:
-    """The request of one critique of a group."""
-    record, options = request.record, request.options
-    digest = hashlib.blake2b(f"{options.seed} {sample}".encode(), digest_size=7).digest()
-    return JudgeRequest(
-        dataclasses.replace(
-            record,
-            id=f"{record.id} {' '.join(map(str, group))}",
-            responses=tuple(record.responses[i] for i in group),
-            labels=(0.0,) * len(group),
-        ),
-        dataclasses.replace(
-            options, k=1, k_meta=None, method="vote", adaptive=None, at_once=None, order="given",
-            seed=int.from_bytes(digest, "little"),
-        ),
-    )  # fmt: skip
+def part(record: Preference, group: Group) -> Preference:
+    """The record of a group's responses alone."""
+    responses = tuple(record.responses[i] for i in group)
+    return dataclasses.replace(record, responses=responses, labels=(0.0,) * len(group))
 
 
 def join(
@@ -78,12 +68,11 @@ def join(
     first that has none. The meta RM's score is their mean.
     """
     order: list[int] = []
-    sizes: list[int] = []
     scores, expected = {}, {}
     for group, critique in zip(groups, critiques, strict=True):
-        new = [(place, index) for place, index in enumerate(group) if index not in order]
-        sizes.append(len(new))
-        for place, index in new:
+        for place, index in enumerate(group):
+            if index in order:  # it keeps the last response company
+                continue
             order.append(index)
             scores[index] = critique.scores and critique.scores[place]
             expected[index] = critique.expected and critique.expected[place]
@@ -94,7 +83,7 @@ def join(
         example_id=request.record.id,
         sample=sample,
         order=tuple(order),
-        groups=tuple(sizes),
+        groups=tuple(groups),
         scores=None if failure else tuple(scores[i] for i in range(n)),
         failure=failure,
         finish_reason="length" if any(c.truncated for c in critiques) else "stop",

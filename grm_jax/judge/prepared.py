@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from grm_jax.critique import Template
 from grm_jax.data.collate import Example
+from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge import dealt
 from grm_jax.judge.base import JudgeModel
 from grm_jax.judge.critiques import AdaptiveK
 from grm_jax.judge.request import JudgeRequest
-from grm_jax.judge.verdict import Judgement, Usage, Verdict, require_method
+from grm_jax.judge.verdict import Judgement, Usage, require_method
 from grm_jax.sampler.options import SamplingConfig
 
 _ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once
+
+Ids = tuple[int, ...]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -24,6 +27,7 @@ class Prepared:
     """What a request that is judged whole and one whose responses are dealt have in common.
 
     Attributes:
+      longest: most tokens of a prompt.
       replies: what the scalar RM reads; () without one.
       rows: critiques so far, by sample.
       asked: how many samples were begun.
@@ -32,20 +36,11 @@ class Prepared:
     request: JudgeRequest
     template: Template
     sampling: SamplingConfig
+    longest: int
     replies: Sequence[Example] = ()
     rows: dict[int, Judgement] = dataclasses.field(default_factory=dict)
     asked: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        raise NotImplementedError
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Of all distinct prompts."""
-        raise NotImplementedError
 
     def next_round(self) -> range:
         """The samples to begin next: all, or a few with adaptive sampling."""
@@ -77,52 +72,52 @@ class Whole(Prepared):
     """
 
     orders: list[tuple[int, ...]]
-    prompts: dict[tuple[int, ...], tuple[int, ...]]
-
-    @property
-    def longest(self) -> int:
-        return max(map(len, self.prompts.values()))
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(map(len, self.prompts.values()))
+    prompts: dict[tuple[int, ...], Ids]
 
 
 @dataclasses.dataclass(kw_only=True)
 class Dealt(Prepared):
-    """A request whose responses are dealt into groups (`dealt.py`).
+    """A request whose responses are dealt into groups (`dealt.py`). Its group critiques are
+    numbered: sample times the number of groups, plus the place of the group.
 
     Attributes:
-      groups: of each of the k samples.
-      parts: the request of each group, by sample.
-      critiques: of groups, by sample and place of the group: of samples that have not ended.
-      read: tokens of the prompts that were read.
+      render: makes the token ids of a record's prompt.
+      prompts: token ids by group, of those that were begun.
+      critiques: of groups, by sample and place, of samples that have not ended.
     """
 
-    groups: list[list[dealt.Group]]
-    parts: list[list[Whole]]
+    render: Callable[[Preference], Ids]
+    prompts: dict[dealt.Group, Ids] = dataclasses.field(default_factory=dict)
     critiques: dict[int, dict[int, Judgement]] = dataclasses.field(default_factory=dict)
-    read: int = 0
 
-    @property
-    def longest(self) -> int:
-        return max(part.longest for parts in self.parts for part in parts)
+    def begin(self, sample: int) -> list[tuple[int, Ids]]:
+        """(number, prompt) of each group of a sample."""
+        groups = dealt.deal(self.request, sample)
+        for group in groups:
+            if group not in self.prompts:
+                self.prompts[group] = self.render(dealt.part(self.request.record, group))
+        return [
+            (sample * len(groups) + place, self.prompts[group])
+            for place, group in enumerate(groups)
+        ]
 
-    @property
-    def prompt_tokens(self) -> int:
-        return self.read
+    def part(self, number: int) -> Preference:
+        """The record that a group critique is about."""
+        sample, place = divmod(number, dealt.count(self.request))
+        return dealt.part(self.request.record, dealt.deal(self.request, sample)[place])
 
-    def take(self, sample: int, place: int, verdict: Verdict) -> None:
-        """The verdict on a group; the last one of a sample makes it a critique of all responses."""
-        (critique,) = verdict.critiques
-        self.read += verdict.usage.prompt_tokens
+    def take(self, number: int, critique: Judgement) -> None:
+        """Keep a group's critique; the last one of a sample makes it one of all responses."""
+        groups = dealt.count(self.request)
+        sample, place = divmod(number, groups)
         of_sample = self.critiques.setdefault(sample, {})
         of_sample[place] = critique
-        groups = self.groups[sample]
-        if len(of_sample) == len(groups):
+        if len(of_sample) == groups:
             del self.critiques[sample]
-            critiques = [of_sample[i] for i in range(len(groups))]
-            self.rows[sample] = dealt.join(self.request, sample, groups, critiques)
+            self.rows[sample] = dealt.join(
+                self.request, sample, dealt.deal(self.request, sample),
+                [of_sample[place] for place in range(groups)],
+            )  # fmt: skip
 
 
 def prepare(judge: JudgeModel, request: JudgeRequest) -> Whole | Dealt:
@@ -135,45 +130,62 @@ def prepare(judge: JudgeModel, request: JudgeRequest) -> Whole | Dealt:
     replies: Sequence[Example] = ()
     if judge.has_scalar:
         replies = judge.scalar.examples(record.turns, record.responses)
-    if not dealt.is_dealt(request):
-        return dataclasses.replace(_whole(judge, request), replies=replies)
-    groups = [dealt.deal(request, sample) for sample in range(options.k)]
-    parts = [
-        [_whole(judge, dealt.part(request, sample, group)) for group in of_sample]
-        for sample, of_sample in enumerate(groups)
-    ]
-    first = parts[0][0]
-    return Dealt(
-        request=request, template=first.template, sampling=first.sampling, replies=replies,
-        groups=groups, parts=parts,
-    )  # fmt: skip
+    prepared = _dealt(judge, request) if dealt.count(request) > 1 else _whole(judge, request)
+    prepared.replies = replies
+    limit = judge.model.max_position - prepared.sampling.max_new_tokens
+    if prepared.longest > limit:
+        raise UserError(
+            f"the prompt has {prepared.longest:,} tokens, and {limit:,} leave room for a critique; "
+            f"shorten the texts{fewer_at_once(request)}, or allow a critique fewer tokens "
+            "(max_new_tokens)"
+        )
+    return prepared
+
+
+def fewer_at_once(request: JudgeRequest) -> str:
+    """The advice to let a critique read fewer responses, for a message on a long prompt; empty
+    where that is not possible."""
+    return "" if dealt.size(request) <= 2 else ", let a critique read fewer responses (at_once)"
 
 
 def _whole(judge: JudgeModel, request: JudgeRequest) -> Whole:
     options, record = request.options, request.record
     prompts = judge.prompts(options)
     orders = prompts.orders(record, options.k)
-    prepared = Whole(
-        request=request,
-        template=prompts.template(record),
-        sampling=judge.sampling(options),
-        orders=orders,
-        prompts={order: prompts.ids(record, order) for order in dict.fromkeys(orders)},
-    )
-    limit = judge.model.max_position - prepared.sampling.max_new_tokens
-    if prepared.longest > limit:
+    by_order = {order: prompts.ids(record, order) for order in dict.fromkeys(orders)}
+    return Whole(
+        request=request, template=prompts.template(record), sampling=judge.sampling(options),
+        longest=max(map(len, by_order.values())), orders=orders, prompts=by_order,
+    )  # fmt: skip
+
+
+def _dealt(judge: JudgeModel, request: JudgeRequest) -> Dealt:
+    options, record = request.options, request.record
+    if options.order in ("given", "one"):
         raise UserError(
-            f"the prompt has {prepared.longest:,} tokens, and {limit:,} leave room for a critique; "
-            "shorten the texts, let a critique read fewer responses (at_once), or allow it fewer "
-            "tokens (max_new_tokens)"
+            f"order is {options.order!r} and at_once {options.at_once}: where responses are dealt "
+            "into groups, their order is random; leave one of the two out"
         )
-    return prepared
+    prompts = judge.prompts(options)
+
+    def render(part: Preference) -> Ids:
+        return prompts.ids(part, tuple(range(len(part.responses))))
+
+    # Groups are rendered when they begin. None is longer than the longest responses together, but
+    # for a token that two texts may share, or not, where they meet.
+    size = dealt.size(request)
+    lengths = [len(judge.tokenizer.encode(text)) for text in record.responses]
+    worst = sorted(range(len(lengths)), key=lengths.__getitem__)[-size:]
+    return Dealt(
+        request=request, template=prompts.many, sampling=judge.sampling(options),
+        longest=len(render(dealt.part(record, tuple(worst)))) + size, render=render,
+    )  # fmt: skip
 
 
-def usage(prepared: Prepared, judged: Sequence[Judgement]) -> Usage:
+def usage(prepared: Whole | Dealt, judged: Sequence[Judgement]) -> Usage:
     """What the critiques of a request cost."""
     return Usage(
-        prompt_tokens=prepared.prompt_tokens,
+        prompt_tokens=sum(map(len, prepared.prompts.values())),
         sampled_tokens=sum(row.tokens for row in judged),
-        samples=sum(len(row.groups or (0,)) for row in judged),
+        samples=sum(len(row.shown) for row in judged),
     )

@@ -89,8 +89,9 @@ class ScoreOptions:
     threshold: float | None = None
     """With `adaptive`, single responses are decided against it; None: the middle of the range."""
     at_once: int | None = None
-    """Most responses that a critique reads. More are dealt into groups, anew for each of the k
-    critiques, which then costs as many critiques as there are groups; None: all of them."""
+    """Most responses that a critique reads. More are dealt into random groups, anew for each of the
+    k critiques, which then costs as many critiques as there are groups, and has scores where all of
+    these can be read; None: all responses."""
 
     def __post_init__(self) -> None:
         _whole("k", self.k, 1, MOST_SAMPLES)
@@ -234,7 +235,10 @@ class JudgeRequest:
     @functools.cached_property
     def digest(self) -> str:
         """Names the request with its options: equal ones have equal verdicts of one judge."""
-        text = f"{self.record.id} {dataclasses.astuple(self.options)}"
+        options = dataclasses.asdict(self.options)
+        at_once = options.pop("at_once")  # says nothing where no responses are dealt
+        dealt = (at_once,) if self.samples > self.options.k else ()
+        text = f"{self.record.id} {(*options.values(), *dealt)}"
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -24,12 +24,13 @@ import jax
 
 from grm_jax.critique import Turn, unshuffle
 from grm_jax.data.collate import Example
+from grm_jax.data.preferences import Preference
 from grm_jax.errors import UserError
 from grm_jax.judge.base import JudgeModel
 from grm_jax.judge.critiques import read_sample, written_ids
 from grm_jax.judge.expected import ScoreTokens
 from grm_jax.judge.labels import LabelRow
-from grm_jax.judge.prepared import Dealt, Prepared, Whole, prepare, usage
+from grm_jax.judge.prepared import Dealt, Whole, fewer_at_once, prepare, usage
 from grm_jax.judge.request import JudgeRequest, LabelRequest
 from grm_jax.judge.verdict import (
     Completion,
@@ -84,8 +85,6 @@ class JudgeSession:
         self.expected = ScoreTokens(judge.tokenizer) if expected else None
         self._tickets = itertools.count()
         self._open: dict[int, Whole | Dealt | _Chat] = {}
-        # The ticket of a group of responses -> its request's ticket, the sample, its place there.
-        self._groups: dict[int, tuple[int, int, int]] = {}
         self._replies: dict[int, list[Example]] = {}
         self._labels: dict[int, list[LabelRow]] = {}
         if judge.guided:
@@ -131,7 +130,9 @@ class JudgeSession:
             raise UserError("expected scores were asked for, and this session does not watch them")
         if options.expected and self.expected is not None:
             self.expected.require(prepared.template)
-        self._require_room(prepared.longest, prepared.sampling.max_new_tokens)
+        self._require_room(
+            prepared.longest, prepared.sampling.max_new_tokens, fewer_at_once(prepared.request)
+        )
         ticket = next(self._tickets)
         self._open[ticket] = prepared
         self._begin(ticket, prepared)
@@ -170,12 +171,7 @@ class JudgeSession:
         """Forget a request; what it has begun stops before the next chunk."""
         self._replies.pop(ticket, None)
         self._labels.pop(ticket, None)
-        self._groups.pop(ticket, None)
-        entry = self._open.pop(ticket, None)
-        if isinstance(entry, Dealt):
-            for group in [group for group, (of, *_) in self._groups.items() if of == ticket]:
-                self.cancel(group)
-        elif entry is not None:
+        if self._open.pop(ticket, None) is not None:
             self._session.cancel(str(ticket))
 
     def finished(self, ticket: int) -> int:
@@ -190,7 +186,8 @@ class JudgeSession:
         results: list[tuple[int, Result]] = [*self._score_replies(), *self._read_labels()]
         if self._session.idle:
             return results
-        ended: list[int] = []
+        touched: dict[int, Whole | Dealt] = {}
+        groups: list[tuple[Dealt, int, Judgement]] = []
         for sample in self._session.step():
             ticket = int(sample.example_id)
             entry = self._open.get(ticket)
@@ -200,35 +197,33 @@ class JudgeSession:
                     del self._open[ticket]
                     results.append((ticket, tuple(entry.said[i] for i in range(entry.count))))
             elif isinstance(entry, Whole):
-                entry.rows[sample.index] = self._judgement(entry, sample)
-                if entry.ended:
-                    ended.append(ticket)
-                elif len(entry.rows) == entry.asked:
-                    self._begin(ticket, entry)
-        return [*results, *self._joined(self._verdicts(ended))]
-
-    def _joined(self, results: Sequence[tuple[int, Verdict]]) -> list[tuple[int, Verdict]]:
-        """The verdicts of whole requests: those on groups become critiques of all responses."""
-        whole, ended = [], []
-        for ticket, verdict in results:
-            if ticket not in self._groups:
-                whole.append((ticket, verdict))
-                continue
-            of, sample, place = self._groups.pop(ticket)
-            entry = self._open[of]
-            assert isinstance(entry, Dealt)
-            entry.take(sample, place, verdict)
+                order = entry.orders[sample.index]
+                entry.rows[sample.index] = self._judgement(entry, sample, order)
+                touched[ticket] = entry
+            elif entry is not None:
+                order = tuple(range(len(entry.part(sample.index).responses)))
+                groups.append((entry, sample.index, self._judgement(entry, sample, order)))
+                touched[ticket] = entry
+        self._join(groups)
+        ended = []
+        for ticket, entry in touched.items():
             if entry.ended:
-                ended.append(of)
+                ended.append(ticket)
             elif len(entry.rows) == entry.asked:
-                self._begin(of, entry)
-        return [*whole, *self._verdicts(ended)]
+                self._begin(ticket, entry)
+        return results + self._verdicts(ended)
 
-    def _require_room(self, prompt_tokens: int, new_tokens: int) -> None:
+    def _join(self, groups: Sequence[tuple[Dealt, int, Judgement]]) -> None:
+        """Give critiques of groups, and their numbers, to their requests."""
+        read = [(entry.part(number), row) for entry, number, row in groups]
+        for (entry, number, _), row in zip(groups, self._with_meta(read), strict=True):
+            entry.take(number, row)
+
+    def _require_room(self, prompt_tokens: int, new_tokens: int, advice: str = "") -> None:
         if prompt_tokens > self.longest_prompt:
             raise UserError(
                 f"the prompt has {prompt_tokens:,} tokens, and at most {self.longest_prompt:,} are "
-                "read; shorten the texts, or allow longer prompts (--max-prompt-tokens)"
+                f"read; shorten the texts{advice}, or allow longer prompts (--max-prompt-tokens)"
             )
         if new_tokens > self.max_new_tokens:
             raise UserError(
@@ -238,21 +233,19 @@ class JudgeSession:
 
     def _begin(self, ticket: int, entry: Whole | Dealt) -> None:
         """Give the sampler the next round of samples."""
-        if isinstance(entry, Dealt):
-            for sample in entry.next_round():
-                for place, group in enumerate(entry.parts[sample]):
-                    self._groups[self.add(group)] = ticket, sample, place
-            return
-        by_order: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-        for index in entry.next_round():
-            by_order[entry.orders[index]].append(index)
+        by_prompt: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+        for sample in entry.next_round():
+            if isinstance(entry, Whole):
+                by_prompt[entry.prompts[entry.orders[sample]]].append(sample)
+                continue
+            for number, prompt in entry.begin(sample):
+                by_prompt[prompt].append(number)
         seed = f"{entry.request.record.id} {entry.request.options.seed}"
-        for order, members in by_order.items():
-            request = Request(str(ticket), entry.prompts[order], tuple(members), seed=seed)
+        for prompt, members in by_prompt.items():
+            request = Request(str(ticket), prompt, tuple(members), seed=seed)
             self._session.add(request, entry.sampling)
 
-    def _judgement(self, entry: Whole, sample: Sample) -> Judgement:
-        order = entry.orders[sample.index]
+    def _judgement(self, entry: Whole | Dealt, sample: Sample, order: tuple[int, ...]) -> Judgement:
         text, parsed = read_sample(sample, self.judge.tokenizer, entry.template, len(order))
         expected = None
         if self.expected is not None and parsed.scores is not None and sample.watched is not None:
@@ -311,51 +304,59 @@ class JudgeSession:
         scores = iter(judge.scalar.logits(rows, judge.mesh, tokens))
         return [tuple(itertools.islice(scores, len(rows))) for rows in asked]
 
-    def _verdicts(self, tickets: Sequence[int]) -> list[tuple[int, Verdict]]:
-        """The verdicts of requests, or groups of one, whose critiques are all there."""
+    def _verdicts(self, tickets: Sequence[int]) -> list[tuple[int, Result]]:
+        """The verdicts of requests whose critiques are all there."""
         popped = [self._open.pop(ticket) for ticket in tickets]
-        entries = [entry for entry in popped if isinstance(entry, Prepared)]
+        entries = [entry for entry in popped if isinstance(entry, Whole | Dealt)]
         rows = [[entry.rows[index] for index in sorted(entry.rows)] for entry in entries]
-        if self.judge.guided:
-            self._read_by_meta(entries, rows)
-        scalars: dict[int, tuple[float, ...]] = {}
-        if scored := [i for i, entry in enumerate(entries) if entry.replies]:
-            found = self._scalar_scores([entries[i].replies for i in scored])
-            scalars = dict(zip(scored, found, strict=True))
-        now = time.perf_counter()
-        return [
-            (
-                ticket,
-                decide(
-                    entry.request, judged, scale=entry.template.scale, guided=self.judge.guided,
-                    scalar=scalars.get(i), usage=usage(entry, judged),
-                    judge=self.judge.fingerprint, seconds=now - entry.started,
-                ),
+        flat = iter(
+            self._with_meta(
+                [
+                    (entry.request.record, row)
+                    for entry, judged in zip(entries, rows, strict=True)
+                    for row in judged
+                ]
             )
-            for i, (ticket, entry, judged) in enumerate(zip(tickets, entries, rows, strict=True))
-        ]  # fmt: skip
+        )
+        rows = [list(itertools.islice(flat, len(judged))) for judged in rows]
+        scalars: Sequence[tuple[float, ...] | None] = [None] * len(entries)
+        if self.judge.has_scalar and entries:
+            scalars = self._scalar_scores([entry.replies for entry in entries])
+        now = time.perf_counter()
+        results: list[tuple[int, Result]] = []
+        for ticket, entry, judged, scalar in zip(tickets, entries, rows, scalars, strict=True):
+            verdict = decide(
+                entry.request, judged, scale=entry.template.scale, guided=self.judge.guided,
+                scalar=scalar, usage=usage(entry, judged), judge=self.judge.fingerprint,
+                seconds=now - entry.started,
+            )  # fmt: skip
+            results.append((ticket, verdict))
+        return results
 
-    def _read_by_meta(self, entries: Sequence[Prepared], rows: Sequence[list[Judgement]]) -> None:
-        """Put the meta RM's logits into the critiques, all in one batch. Those that are joined from
-        critiques of groups have them.
+    def _with_meta(self, judged: Sequence[tuple[Preference, Judgement]]) -> list[Judgement]:
+        """Critiques with the meta RM's logits, if there is one, all in one batch. Those that were
+        joined have theirs from their groups.
 
         One that the meta RM can not read whole, since its own prompt is longer, has failed.
         """
+        rows = [row for _, row in judged]
+        if not self.judge.guided:
+            return rows
         meta, places, examples = self.judge.meta, [], []
-        for i, (entry, judged) in enumerate(zip(entries, rows, strict=True)):
-            for j, row in enumerate(judged):
-                if row.scores is None or row.groups is not None:
-                    continue
-                example = meta.example(entry.request.record, row, self.judge.tokenizer)
-                if example.length > meta.longest:
-                    judged[j] = dataclasses.replace(
-                        row, scores=None, expected=None, failure="meta_length"
-                    )
-                    continue
-                places.append((i, j))
-                examples.append(example)
+        for i, (record, row) in enumerate(judged):
+            if row.scores is None or row.groups is not None:
+                continue
+            example = meta.example(record, row, self.judge.tokenizer)
+            if example.length > meta.longest:
+                rows[i] = dataclasses.replace(
+                    row, scores=None, expected=None, failure="meta_length"
+                )
+                continue
+            places.append(i)
+            examples.append(example)
         if examples:
             tokens = self.judge.sampler.engine.prefill_tokens
             logits = meta.logits(examples, self.judge.mesh, tokens)
-            for (i, j), logit in zip(places, logits, strict=True):
-                rows[i][j] = dataclasses.replace(rows[i][j], meta=logit)
+            for i, logit in zip(places, logits, strict=True):
+                rows[i] = dataclasses.replace(rows[i], meta=logit)
+        return rows

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -30,20 +29,19 @@ class Judgement(Critique):
       principles: what it says that it judges by.
       expected: by response, the mean of the distribution from which the score was drawn.
       votes: whether it is among those that decide.
-      groups: where the responses were dealt into groups (`dealt.py`), how many of `order` are of
-        each; None: it read all of them at once.
+      groups: where the responses were dealt into groups (`dealt.py`), which of them were shown
+        together, in their order; None: all of them, in `order`.
     """
 
     principles: str = ""
     expected: tuple[float, ...] | None = None
     votes: bool = True
-    groups: tuple[int, ...] | None = None
+    groups: tuple[tuple[int, ...], ...] | None = None
 
     @property
-    def shown(self) -> list[list[int]]:
+    def shown(self) -> tuple[tuple[int, ...], ...]:
         """The responses that were shown together, in their order."""
-        left = iter(self.order)
-        return [list(itertools.islice(left, size)) for size in self.groups or (len(self.order),)]
+        return (self.order,) if self.groups is None else self.groups
 
     def to_json(self) -> dict[str, Any]:
         return {

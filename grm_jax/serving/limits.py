@@ -19,7 +19,7 @@ class Limits:
     responses: int = 64
     """Responses of one query."""
     k: int = 128
-    """Samples of one request: critiques, or the `n` of a chat."""
+    """Samples of one request: critiques, of all groups (`at_once`), or the `n` of a chat."""
     max_new_tokens: int | None = None
     """Tokens of one sample; None: what the engine was planned for."""
     deadline: float = 600.0
@@ -40,6 +40,13 @@ class Limits:
         """Raise UserError for a request that is beyond them."""
         self.check_responses(len(request.record.responses))
         self.check_samples("k", request.options.k)
+        if request.samples > self.k:
+            groups = request.samples // request.options.k
+            raise UserError(
+                f"k {request.options.k} of {groups} groups (at_once {request.options.at_once}): "
+                f"{request.samples:,} critiques; this server takes at most {self.k}; give a "
+                "smaller k, or a larger at_once"
+            )
         self.check_tokens("max_new_tokens", request.options.max_new_tokens)
 
     def check_responses(self, count: int) -> None:

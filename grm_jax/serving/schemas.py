@@ -104,14 +104,15 @@ OF_THE_ROUTE = ("stream", "critiques", "deadline")
 
 
 class CritiqueReply(BaseModel):
-    """One critique; `votes`: whether it is among those that decide."""
+    """One critique; `votes`: whether it is among those that decide; `order`: the responses as they
+    were shown; `groups`: where `at_once` dealt them into groups, those that were shown together."""
 
     scores: list[float] | None
     failure: str | None
     principles: str
     critique: str
     order: list[int]
-    groups: list[int] | None
+    groups: list[list[int]] | None
     meta: float | None
     expected: list[float] | None
     votes: bool

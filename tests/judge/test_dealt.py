@@ -11,6 +11,7 @@ import pytest
 from grm_jax.critique.parse import Parsed
 from grm_jax.errors import UserError
 from grm_jax.judge import dealt
+from grm_jax.judge.prepared import Dealt, prepare
 from grm_jax.judge.request import JudgeRequest, ScoreOptions
 from grm_jax.judge.verdict import Judgement
 
@@ -37,13 +38,14 @@ def readable(monkeypatch):
     read = []
 
     def scores(template, text, n, truncated):
-        # The texts of a random model say nothing of the responses: the caller sets the group.
+        # The texts of a random model say nothing of the responses: the caller says which they are.
         group = read[-1]
         return Parsed(tuple(float(index + 1) for index in group), None, f"be {n}", "")
 
-    def sample(self, entry, sample):
-        read.append([NAMES.index(r) for r in entry.request.record.responses])
-        return original(self, entry, sample)
+    def sample(self, entry, sample, order):
+        record = entry.part(sample.index) if isinstance(entry, Dealt) else entry.request.record
+        read.append([NAMES.index(record.responses[i]) for i in order])
+        return original(self, entry, sample, order)
 
     from grm_jax.judge.session import JudgeSession
 
@@ -58,13 +60,13 @@ def readable(monkeypatch):
 def test_every_response_is_dealt_once_and_none_is_alone(n, at_once):
     request = ask(n, at_once)
     if n <= at_once:
-        assert not dealt.is_dealt(request) and request.samples == 4
+        assert dealt.count(request) == 1 and request.samples == 4
         return
-    assert dealt.is_dealt(request)
     deals = [dealt.deal(request, sample) for sample in range(40)]
     for groups in deals:
-        assert 4 * len(groups) == request.samples
+        assert 4 * len(groups) == request.samples and len(groups) == dealt.count(request)
         sizes = [len(group) for group in groups]
+        assert max(sizes) == dealt.size(request)
         assert min(sizes) >= 2 and max(sizes) <= at_once and max(sizes) - min(sizes) <= 1
         shown = collections.Counter(index for group in groups for index in group)
         assert set(shown) == set(range(n))
@@ -73,6 +75,8 @@ def test_every_response_is_dealt_once_and_none_is_alone(n, at_once):
         assert twice == ([groups[0][0]] if at_once == 2 and n % 2 else [])
         assert all(len(set(group)) == len(group) for group in groups)
     assert deals == [dealt.deal(request, sample) for sample in range(40)]
+    other = ask(n, at_once, seed=1)
+    assert deals != [dealt.deal(other, sample) for sample in range(40)]
     together = {pair for groups in deals for g in groups for pair in itertools.pairwise(g)}
     assert len(together) > n, "the groups change from critique to critique"
 
@@ -91,8 +95,8 @@ def test_scores_of_groups_come_back_to_their_responses():
     joined = dealt.join(request, 1, groups, [first, second])
     # The 9 of response 2 in the second group, where it keeps 1 company, does not count.
     assert joined.scores == (3.0, 5.0, 7.0) and joined.expected == (3.5, 5.5, 6.5)
-    assert joined.order == (2, 0, 1) and joined.groups == (2, 1)
-    assert joined.shown == [[2, 0], [1]] and first.shown == [[0, 1]]
+    assert joined.order == (2, 0, 1) and joined.shown == ((2, 0), (1, 2))
+    assert first.shown == ((0, 1),)
     assert (joined.text, joined.meta, joined.tokens, joined.sample) == ("a\n\nb", 1.5, 9, 1)
     none = critique(None, text="c", finish_reason="length")
     failed = dealt.join(request, 1, groups, [first, none])
@@ -113,38 +117,44 @@ def test_a_verdict_on_more_responses_than_are_read_at_once(judge, readable):
     assert sorted(map(len, readable)) == [2] * 10 + [3] * 5
     assert verdict.usage.samples == 15 == request.samples
     for row in verdict.critiques:
-        assert row.groups == (3, 2, 2) and sorted(row.order) == list(range(7))
+        assert list(map(len, row.groups)) == [3, 2, 2] and sorted(row.order) == list(range(7))
+        assert row.order == sum(row.groups, ())
         assert row.principles == "be 3\n\nbe 2\n\nbe 2" and row.meta is not None
-    prompts = [
-        p for parts in _parts(judge, request) for part in parts for p in part.prompts.values()
-    ]
-    assert verdict.usage.prompt_tokens == sum(map(len, prompts))
+    prompts = {group: prompt_of(judge, request, group) for row in verdict.critiques
+               for group in row.groups}  # fmt: skip
+    assert verdict.usage.prompt_tokens == sum(map(len, prompts.values()))
     # The scalar RM reads each response once, whatever is beside it.
     alone = judge.scalar.scores([(request.record.turns, NAMES[:7])], judge.mesh, 64)[0]
     np.testing.assert_allclose(verdict.scalar, alone, rtol=1e-6)
 
 
-def _parts(judge, request):
-    from grm_jax.judge.prepared import Dealt, prepare
+def prompt_of(judge, request, group):
+    """The prompt of a group's responses, as a request of its own has it."""
+    alone = JudgeRequest.make(
+        " sum 1 2",
+        [NAMES[i] for i in group],
+        options=ScoreOptions(k=1, order="given", max_new_tokens=12),
+    )
+    return prepare(judge, alone).prompts[tuple(range(len(group)))]
 
-    prepared = prepare(judge, request)
-    assert isinstance(prepared, Dealt)
-    return prepared.parts
 
-
-def test_critiques_of_groups_are_those_of_requests_of_their_own(judge):
+def test_groups_are_shown_in_prompts_of_their_own(judge, monkeypatch):
     session = judge.session(longest_prompt=64, max_new_tokens=12, samples=8)
-    request = ask(5, 2, k=2, seed=3)
+    request = ask(5, 2, k=3, seed=3)
+    asked = []
+    add = session._session.add
+    monkeypatch.setattr(session._session, "add", lambda r, s: (asked.append(r), add(r, s)))
     ticket = session.add(request)
-    other = session.add(ask(4, None, k=3))
+    session.add(ask(4, None, k=3))
     verdict = drain(session)[ticket]
-    assert session.idle and other != ticket
+    prompts = {i: r.prompt for r in asked if r.example_id == str(ticket) for i in r.samples}
+    assert sorted(prompts) == list(range(9)) and verdict.usage.samples == 9
     for sample, row in enumerate(verdict.critiques):
-        groups = dealt.deal(request, sample)
-        tickets = [session.add(dealt.part(request, sample, group)) for group in groups]
-        alone = drain(session)
-        assert row.text == "\n\n".join(alone[t].critiques[0].text for t in tickets)
-    assert len({row.text for row in verdict.critiques}) == 2
+        assert list(row.groups) == dealt.deal(request, sample)
+        for place, group in enumerate(row.groups):
+            assert prompts[3 * sample + place] == prompt_of(judge, request, group)
+    assert all(len(prompt) <= prepare(judge, request).longest for prompt in prompts.values())
+    # The same request gets the same critiques, whatever runs beside it.
     again = session.add(request)
     assert [row.text for row in drain(session)[again].critiques] == [
         row.text for row in verdict.critiques
@@ -177,14 +187,16 @@ def test_a_cancelled_request_takes_its_groups_along(judge):
     gone, kept = session.add(ask(7, 2, k=8)), session.add(ask(2, None, k=2))
     session.step()
     session.cancel(gone)
-    assert set(drain(session)) == {kept} and not session._groups
+    assert set(drain(session)) == {kept}
     assert session.idle and session.step() == []
 
 
 def test_a_group_that_has_no_room_is_refused_before_anything_is_sampled(judge):
-    pairs = max(part.longest for parts in _parts(judge, ask(8, 2, k=1)) for part in parts)
+    pairs = prepare(judge, ask(8, 2)).longest
     session = judge.session(longest_prompt=pairs, max_new_tokens=12, samples=8)
-    with pytest.raises(UserError, match=rf"the prompt has .* and at most {pairs} are read"):
+    with pytest.raises(
+        UserError, match=rf"at most {pairs} are read; .* fewer responses \(at_once\)"
+    ):
         session.add(ask(8, 7))
     assert session.idle
     ticket = session.add(ask(8, 2, k=1))
@@ -202,4 +214,25 @@ def test_many_requests_with_and_without_groups(judge, readable):
     verdicts = judge.score_many(requests)
     assert [len(v.scores) for v in verdicts] == [6, 2, 6]
     assert [v.usage.samples for v in verdicts] == [4, 2, 3]
-    assert [v.critiques[0].groups for v in verdicts] == [(3, 3), None, (2, 2, 2)]
+    assert [len(v.critiques[0].shown) for v in verdicts] == [2, 1, 3]
+
+
+def test_a_stream_that_is_stopped_early_leaves_nothing_behind(judge):
+    requests = [ask(7, 2, k=8, seed=seed) for seed in range(3)] + [ask(2, 2, k=1)]
+    first = next(iter(judge.stream(requests)))
+    assert first[0] in range(4)
+    assert judge._session.idle
+
+
+@pytest.mark.parametrize("order", ["given", "one"])
+def test_an_order_that_groups_can_not_keep_is_refused(judge, order):
+    with pytest.raises(UserError, match=f"order is '{order}' and at_once 2: .* leave one"):
+        prepare(judge, ask(3, 2, order=order))
+    assert prepare(judge, ask(2, 2, order=order)).longest
+
+
+def test_a_request_that_is_not_dealt_is_named_as_before():
+    """Files of earlier versions go on."""
+    digest = ask(3, None).digest
+    assert digest == ask(3, 3).digest == ask(3, 9).digest == "47ff13a45d1e28248f57"
+    assert len({digest, ask(3, 2).digest, ask(8, 3).digest, ask(8, 4).digest}) == 4

@@ -296,3 +296,16 @@ class TestHosts:
         client = serve(FakeSession(), hosts=("localhost", "127.0.0.1", "[::1]"))
         reply = client.get("/ready", headers={"Host": host})
         assert reply.status_code == 403 and "--hosts" in reply.json()["error"]["message"]
+
+
+def test_the_groups_of_a_request_count_as_its_critiques(serve):
+    """A request can not ask for more by having its responses read a few at a time."""
+    session = FakeSession()
+    client = serve(session, limits=Limits(k=12))
+    body = {"query": "q", "responses": ["a", "b", "c", "d", "e"], "k": 4, "at_once": 2}
+    assert client.post("/v1/judge", json=body).status_code == 200
+    assert session.requests[-1].samples == 12
+    reply = client.post("/v1/judge", json=body | {"k": 5})
+    assert reply.status_code == 422
+    assert "k 5 of 3 groups (at_once 2): 15 critiques" in reply.text
+    assert client.post("/v1/judge", json=body | {"k": 5, "at_once": None}).status_code == 200

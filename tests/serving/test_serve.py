@@ -43,6 +43,7 @@ def test_the_document_is_written_without_a_model(tmp_path):
         ({"k": 500}, "--limits.k"),
         ({"samples": 0}, "--samples"),
         ({"at_once": 1}, "--at-once 1: give 2 or more"),
+        ({"at_once": 257}, "--at-once 257: give at most 256"),
         ({"drain": float("nan")}, "--drain"),
         ({"temperature": -1.0}, "--temperature"),
     ],
@@ -51,6 +52,12 @@ def test_options_out_of_range_are_named(options, said):
     model = {"model": "m"} if options else {}
     with pytest.raises(UserError, match=said):
         serve.check(Arguments(**model, **options))
+
+
+def test_options_of_the_server_hold_where_a_request_does_not_say():
+    assert serve.defaults(Arguments(model="m")) == {"k": 8}
+    said = serve.defaults(Arguments(model="m", k=2, temperature=0.0, at_once=4))
+    assert said == {"k": 2, "temperature": 0.0, "at_once": 4}
 
 
 def test_limits_out_of_range_are_named():

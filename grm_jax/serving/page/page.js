@@ -174,12 +174,18 @@ function facts(said) {
   return element("p", { class: "facts", text: text.filter(Boolean).join(" · ") });
 }
 
+/** The responses that a critique read, counted from 1; groups that were read apart by a bar. */
+function shown(critique) {
+  const groups = critique.groups ?? [critique.order];
+  return groups.map((group) => group.map((j) => j + 1).join(", ")).join(" | ");
+}
+
 function critiqueOf(critique, i) {
   const scores = critique.scores === null ? critique.failure : critique.scores.map(short).join(" / ");
   const notes = [
     critique.votes || critique.scores === null ? null : "does not vote",
     critique.meta === null ? null : `meta RM ${critique.meta.toFixed(2)}`,
-    critique.order.length > 1 ? `saw ${critique.order.map((j) => j + 1).join(", ")}` : null,
+    critique.order.length > 1 ? `saw ${shown(critique)}` : null,
     critique.finish_reason === "length" ? "cut at the length limit" : null,
   ];
   return element(
