@@ -130,7 +130,7 @@ def _scores(label: str, kind: str) -> str:
 
 CLAIM = Claim(
     "direct",
-    "What is the critique worth, beside scores alone and the probabilities of their tokens?",
+    "What is the critique worth, to the judge that writes it, and to a scalar RM that learnt it?",
     runs,
     read,
 )

@@ -2,8 +2,9 @@
 
 Votes of the RL model, and the same votes guided by the meta RM, are the paper's judges. Beside them
 stand votes of the RFT model, the sum of these with the scalar RM's scores (its weight is chosen on
-the other half of the records), votes of the SFT model at the temperature at which the paper votes
-(all others are at 1), and the scalar RM alone, as the recipe trains it and for twice the steps.
+the other half of the records), votes of the RL and SFT models at the temperature at which the paper
+votes (all others are drawn at the recipe's, 1 on the embedded world), and the scalar RM alone, as
+the recipe trains it and for twice the steps.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from matplotlib.figure import Figure
 from roads import Road
 
 PAPER = ("RL, votes (the paper's judge)", "RL, votes guided by the meta RM (the paper's best)")
-COLDER = f"SFT, votes at temperature {temperature.PAPER:g}"
+COLDER = {
+    stage: f"{voting.STAGES[stage]}, votes at temperature {temperature.PAPER:g}"
+    for stage in ("rl", "sft")
+}
 TWICE = 2  # times the recipe's steps of the scalar RM
 
 Curve = dict[int, list[np.ndarray]]  # k -> credits [R] of each seed
@@ -30,7 +34,8 @@ Curve = dict[int, list[np.ndarray]]  # k -> credits [R] of each seed
 
 def runs(road: Road) -> None:
     road.pipeline()
-    temperature.votes_at(road, "sft", temperature.PAPER)
+    for stage in COLDER:
+        temperature.votes_at(road, stage, temperature.PAPER)
     road.scalar_rm(TWICE)
 
 
@@ -49,8 +54,9 @@ def read(roads: Sequence[Road]) -> Found:
             "rft", lambda judged, k: hybrid.crossed(judged, hybrid.sweep(judged, k))
         ),
     }
-    colder = [temperature.judged(road, "sft", temperature.PAPER) for road in roads]
-    curves[COLDER] = evidence.credits(colder, ks)
+    for stage, name in COLDER.items():
+        colder = [temperature.judged(road, stage, temperature.PAPER) for road in roads]
+        curves[name] = evidence.credits(colder, ks)
     alone = {
         "scalar RM": hybrid.scalar_alone(roads, 1),
         f"scalar RM, {TWICE} times the steps": hybrid.scalar_alone(roads, TWICE),
@@ -65,7 +71,7 @@ def read(roads: Sequence[Road]) -> Found:
         for name, values in {
             f"{PAPER[0]}, {most}": curves[PAPER[0]][most],
             f"RFT, votes and scalar RM, {most}": curves["RFT, votes and scalar RM"][most],
-            f"{COLDER}, {most}": curves[COLDER][most],
+            **{f"{name}, {most}": curves[name][most] for name in COLDER.values()},
             **alone,
         }.items()
     }

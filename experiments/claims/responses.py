@@ -3,7 +3,9 @@
 A single response is called acceptable or not; what the pipeline's evaluation says of them is shown.
 Eight responses are more than a critique of this world can read. They are judged in groups
 (`--at-once` of `python -m grm_jax.judge`): for every critique they are dealt anew into groups of
-four, or of two, and a response's scores in all critiques are added up (Eq. 14).
+four, or of two, and a response's scores in all critiques are added up (Eq. 14). Their records are
+made as others are, but where the best of eight must be unique it is mostly without a fault, and
+its rivals are close.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import random
 from collections.abc import Sequence
 
 import evidence
+import numpy as np
 import paired
 import voting
 from claim import Claim, Found
@@ -44,7 +47,7 @@ def runs(road: Road) -> None:
 
 
 def records(seed: int) -> list[Preference]:
-    """Records of eight responses, of the training distribution but for their number."""
+    """Records of eight responses, made as those of training are."""
     rng = random.Random(f"{seed} eight")
     items = [make_item(rng, MANY) for _ in range(RECORDS)]
     return [
@@ -62,6 +65,13 @@ def _eight(road: Road, size: int) -> Judged:
     file = road.rows_file(STAGE, NAME, road.settings.k, size)
     drawn, _ = evidence.read_verdicts(records(road.seed), file)
     return drawn
+
+
+def _tokens(road: Road, size: int) -> float:
+    """The mean number of tokens of a verdict, read and written."""
+    file = road.rows_file(STAGE, NAME, road.settings.k, size)
+    usages = [json.loads(line)["verdict"]["usage"] for line in file.open(encoding="utf-8")]
+    return float(np.mean([u["prompt_tokens"] + u["sampled_tokens"] for u in usages]))
 
 
 def _single(road: Road) -> dict[str, float]:
@@ -83,6 +93,7 @@ def read(roads: Sequence[Road]) -> Found:
     alone = [evidence.scalar_credits(road.directory, records(road.seed)) for road in roads]
     scalar = dict.fromkeys(eight, alone) | {USUAL: [evidence.scalar_accuracy(s) for s in usual]}
     credits = {name: evidence.credits(found, ks) for name, found in {USUAL: usual, **eight}.items()}
+    tokens = {size: float(np.mean([_tokens(road, size) for road in roads])) for size in SIZES}
     names = ("sample@1", *(f"vote@{k}" for k in ks[1:]), "scalar")
     single = {name: paired.over_seeds([_single(road)[name] for road in roads]) for name in names}
     rows = [["1 response, acceptable or not", *(single[name].cell() for name in names)]]
@@ -97,13 +108,17 @@ def read(roads: Sequence[Road]) -> Found:
     text = "\n".join(
         [
             f"Accuracy in percent, mean of {len(roads)} seeds with a 95% t interval; the RL model, "
-            f"of whose critiques k read each response. With {MANY} responses chance is "
+            f"each response read by k of its critiques. With {MANY} responses chance is "
             f"{100 / MANY:g}.\n",
             paired.table(["records", *(f"k = {k}" for k in ks), "scalar RM"], rows),
             paired.tests_table(tests),
+            f"Tokens of a verdict of {most} critiques, read and written: "
+            + ", ".join(f"{count:,.0f} in groups of {size}" for size, count in tokens.items())
+            + ".",
         ]
     )
     figures = {
+        "tokens of a verdict": {str(size): count for size, count in tokens.items()},
         "single": paired.as_json(single),
         "accuracy": paired.as_json(paired.estimates(credits)),
         "scalar": paired.as_json({name: paired.over_seeds(v) for name, v in scalar.items()}),

@@ -125,17 +125,18 @@ class Road:
             self._train(recipe, directory, *options)
         return directory
 
-    def scalar_rm(self, times: int, *, start: Literal["sft", "base"] = "sft") -> Path:
+    def scalar_rm(self, times: int, *, start: Literal["sft", "base"] | None = None) -> Path:
         """The run of a scalar RM that makes `times` the recipe's steps, the learning rate spread
         over them.
 
         Args:
-          start: the weights it starts from; "base": the base model's, which are random on the
-            embedded world.
+          start: the weights it starts from, None: those of the recipe; "base": the base model's,
+            which are random on the embedded world.
         """
         recipe = recipes.load(f"scalar_rm.py:{self.settings.size}")
         assert isinstance(recipe, recipes.ScalarRMRecipe)
         usual = recipe.scalar_rm.start
+        start = start or usual
         if (times, start) == (1, usual):
             return self.directory
         options = ["--scalar-rm.fitting.steps", str(times * recipe.scalar_rm.fitting.steps)]

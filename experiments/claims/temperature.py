@@ -74,11 +74,13 @@ def read(roads: Sequence[Road]) -> Found:
                 tests[f"{label}, k = {k}: temperature {temperature:g} against {USUAL:g}"] = (
                     paired.difference(other[k], usual[k])
                 )
-    rl = credits[_name(STAGES["rl"], USUAL)][most // 2]
+    rl = {t: credits[_name(STAGES["rl"], t)][most // 2] for t in (PAPER, USUAL)}
     scalar = [evidence.scalar_accuracy(voting.read_stage(road, "rl")) for road in roads]
     for label in STAGES.values():
         name, votes = f"{label}, {most // 2} at {PAPER:g}", credits[_name(label, PAPER)][most // 2]
-        tests[f"{name} against RL's at {USUAL:g}"] = paired.difference(votes, rl)
+        for temperature, others in rl.items():
+            if (label, temperature) != (STAGES["rl"], PAPER):
+                tests[f"{name} against RL's at {temperature:g}"] = paired.difference(votes, others)
         tests[f"{name} against the scalar RM"] = paired.difference(votes, scalar)
     text = "\n".join(
         [
@@ -97,11 +99,18 @@ def _name(label: str, temperature: float) -> str:
 
 
 def _picture(figures: dict[str, dict[int, paired.Estimate]]) -> Figure:
+    """A colour a model, a style a temperature."""
     picture, axes = line_picture(x="critiques", y="accuracy, %")
-    for name, by_k in figures.items():
-        axes.plot(list(by_k), [e.mean for e in by_k.values()], marker="o", markersize=3, label=name)
+    styles = dict(zip(sorted((USUAL, *OTHERS)), (":", "-.", "--", "-", "-"), strict=True))
+    for color, label in enumerate(STAGES.values()):
+        for temperature, style in styles.items():
+            by_k = figures[_name(label, temperature)]
+            axes.plot(
+                list(by_k), [e.mean for e in by_k.values()], style, color=f"C{color}",
+                alpha=0.4 if temperature > USUAL else 1.0, label=_name(label, temperature),
+            )  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.legend(fontsize=8, title="judge, temperature")
+    axes.legend(fontsize=7, title="judge, temperature", ncols=len(STAGES), loc="lower right")
     return picture
 
 

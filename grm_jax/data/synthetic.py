@@ -236,7 +236,7 @@ def make_item(
     tasks: Sequence[str] = TASKS,
     defects: Collection[str] = CRITERIA,
 ) -> Item:
-    """A random item with n responses (1 to 4), whose best response is unique.
+    """A random item with n responses, whose best response is unique.
 
     Args:
       tasks: what its query may ask.

@@ -45,9 +45,12 @@ def test_the_claim_on_eight_responses_is_read(roads, monkeypatch):
             file = road.rows_file("rl", "eight", 32, size)
             file.parent.mkdir(parents=True, exist_ok=True)
             rows = [
-                {"id": r.id, "verdict": {"critiques": [
-                    {"scores": [x * (size == 4) for x in r.labels], "expected": None}
-                ] * 32}}
+                {"id": r.id, "verdict": {
+                    "critiques": [
+                        {"scores": [x * (size == 4) for x in r.labels], "expected": None}
+                    ] * 32,
+                    "usage": {"prompt_tokens": 10 * size, "sampled_tokens": 5, "samples": 1},
+                }}
                 for r in responses.records(road.seed)
             ]  # fmt: skip
             file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -76,6 +79,7 @@ def test_the_claim_on_eight_responses_is_read(roads, monkeypatch):
     assert found.figures["scalar"]["8 responses in groups of 2"]["mean"] == pytest.approx(half)
     test = tests["8 responses in groups of 4, 32, against the scalar RM"]
     assert test["mean"] == pytest.approx(100 - half)
+    assert found.figures["tokens of a verdict"] == {"4": 45.0, "2": 25.0}
     assert found.figures["single"]["vote@8"]["seeds"] == [50.0, 75.0]
     table = [line for line in found.text.splitlines() if line.startswith("| ")][2:5]
     assert table[0].startswith("| 1 response") and {line.count("|") for line in table} == {6}

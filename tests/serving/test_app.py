@@ -306,6 +306,6 @@ def test_the_groups_of_a_request_count_as_its_critiques(serve):
     assert client.post("/v1/judge", json=body).status_code == 200
     assert session.requests[-1].samples == 12
     reply = client.post("/v1/judge", json=body | {"k": 5})
-    assert reply.status_code == 422
+    assert reply.status_code == 400
     assert "k 5 of 3 groups (at_once 2): 15 critiques" in reply.text
     assert client.post("/v1/judge", json=body | {"k": 5, "at_once": None}).status_code == 200
