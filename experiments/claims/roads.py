@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from grm_jax import recipes
 from grm_jax.benchmarks import synthetic
@@ -125,7 +125,7 @@ class Road:
             self._train(recipe, directory, *options)
         return directory
 
-    def scalar_rm(self, times: int, *, start: Literal["sft", "base"] | None = None) -> Path:
+    def scalar_rm(self, times: int, *, start: str | None = None) -> Path:
         """The run of a scalar RM that makes `times` the recipe's steps, the learning rate spread
         over them.
 
