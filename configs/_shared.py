@@ -13,8 +13,8 @@ from grm_jax.recipes import EngineConfig, JudgeDefaults, MeshConfig, Setup, Temp
 
 TINY = Setup(
     templates=TemplateConfig(many="compact", single="compact_single", meta="compact_meta"),
-    # The paper votes at temperature 0.5, at which the votes of SFT and RFT are better here, too; those
-    # of RL are not (experiments/claims/temperature.md).
+    # The paper votes at temperature 0.5, at which the votes of SFT and RFT are better here.
+    # Those of RL are not (experiments/claims/temperature.md).
     judge=JudgeDefaults(temperature=1.0, max_new_tokens=64),
     mesh=MeshConfig(replica=-1, fsdp=1, cpu_devices=2),
     engine=EngineConfig(

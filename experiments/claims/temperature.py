@@ -74,14 +74,17 @@ def read(roads: Sequence[Road]) -> Found:
                 tests[f"{label}, k = {k}: temperature {temperature:g} against {USUAL:g}"] = (
                     paired.difference(other[k], usual[k])
                 )
-    rl = {t: credits[_name(STAGES["rl"], t)][most // 2] for t in (PAPER, USUAL)}
     scalar = [evidence.scalar_accuracy(voting.read_stage(road, "rl")) for road in roads]
     for label in STAGES.values():
-        name, votes = f"{label}, {most // 2} at {PAPER:g}", credits[_name(label, PAPER)][most // 2]
-        for temperature, others in rl.items():
-            if (label, temperature) != (STAGES["rl"], PAPER):
-                tests[f"{name} against RL's at {temperature:g}"] = paired.difference(votes, others)
-        tests[f"{name} against the scalar RM"] = paired.difference(votes, scalar)
+        for k in dict.fromkeys((min(8, most // 2), most // 2)):
+            votes = credits[_name(label, PAPER)][k]
+            for temperature in (PAPER, USUAL) if label != STAGES["rl"] else ():
+                test = f"{label}, {k} at {PAPER:g} against RL's at {temperature:g}"
+                rl = credits[_name(STAGES["rl"], temperature)][k]
+                tests[test] = paired.difference(votes, rl)
+        tests[f"{label}, {most // 2} at {PAPER:g} against the scalar RM"] = paired.difference(
+            credits[_name(label, PAPER)][most // 2], scalar
+        )
     text = "\n".join(
         [
             f"Votes on held-out records with two responses or more, mean of {len(roads)} seeds in "
