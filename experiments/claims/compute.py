@@ -35,7 +35,7 @@ TEMPERATURE = 0.5
 SFT = (1, 2)  # times the recipe's steps
 FROM_SFT = (1, 2, 4)
 FROM_RANDOM = (4, 7)  # cost what SFT and 1, and 4, times the steps from its weights cost
-FRESH, UNSEEN = "fresh", "unseen"
+KINDS = FRESH, UNSEEN = "fresh", "unseen"
 NEAR = (0.8, 1.25)  # FLOPs of a scalar RM, beside a generative judge's, with which it is compared
 
 
@@ -80,10 +80,6 @@ def _samples(road: Road, times: int) -> Path:
     return road.judged(_sft(road, times), temperature=TEMPERATURE)
 
 
-def _kinds(road: Road) -> list[str]:
-    return [FRESH, UNSEEN] if road.records(shifted=True) else [FRESH]
-
-
 def _judged(road: Road, times: int, kind: str) -> Judged:
     records, file = _records(road, kind), _samples(road, times)
     return evidence.read_samples(records, file, None, road.settings.k)
@@ -96,19 +92,18 @@ def _records(road: Road, kind: str) -> list[Preference]:
 def entrants(roads: Sequence[Road]) -> list[Entrant]:
     first, found = roads[0], []
     ks = [2**i for i in range(first.settings.k.bit_length())]
-    kinds = _kinds(first)
     prompt, _ = hybrid.lengths(first)
     for times in SFT:
         stage = _sft(first, times)
         written = np.mean([row.tokens for row in read_critiques(_samples(first, times))])
-        judged = {kind: [_judged(road, times, kind) for road in roads] for kind in kinds}
+        judged = {kind: [_judged(road, times, kind) for road in roads] for kind in KINDS}
         for k in (k for k in ks if k <= first.settings.k):
             spent = flops.training(stage) + flops.judging(
                 stage, judged[FRESH][0], prompt, float(written), k
             )
             credits = {
                 kind: [evidence.accuracy(seed, k, evidence.plain) for seed in judged[kind]]
-                for kind in kinds
+                for kind in KINDS
             }
             family = f"SFT{_times(times)}, votes at {TEMPERATURE:g}"
             found.append(Entrant(family, f"{family}, k = {k}", spent, credits))
@@ -127,7 +122,7 @@ def entrants(roads: Sequence[Road]) -> list[Entrant]:
                 kind: [
                     evidence.scalar_credits(of(road, times), _records(road, kind)) for road in roads
                 ]
-                for kind in kinds
+                for kind in KINDS
             }
             found.append(Entrant(family, f"{family}{_times(times)}", spent, credits))
     return found
@@ -150,9 +145,8 @@ def read(roads: Sequence[Road]) -> Found:
     if not roads[0].settings.embedded:
         return Found("Only on the embedded world, where all judges start from random weights.", {})
     found = entrants(roads)
-    kinds = list(found[0].credits)
     rows = [
-        [e.name, _cost(e), *(paired.over_seeds(e.credits[k]).cell() for k in kinds)]
+        [e.name, _cost(e), *(paired.over_seeds(e.credits[k]).cell() for k in KINDS)]
         for e in sorted(found, key=lambda e: e.flops)
     ]
     scalars = [e for e in found if not e.family.startswith("SFT")]
@@ -161,24 +155,23 @@ def read(roads: Sequence[Road]) -> Found:
     for judge in most:
         low, high = (bound * judge.flops for bound in NEAR)
         for other in (e for e in scalars if low <= e.flops <= high):
-            for kind in kinds:
+            for kind in KINDS:
                 name = f"{judge.name}, against {other.name} ({_cost(judge)} and {_cost(other)})"
                 tests[f"{name}: {kind}"] = paired.difference(
                     judge.credits[kind], other.credits[kind]
                 )
-    moved = {}
-    if UNSEEN in kinds:
-        for e in (*most, *scalars):
-            moved[e.name] = paired.difference(e.credits[UNSEEN], e.credits[FRESH])
+    moved = {
+        e.name: paired.difference(e.credits[UNSEEN], e.credits[FRESH]) for e in (*most, *scalars)
+    }
     text = "\n".join(
         [
             f"Held-out records with two responses or more, mean of {len(roads)} seeds in percent "
             "with a 95% t interval; `unseen`: operands and combinations that no training record "
             "has. 10^12 FLOPs of training and of judging the fresh records once.\n",
-            paired.table(["judge", "FLOPs", *kinds], rows),
+            paired.table(["judge", "FLOPs", *KINDS], rows),
             paired.tests_table(tests),
-            *(("Unseen against fresh records, by seed, but of other records:\n",
-               paired.tests_table(moved)) if moved else ()),
+            "Unseen against fresh records, by seed, but of other records:\n",
+            paired.tests_table(moved),
         ]
     )  # fmt: skip
     figures = {
@@ -189,14 +182,14 @@ def read(roads: Sequence[Road]) -> Found:
         "differences": paired.as_json(tests),
         "unseen against fresh": paired.as_json(moved),
     }
-    return Found(text, figures, _picture(found, kinds))
+    return Found(text, figures, _picture(found))
 
 
-def _picture(found: Sequence[Entrant], kinds: Sequence[str]) -> Figure:
+def _picture(found: Sequence[Entrant]) -> Figure:
     picture, axes = line_picture(x="FLOPs of training and judging", y="accuracy, %")
     for color, family in enumerate(dict.fromkeys(e.family for e in found)):
         members = [e for e in found if e.family == family]
-        for kind in kinds:
+        for kind in KINDS:
             axes.plot(
                 [e.flops for e in members],
                 [paired.over_seeds(e.credits[kind]).mean for e in members],

@@ -24,6 +24,7 @@ from roads import Road
 
 from grm_jax.data.preferences import Preference
 from grm_jax.data.synthetic import make_item
+from grm_jax.data.synthetic_files import preferences
 
 STAGE = "rl"
 NAME = "eight"
@@ -49,16 +50,7 @@ def runs(road: Road) -> None:
 def records(seed: int) -> list[Preference]:
     """Records of eight responses, made as those of training are."""
     rng = random.Random(f"{seed} eight")
-    items = [make_item(rng, MANY) for _ in range(RECORDS)]
-    return [
-        Preference(
-            id=f"eight-{index}",
-            turns=({"role": "user", "content": item.query},),
-            responses=tuple(item.response_texts),
-            labels=tuple(item.labels),
-        )
-        for index, item in enumerate(items)
-    ]
+    return preferences(NAME, [make_item(rng, MANY) for _ in range(RECORDS)])
 
 
 def _eight(road: Road, size: int) -> Judged:

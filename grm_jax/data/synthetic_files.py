@@ -92,7 +92,7 @@ def write_world(directory: str | Path, config: WorldConfig) -> None:
     )
     rng = random.Random(f"{config.seed} train")
     train = list(itertools.islice(usual(rng, Split.TRAIN), config.train))
-    write_preferences(root / "train.jsonl", _preferences("train", train))
+    write_preferences(root / "train.jsonl", preferences("train", train))
     seen = {_content(item) for item in (*train, *(item for item, _ in cold))}
     heldout = []
     for domain, split, count in (
@@ -102,18 +102,18 @@ def write_world(directory: str | Path, config: WorldConfig) -> None:
     ):
         rng = random.Random(f"{config.seed} {domain}")
         items = (item for item in usual(rng, split) if _content(item) not in seen)
-        heldout += _preferences(domain, list(itertools.islice(items, count)))
+        heldout += preferences(domain, list(itertools.islice(items, count)))
     if config.unseen_task is not None:
         rng = random.Random(f"{config.seed} task")
         items = _items(rng, Split.TRAIN, [config.unseen_task], defects)
-        heldout += _preferences("task", list(itertools.islice(items, config.shifted)))
+        heldout += preferences("task", list(itertools.islice(items, config.shifted)))
     if config.unseen_defect is not None:
         rng = random.Random(f"{config.seed} defect")
         items = (
             item for item in _items(rng, Split.TRAIN, tasks, CRITERIA)
             if any(not c[config.unseen_defect].ok for c in item.checks if config.unseen_defect in c)
         )  # fmt: skip
-        heldout += _preferences("defect", list(itertools.islice(items, config.shifted)))
+        heldout += preferences("defect", list(itertools.islice(items, config.shifted)))
     write_preferences(root / "heldout.jsonl", heldout)
     build_tokenizer().save(root / "tokenizer")
     about = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -135,7 +135,8 @@ def _items(
         yield make_item(rng, n, split, tasks=tasks, defects=defects)
 
 
-def _preferences(domain: str, items: list[Item]) -> list[Preference]:
+def preferences(domain: str, items: Sequence[Item]) -> list[Preference]:
+    """The records of items; their ids are the domain and a number."""
     return [
         Preference(
             id=f"{domain}-{i}",

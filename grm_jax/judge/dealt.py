@@ -25,14 +25,9 @@ from grm_jax.judge.verdict import Judgement
 Group = tuple[int, ...]
 
 
-def count(request: JudgeRequest) -> int:
-    """Into how many groups the responses are dealt; 1: a critique reads all of them."""
-    return request.samples // request.options.k
-
-
 def size(request: JudgeRequest) -> int:
     """The responses of the largest group."""
-    return math.ceil(len(request.record.responses) / count(request))
+    return math.ceil(len(request.record.responses) / request.groups)
 
 
 def deal(request: JudgeRequest, sample: int) -> list[Group]:
@@ -42,7 +37,7 @@ def deal(request: JudgeRequest, sample: int) -> list[Group]:
     nothing to be compared with: it is shown beside one of the first pair, whose score in this group
     does not count.
     """
-    n, groups = len(request.record.responses), count(request)
+    n, groups = len(request.record.responses), request.groups
     order = random.Random(f"{request.record.id} {request.options.seed} {sample}").sample(
         range(n), n
     )

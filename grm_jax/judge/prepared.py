@@ -103,12 +103,12 @@ class Dealt(Prepared):
 
     def part(self, number: int) -> Preference:
         """The record that a group critique is about."""
-        sample, place = divmod(number, dealt.count(self.request))
+        sample, place = divmod(number, self.request.groups)
         return dealt.part(self.request.record, dealt.deal(self.request, sample)[place])
 
     def take(self, number: int, critique: Judgement) -> None:
         """Keep a group's critique; the last one of a sample makes it one of all responses."""
-        groups = dealt.count(self.request)
+        groups = self.request.groups
         sample, place = divmod(number, groups)
         of_sample = self.critiques.setdefault(sample, {})
         of_sample[place] = critique
@@ -130,7 +130,7 @@ def prepare(judge: JudgeModel, request: JudgeRequest) -> Whole | Dealt:
     replies: Sequence[Example] = ()
     if judge.has_scalar:
         replies = judge.scalar.examples(record.turns, record.responses)
-    prepared = _dealt(judge, request) if dealt.count(request) > 1 else _whole(judge, request)
+    prepared = _dealt(judge, request) if request.groups > 1 else _whole(judge, request)
     prepared.replies = replies
     limit = judge.model.max_position - prepared.sampling.max_new_tokens
     if prepared.longest > limit:

@@ -227,17 +227,23 @@ class JudgeRequest:
         return cls.make(**texts, options=ScoreOptions(**{**defaults, **said}))
 
     @property
-    def samples(self) -> int:
-        """How many critiques are sampled at most: k, or k of each group (`at_once`)."""
+    def groups(self) -> int:
+        """Into how many groups the responses are dealt for a critique (`at_once`); 1: it reads all
+        of them."""
         n = len(self.record.responses)
-        return self.options.k * math.ceil(n / (self.options.at_once or n))
+        return math.ceil(n / (self.options.at_once or n))
+
+    @property
+    def samples(self) -> int:
+        """How many critiques are sampled at most: k of each group."""
+        return self.options.k * self.groups
 
     @functools.cached_property
     def digest(self) -> str:
         """Names the request with its options: equal ones have equal verdicts of one judge."""
         options = dataclasses.asdict(self.options)
         at_once = options.pop("at_once")  # says nothing where no responses are dealt
-        dealt = (at_once,) if self.samples > self.options.k else ()
+        dealt = (at_once,) if self.groups > 1 else ()
         text = f"{self.record.id} {(*options.values(), *dealt)}"
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 

@@ -187,7 +187,7 @@ class JudgeSession:
         if self._session.idle:
             return results
         touched: dict[int, Whole | Dealt] = {}
-        groups: list[tuple[Dealt, int, Judgement]] = []
+        groups: list[tuple[Dealt, int, Preference, Judgement]] = []
         for sample in self._session.step():
             ticket = int(sample.example_id)
             entry = self._open.get(ticket)
@@ -201,10 +201,13 @@ class JudgeSession:
                 entry.rows[sample.index] = self._judgement(entry, sample, order)
                 touched[ticket] = entry
             elif entry is not None:
-                order = tuple(range(len(entry.part(sample.index).responses)))
-                groups.append((entry, sample.index, self._judgement(entry, sample, order)))
+                part = entry.part(sample.index)
+                row = self._judgement(entry, sample, tuple(range(len(part.responses))))
+                groups.append((entry, sample.index, part, row))
                 touched[ticket] = entry
-        self._join(groups)
+        read = self._with_meta([(part, row) for *_, part, row in groups])
+        for (entry, number, *_), row in zip(groups, read, strict=True):
+            entry.take(number, row)
         ended = []
         for ticket, entry in touched.items():
             if entry.ended:
@@ -212,12 +215,6 @@ class JudgeSession:
             elif len(entry.rows) == entry.asked:
                 self._begin(ticket, entry)
         return results + self._verdicts(ended)
-
-    def _join(self, groups: Sequence[tuple[Dealt, int, Judgement]]) -> None:
-        """Give critiques of groups, and their numbers, to their requests."""
-        read = [(entry.part(number), row) for entry, number, row in groups]
-        for (entry, number, _), row in zip(groups, self._with_meta(read), strict=True):
-            entry.take(number, row)
 
     def _require_room(self, prompt_tokens: int, new_tokens: int, advice: str = "") -> None:
         if prompt_tokens > self.longest_prompt:

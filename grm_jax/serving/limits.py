@@ -41,11 +41,10 @@ class Limits:
         self.check_responses(len(request.record.responses))
         self.check_samples("k", request.options.k)
         if request.samples > self.k:
-            groups = request.samples // request.options.k
             raise UserError(
-                f"k {request.options.k} of {groups} groups (at_once {request.options.at_once}): "
-                f"{request.samples:,} critiques; this server takes at most {self.k}; give a "
-                "smaller k, or a larger at_once"
+                f"k {request.options.k} of {request.groups} groups (at_once "
+                f"{request.options.at_once}): {request.samples:,} critiques; this server takes "
+                f"at most {self.k}; give a smaller k, or a larger at_once"
             )
         self.check_tokens("max_new_tokens", request.options.max_new_tokens)
 

@@ -91,15 +91,6 @@ def test_every_judge_has_its_price_and_its_accuracy(roads):
     assert len(tests) == 4
 
 
-def test_records_without_unseen_kinds_have_one_column(roads, monkeypatch):
-    monkeypatch.setattr(
-        Road, "records", lambda self, shifted=False: [] if shifted else records("fresh")
-    )
-    found = compute.read(roads)
-    assert list(found.figures["accuracy"]["scalar RM from SFT's weights"]) == ["fresh"]
-    assert "unseen against" not in found.text
-
-
 def test_the_doubled_sft_makes_twice_the_recipes_steps(tmp_path, monkeypatch):
     branches = []
     monkeypatch.setattr(
