@@ -31,6 +31,8 @@ TINY = RFT(
     records=1500,
     samples=3,
     hinted=True,
+    relabel=False,
+    text_weight=1.0,
     sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=64),
     fitting=Fitting(
         steps=60,
@@ -54,6 +56,8 @@ PAPER = RFT(
     records=None,  # all; the paper keeps 186K critiques (appendix C.1)
     samples=3,  # N_RFT: section 3.2, appendix C.1
     hinted=True,  # once a record: section 3.2
+    relabel=False,
+    text_weight=1.0,
     # Not given in the paper. Here nothing is filtered.
     sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=1024),
     fitting=Fitting(
@@ -82,6 +86,8 @@ SMALL = RFT(
     # Models of this size do not follow the hint: of 484 readable critiques that SmolLM2 wrote with
     # it in the cold start, 221 agreed with the labels, which is chance.
     hinted=False,
+    relabel=False,
+    text_weight=1.0,
     sampling=SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, max_new_tokens=80),
     fitting=Fitting(
         steps=45,

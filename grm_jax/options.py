@@ -78,7 +78,12 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
         "max_new_tokens": (1, INF),
     },
     "ColdStart": {"records": (1, INF), "samples": (1, INF), "chunk": (1, INF)},
-    "RFT": {"records": (1, INF), "samples": (1, INF), "chunk": (1, INF)},
+    "RFT": {
+        "records": (1, INF),
+        "samples": (1, INF),
+        "chunk": (1, INF),
+        "text_weight": (0, INF),
+    },
     "RL": {
         "steps": (1, INF),
         "prompts": (1, INF),

@@ -16,11 +16,16 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and its completion (end token included), and an optional label."""
+    """Token ids of a prompt and its completion (end token included), and an optional label.
+
+    Attributes:
+      weights: of each completion token in the loss; None: 1 for all.
+    """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     label: float = 0.0
+    weights: tuple[float, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -43,7 +48,8 @@ def collate(examples: Sequence[Example], *, length: int, completion: int) -> Bat
     """`collate_rows`, with the completions as arrays of their own, padded to C = `completion`
     tokens.
 
-    Adds starts [B], the index of the first completion token; targets [B, C]; mask [B, C] float32.
+    Adds starts [B], the index of the first completion token; targets [B, C]; mask [B, C] float32,
+    the weights of completion tokens, 0 for padding.
     """
     rows = len(examples)
     batch = collate_rows(examples, length=length)
@@ -52,7 +58,7 @@ def collate(examples: Sequence[Example], *, length: int, completion: int) -> Bat
     batch["mask"] = np.zeros((rows, completion), np.float32)
     for row, example in enumerate(examples):
         batch["targets"][row, : len(example.completion)] = example.completion
-        batch["mask"][row, : len(example.completion)] = 1.0
+        batch["mask"][row, : len(example.completion)] = example.weights or 1.0
     return batch
 
 

@@ -83,7 +83,7 @@ def collate_packed(rows: Sequence[Row], *, length: int, completion: int, segment
             first = start + len(example.prompt) - 1  # the state before the completion's first token
             batch["slots"][r, learned:more] = first + np.arange(len(example.completion))
             batch["targets"][r, learned:more] = example.completion
-            batch["mask"][r, learned:more] = 1.0
+            batch["mask"][r, learned:more] = example.weights or 1.0
             batch["ends"][r, s] = end - 1
             batch["labels"][r, s] = example.label
             batch["weights"][r, s] = 1.0

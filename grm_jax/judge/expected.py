@@ -82,11 +82,11 @@ class ScoreTokens:
         None where the places of the scores are not plain: one box a response, decimals, full-width
         digits, or a token that holds more than a digit.
         """
-        starts = _places(text, scores)
-        if starts is None:
+        spans = written_at(text, scores)
+        if spans is None:
             return None
         means = []
-        for start, score in zip(starts, scores, strict=True):
+        for (start, _), score in zip(spans, scores, strict=True):
             at = token_at(self._decode, ids, start)
             if ids[at] not in self._column:
                 return None
@@ -130,11 +130,12 @@ def token_at(decode: Callable[[Sequence[int]], str], ids: Sequence[int], place: 
     return low
 
 
-def _places(text: str, scores: Sequence[float]) -> list[int] | None:
-    """Where each score of the last box begins; None where it is no plain list of whole scores."""
+def written_at(text: str, scores: Sequence[float]) -> list[tuple[int, int]] | None:
+    """Where each score of the last box begins and ends; None where it is no plain list of whole
+    scores."""
     groups = [*boxes.find(text)[0]] or boxes.find_brackets(text)
     for group in reversed(groups):
         numbers = list(_WHOLE.finditer(text, group.start, group.end))
         if [float(number.group()) for number in numbers] == list(scores):
-            return [number.start() for number in numbers]
+            return [number.span() for number in numbers]
     return None

@@ -66,7 +66,7 @@ class Work:
         """The work of a batch of whole rows, of which every process has as many."""
         lengths = np.asarray(batch["lengths"]).reshape(-1)  # [B], or [P, 2] of pairs
         # Only completion tokens have logits; rows without a mask have a scalar head.
-        learned = batch["mask"].sum(axis=1) if "mask" in batch else np.zeros_like(lengths)
+        learned = (batch["mask"] > 0).sum(axis=1) if "mask" in batch else np.zeros_like(lengths)
         flops = train_flops(model, zip(lengths.tolist(), learned.tolist(), strict=True))
         processes = jax.process_count()
         return cls(float(lengths.sum()) * processes, flops * processes)

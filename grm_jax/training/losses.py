@@ -28,11 +28,12 @@ class Loss(NamedTuple):
 
 
 def sft_loss(logprobs: jax.Array, mask: jax.Array) -> Loss:
-    """Mean negative log-likelihood of completion tokens.
+    """Mean negative log-likelihood of completion tokens, weighted by the mask.
 
     Args:
       logprobs: [B, C] float32 log-probabilities of the target tokens.
-      mask: [B, C] 1 for real completion tokens.
+      mask: [B, C] the weight of each completion token, 1 unless the stage has `text_weight`; 0 for
+        padding.
     """
     total, count = -jnp.sum(logprobs * mask), jnp.sum(mask)
     return Loss(total, count, {"loss": (total, count)})

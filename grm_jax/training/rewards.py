@@ -147,16 +147,23 @@ def shares(
     Args:
       decode: token ids to the text that was read.
     """
-    found = []
-    for group in groups:
-        row = []
-        for critique in group:
-            share = np.ones(len(critique.ids), np.float32)
-            if written := boxes.find(critique.text)[0]:
-                share[: token_at(decode, critique.ids.tolist(), written[-1].start)] = weight
-            row.append(share)
-        found.append(row)
-    return found
+    return [
+        [
+            np.asarray(before_box(critique.ids.tolist(), critique.text, weight, decode), np.float32)
+            for critique in group
+        ]
+        for group in groups
+    ]
+
+
+def before_box(
+    ids: Sequence[int], text: str, weight: float, decode: Callable[[Sequence[int]], str]
+) -> tuple[float, ...]:
+    """`weight` for each of the tokens before the last box of the text, 1 for the others; 1 for all
+    where there is no box. `ids` are the tokens of the text and its end."""
+    written = boxes.find(text)[0]
+    before = token_at(decode, ids, written[-1].start) if written else 0
+    return (weight,) * before + (1.0,) * (len(ids) - before)
 
 
 def winning_place(scores: Sequence[float] | None, order: Sequence[int]) -> int | None:

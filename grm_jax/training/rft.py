@@ -10,6 +10,7 @@ with its label; the meta RM learns from the non-hinted ones, right and wrong.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from grm_jax.training.heldout import critique_records
 from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
 from grm_jax.training.loop import require_checkpoint_room
 from grm_jax.training.options import RFT
+from grm_jax.training.relabel import relabelled
+from grm_jax.training.rewards import before_box
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
 from grm_jax.training.sft import train_on
@@ -50,7 +53,7 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
         sample_trajectories(stage, config, start, records, file)
     rows = [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
     report(rows, config)
-    kept = [row for row in rows if row.kept]
+    kept = learned(run, config, rows)
     if not kept:
         raise UserError(
             f"rft kept none of {len(rows)} trajectories; look at {file}: the start model writes no "
@@ -59,11 +62,35 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     train_on(stage, config.fitting, learnable(run, config, kept, file), start, heldout)
 
 
+def learned(run: Run, config: RFT, rows: Sequence[Trajectory]) -> list[Trajectory]:
+    """The kept trajectories; with `config.relabel` the wrong ones, too, as far as they can be
+    relabelled. The file keeps them as they were written, for the meta RM."""
+    kept = [row for row in rows if row.kept]
+    if not config.relabel:
+        return kept
+    wrong = [row for row in rows if not row.correct]
+    exchanged = [relabelled(row, run.templates.many) for row in wrong]
+    found = [row for row in exchanged if row is not None]
+    log.info("rft              %d of %d wrong critiques relabelled", len(found), len(wrong))
+    return kept + found
+
+
 def learnable(run: Run, config: RFT, kept: Sequence[Trajectory], file: Path) -> list[Example]:
-    """The kept trajectories as tokens. Those that are too long are skipped or an error, as in
-    `inputs.fitting_rows`: a text that was sampled may have more tokens when it is written again.
+    """The trajectories to learn as tokens, those before the box with the weight `text_weight`.
+    Those that are too long are skipped or an error, as in `inputs.fitting_rows`: a text that was
+    sampled may have more tokens when it is written again.
     """
     examples = [trajectory_example(row, run.tokenizer, run.templates) for row in kept]
+    if config.text_weight != 1.0:
+        examples = [
+            dataclasses.replace(
+                example,
+                weights=before_box(
+                    example.completion, row.text, config.text_weight, run.tokenizer.decode
+                ),
+            )
+            for example, row in zip(examples, kept, strict=True)
+        ]  # fmt: skip
     places = [f"{file}: sample {row.sample} of {row.example_id!r}" for row in kept]
     fits = fitting_rows(run, "rft", config.fitting, examples, places)
     return [examples[index] for index in fits]
@@ -104,8 +131,9 @@ def sample_trajectories(
             )  # fmt: skip
         for record in part:
             yield from _judge(
-                record, plain[record.id], hinted.get(record.id, []), critic.prompts.single.threshold
-            )
+                record, plain[record.id], hinted.get(record.id, []),
+                critic.prompts.single.threshold, relabel=config.relabel,
+            )  # fmt: skip
 
     sample_in_chunks(
         file, records, draw,
@@ -118,10 +146,13 @@ def _judge(
     plain: list[Rollout],
     hinted: list[Rollout],
     threshold: float | None = None,
+    *,
+    relabel: bool = False,
 ) -> Iterator[Trajectory]:
     """The trajectories of a record, with whether they are correct and kept."""
     corrects = [is_correct(c.scores, record.labels, threshold=threshold) for c in plain]
-    for critique, correct, kept in zip(plain, corrects, keep_rft(corrects), strict=True):
+    keep = corrects if relabel else keep_rft(corrects)
+    for critique, correct, kept in zip(plain, corrects, keep, strict=True):
         yield to_trajectory(record, critique, correct, kept=kept)
     for critique in hinted:
         correct = is_correct(critique.scores, record.labels, threshold=threshold)
@@ -147,5 +178,6 @@ def report(rows: list[Trajectory], config: RFT) -> None:
         box, times = boxes.get(kind, ("", 0))
         shown = f"; the commonest box ({times:,} times): {one_line(box)}" if box else ""
         log.info("rft unparsable   %s: %d critiques%s", kind, count, shown)
-    easy = sum(bool(row.correct) and not row.kept for row in plain) // max(1, config.samples)
-    log.info("rft              %d records too easy (all %d correct)", easy, config.samples)
+    if not config.relabel:
+        easy = sum(bool(row.correct) and not row.kept for row in plain) // max(1, config.samples)
+        log.info("rft              %d records too easy (all %d correct)", easy, config.samples)

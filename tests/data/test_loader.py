@@ -7,6 +7,7 @@ import collections
 import numpy as np
 import pytest
 
+from grm_jax.data import packing
 from grm_jax.data.collate import Example, collate, collate_rows, round_up
 from grm_jax.data.loader import batches, example_batches, group_by_length
 
@@ -24,6 +25,17 @@ def test_collate_by_hand():
     assert batch["mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
     kinds = {name: value.dtype.kind for name, value in batch.items()}
     assert kinds == dict(tokens="i", lengths="i", starts="i", targets="i", labels="f", mask="f")
+
+
+def test_completion_tokens_may_have_weights():
+    weighted = Example(A.prompt, A.completion, weights=(0.25, 1.0))
+    assert collate([weighted, B], length=6, completion=3)["mask"].tolist() == [
+        [0.25, 1, 0],
+        [1] * 3,
+    ]
+    row = (weighted, B)
+    packed = packing.collate_packed([row], length=9, completion=6, segments=2)
+    assert packed["mask"].tolist() == [[0.25, 1, 1, 1, 1, 0]]
 
 
 def test_collate_rows_has_no_completions():

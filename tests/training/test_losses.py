@@ -36,6 +36,10 @@ def test_sft_is_the_mean_over_real_tokens(seed):
     real = logprobs[mask > 0]
     assert float(loss.count) == real.size
     np.testing.assert_allclose(float(loss.total), -real.astype(np.float64).sum(), rtol=1e-5)
+    weights = mask * rng.uniform(0.1, 1.0, (B, C)).astype(np.float32)
+    loss = losses.sft_loss(jnp.asarray(logprobs), jnp.asarray(weights))
+    expected = -np.sum(logprobs.astype(np.float64) * weights), weights.sum()
+    np.testing.assert_allclose((float(loss.total), float(loss.count)), expected, rtol=1e-5)
 
 
 @given(seeds)
