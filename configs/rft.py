@@ -30,6 +30,7 @@ from grm_jax.recipes import RFT, Fitting, OptimizerConfig, RFTRecipe, SamplingCo
 TINY = RFT(
     records=1500,
     samples=3,
+    orders=1,
     hinted=True,
     relabel=False,
     text_weight=1.0,
@@ -55,6 +56,7 @@ TINY = RFT(
 PAPER = RFT(
     records=None,  # all; the paper keeps 186K critiques (appendix C.1)
     samples=3,  # N_RFT: section 3.2, appendix C.1
+    orders=1,
     hinted=True,  # once a record: section 3.2
     relabel=False,
     text_weight=1.0,
@@ -83,6 +85,7 @@ PAPER = RFT(
 SMALL = RFT(
     records=400,
     samples=3,
+    orders=1,
     # Models of this size do not follow the hint: of 484 readable critiques that SmolLM2 wrote with
     # it in the cold start, 221 agreed with the labels, which is chance.
     hinted=False,

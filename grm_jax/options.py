@@ -81,6 +81,7 @@ RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "RFT": {
         "records": (1, INF),
         "samples": (1, INF),
+        "orders": (1, INF),
         "chunk": (1, INF),
         "text_weight": (0, INF),
     },

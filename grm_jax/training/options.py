@@ -91,6 +91,9 @@ class RFT:
     """How many records are sampled; None: all."""
     samples: int = 3
     """N_RFT: how many trajectories without a hint are sampled for each record."""
+    orders: int = 1
+    """In how many orders of a record's responses they are sampled, in turn. A multiple of the
+    number of responses shows each one in each place equally often; 1: as in the paper."""
     hinted: bool = True
     """Sample one more trajectory for each record, with a prompt that reveals the best response."""
     sampling: SamplingConfig = SamplingConfig()

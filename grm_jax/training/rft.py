@@ -114,7 +114,7 @@ def sample_trajectories(
     """Write the trajectories of every record; when it was stopped, from the next chunk on."""
     run = stage.run
     params = run.sampler.take(run.params(start, dtype=run.model.compute_dtype))
-    critic, key = run.new_critic("one"), run.stage_key("rft")
+    critic, key = run.new_critic(config.orders), run.stage_key("rft")
 
     def draw(part: Sequence[Preference], progress: Callable[[int], None]) -> Iterator[Trajectory]:
         plain = critic.critiques(
@@ -123,8 +123,7 @@ def sample_trajectories(
         )  # fmt: skip
         hinted = {}
         if config.hinted:
-            # Its own sample index gives it its own randomness; the order of the responses is that
-            # of the other samples.
+            # Its own sample index gives it its own randomness, and the next order in turn.
             hinted = critic.critiques(
                 params, part, [config.samples], config.sampling, key, hinted=True, salt="rft",
                 progress=progress,

@@ -92,6 +92,18 @@ def test_trajectories_are_in_the_records_order(make_critique, make_record):
 CONFIG = RFT(samples=2, hinted=True, chunk=4)
 
 
+def test_without_orders_all_samples_of_a_record_see_one(make_record):
+    record = make_record("r", (0, 1, 2))
+
+    def orders(order) -> list[tuple[int, ...]]:
+        prompts = Prompts(None, TemplateConfig(), order=order)  # pyright: ignore[reportArgumentType]
+        return prompts.orders(record, 4, "rft")
+
+    assert len(set(orders(RFT().orders))) == 1
+    assert len(set(orders(RFT(orders=2).orders))) == 2
+    assert orders(RFT().orders) == orders("one")  # as before there were `orders`
+
+
 def test_the_meta_rm_reads_other_orders_than_rft(tmp_path, make_record):
     """Each stage asks for critiques in orders of its own; a stage's hinted row has its order."""
     prompts = Prompts(None, TemplateConfig(), order="one")  # pyright: ignore[reportArgumentType]
