@@ -100,9 +100,9 @@ class RFT:
     chunk: int = how(512)
     """How many records are sampled between two writes to disk."""
     relabel: bool = False
-    """Learn wrong critiques, too, with the scores of two responses exchanged so that they are
-    right; no record is too easy then. For judges whose text says little of the verdict yet; not in
-    the paper."""
+    """Learn wrong critiques, too, with scores that are right: those of two responses exchanged,
+    that of a single one mirrored. No record is too easy then. For judges whose text says little of
+    the verdict yet; not in the paper."""
     text_weight: float = 1.0
     """The weight of the tokens before a critique's box in the loss; those of its scores, and what
     follows, have 1. The paper: 1."""

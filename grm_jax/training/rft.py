@@ -69,7 +69,7 @@ def learned(run: Run, config: RFT, rows: Sequence[Trajectory]) -> list[Trajector
     if not config.relabel:
         return kept
     wrong = [row for row in rows if not row.correct]
-    exchanged = [relabelled(row, run.templates.many) for row in wrong]
+    exchanged = [relabelled(row, run.templates) for row in wrong]
     found = [row for row in exchanged if row is not None]
     log.info("rft              %d of %d wrong critiques relabelled", len(found), len(wrong))
     return kept + found

@@ -55,11 +55,12 @@ def written(make_critique, make_record):
 def test_the_best_response_gets_the_winners_score(written, text, labels, order, expected):
     row = written(text, labels, order)
     assert not row.correct and not row.kept
-    changed = relabelled(row, TEMPLATES.many)
+    changed = relabelled(row, TEMPLATES)
     assert changed is not None and changed.text == expected
     assert changed.correct and changed.kept and is_correct(changed.scores, changed.labels)
     shown = read(TEMPLATES.many, expected, len(labels)).scores
     assert shown == tuple(changed.scores[index] for index in order)
+    assert changed.order == row.order
     assert dataclasses.replace(row, text=expected, scores=changed.scores) == dataclasses.replace(
         changed, correct=False, kept=False
     )
@@ -73,13 +74,35 @@ def test_the_best_response_gets_the_winners_score(written, text, labels, order, 
         ("no box", (1, 0)),
         ("\\boxed{2.5, 7.5}", (1, 0)),  # not whole
         ("\\boxed{２, ７}", (1, 0)),
-        ("\\boxed{0}", (1,)),
     ],
 )
 def test_what_can_not_be_exchanged_is_left(written, text, labels):
     row = written(text, labels, tuple(range(len(labels))))
     assert not row.correct
-    assert relabelled(row, TEMPLATES.many) is None
+    assert relabelled(row, TEMPLATES) is None
+
+
+@pytest.mark.parametrize(
+    ("score", "label", "expected"),
+    [(0, 1, "1"), (1, 0, "0"), (3, 1, "8"), (9, 0, "2"), (5, 1, None)],
+)
+def test_a_single_score_is_mirrored(written, score, label, expected):
+    """Of 0 and 1, of 1..10, and of 0..10, whose middle has no other side."""
+    low, high = {0: (0, 1), 1: (0, 1), 5: (0, 10)}.get(score, (1, 10))
+    middle = None if high == 1 else (low + high) / 2
+    single = dataclasses.replace(TEMPLATES.single, low=low, high=high)
+    assert single.threshold == middle
+    row = dataclasses.replace(
+        written("\\boxed{0}", (1 - label,), (0,)),
+        text=f"so: \\boxed{{{score}}}", scores=(float(score),), labels=(float(label),),
+        correct=False, kept=False, failure=None,
+    )  # fmt: skip
+    changed = relabelled(row, dataclasses.replace(TEMPLATES, single=single))
+    if expected is None:
+        assert changed is None
+    else:
+        assert changed is not None and changed.text == f"so: \\boxed{{{expected}}}"
+        assert changed.scores == (float(expected),) and changed.correct
 
 
 def a_run(tokenizer, **setup):
