@@ -56,7 +56,7 @@ def test_the_best_response_gets_the_winners_score(written, text, labels, order, 
     row = written(text, labels, order)
     assert not row.correct and not row.kept
     changed = relabelled(row, TEMPLATES)
-    assert changed is not None and changed.text == expected
+    assert changed is not None and changed.scores is not None and changed.text == expected
     assert changed.correct and changed.kept and is_correct(changed.scores, changed.labels)
     shown = read(TEMPLATES.many, expected, len(labels)).scores
     assert shown == tuple(changed.scores[index] for index in order)
