@@ -30,7 +30,7 @@ from grm_jax.judge.prepared import Dealt, Whole, prepare
 from grm_jax.judge.records import sample_records
 from grm_jax.judge.request import JudgeDefaults, JudgeOptions, JudgeRequest, ScoreOptions
 from grm_jax.judge.scalar import load_scalar_rm
-from grm_jax.judge.session import JudgeSession
+from grm_jax.judge.session import READERS, JudgeSession
 from grm_jax.judge.verdict import Verdict
 from grm_jax.metrics import Progress
 from grm_jax.model.options import ComputeDtype
@@ -171,13 +171,19 @@ class Judge(JudgeModel):
                 session.cancel(ticket)
 
     def session(
-        self, *, longest_prompt: int, max_new_tokens: int, samples: int, expected: bool = False
+        self,
+        *,
+        longest_prompt: int,
+        max_new_tokens: int,
+        samples: int,
+        readers: int = READERS,
+        expected: bool = False,
     ) -> JudgeSession:
         """An open-ended session, for requests that are not known yet; see `JudgeSession`."""
         self._session = None  # its caches' memory is needed
         return JudgeSession(
             self, longest_prompt=longest_prompt, max_new_tokens=max_new_tokens, samples=samples,
-            expected=expected,
+            readers=readers, expected=expected,
         )  # fmt: skip
 
     def _session_for(self, prepared: Sequence[Whole | Dealt]) -> JudgeSession:
@@ -186,23 +192,28 @@ class Judge(JudgeModel):
         new = max(item.sampling.max_new_tokens for item in prepared)
         most = self.sampler.engine.max_rows * data_parallel(self.mesh)
         samples = min(sum(item.request.samples for item in prepared), most)
+        readers = min(READERS, max(item.readers for item in prepared))
         expected = any(item.request.options.expected for item in prepared)
         open_one = self._session
         if open_one is not None and (
             longest <= open_one.longest_prompt
             and new <= open_one.max_new_tokens
             and samples <= open_one.samples
+            and readers <= open_one.readers
             and (open_one.expected is not None or not expected)
         ):
             return open_one
-        return self._reopen(longest, new, samples, expected)
+        return self._reopen(longest, new, samples, readers, expected)
 
-    def _reopen(self, longest: int, new: int, samples: int, expected: bool) -> JudgeSession:
+    def _reopen(
+        self, longest: int, new: int, samples: int, readers: int, expected: bool
+    ) -> JudgeSession:
         """A session; its sizes are rounded up, so that later calls rarely need a larger one."""
         longest = max(longest, min(max(256, power_of_two(longest)), self.model.max_position - new))
         session = self.session(
             longest_prompt=longest, max_new_tokens=new,
-            samples=max(8, power_of_two(samples)), expected=expected,
+            samples=max(8, power_of_two(samples)), readers=power_of_two(readers),
+            expected=expected,
         )  # fmt: skip
         self._session = session
         return session

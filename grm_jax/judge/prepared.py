@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -42,11 +43,19 @@ class Prepared:
     asked: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def next_round(self) -> range:
-        """The samples to begin next: all, or a few with adaptive sampling."""
+    @property
+    def round(self) -> range:
+        """The samples that begin next: all, or a few with adaptive sampling."""
         options, begin = self.request.options, self.asked
-        self.asked = options.k if options.adaptive is None else min(begin + _ROUND, options.k)
-        return range(begin, self.asked)
+        return range(
+            begin, options.k if options.adaptive is None else min(begin + _ROUND, options.k)
+        )
+
+    def next_round(self) -> range:
+        """Begin the samples of `round`."""
+        begun = self.round
+        self.asked = begun.stop
+        return begun
 
     @property
     def ended(self) -> bool:
@@ -74,6 +83,11 @@ class Whole(Prepared):
     orders: list[tuple[int, ...]]
     prompts: dict[tuple[int, ...], Ids]
 
+    @property
+    def readers(self) -> int:
+        """The most samples of one prompt that begin together."""
+        return max(collections.Counter(self.orders[sample] for sample in self.round).values())
+
 
 @dataclasses.dataclass(kw_only=True)
 class Dealt(Prepared):
@@ -89,6 +103,11 @@ class Dealt(Prepared):
     render: Callable[[Preference], Ids]
     prompts: dict[dealt.Group, Ids] = dataclasses.field(default_factory=dict)
     critiques: dict[int, dict[int, Judgement]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def readers(self) -> int:
+        """The samples of one prompt that begin together. Two deals hardly make the same group."""
+        return 1
 
     def begin(self, sample: int) -> list[tuple[int, Ids]]:
         """(number, prompt) of each group of a sample."""

@@ -44,6 +44,7 @@ from grm_jax.sampler.options import SamplingConfig
 from grm_jax.sampler.schedule import Request, Sample
 
 Result = Verdict | tuple[Completion, ...] | ScalarScores | LabelLogprobs
+READERS = 8  # samples of a prompt that run at once, where the requests are not known yet
 _SHORT = Example((0,), ())  # a row of one token
 
 
@@ -63,6 +64,7 @@ class JudgeSession:
       longest_prompt: most tokens of a prompt.
       max_new_tokens: most tokens of a critique or a reply.
       samples: how many are drawn at once at most.
+      readers: how many of them are of one prompt (see `Sampler.open`).
       expected: whether verdicts can have expected scores; some of the sampler's speed is its price.
 
     Raises UserError where one sample needs more memory than there is, and for `expected` scores of
@@ -76,12 +78,12 @@ class JudgeSession:
         longest_prompt: int,
         max_new_tokens: int,
         samples: int,
+        readers: int = READERS,
         expected: bool = False,
     ):
         self.judge = judge
-        self.longest_prompt, self.max_new_tokens, self.samples = (
-            longest_prompt, max_new_tokens, samples,
-        )  # fmt: skip
+        self.longest_prompt, self.max_new_tokens = longest_prompt, max_new_tokens
+        self.samples, self.readers = samples, readers
         self.expected = ScoreTokens(judge.tokenizer) if expected else None
         self._tickets = itertools.count()
         self._open: dict[int, Whole | Dealt | _Chat] = {}
@@ -96,6 +98,7 @@ class JudgeSession:
             longest_prompt=longest_prompt,
             max_new_tokens=max_new_tokens,
             samples=samples,
+            readers=readers,
             key=jax.random.key(0),  # constant: `Request.seed` holds the request's texts and seed
             watch=() if self.expected is None else self.expected.ids,
             repeatable=True,

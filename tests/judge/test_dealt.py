@@ -236,3 +236,12 @@ def test_a_request_that_is_not_dealt_is_named_as_before():
     digest = ask(3, None).digest
     assert digest == ask(3, 3).digest == ask(3, 9).digest == "47ff13a45d1e28248f57"
     assert len({digest, ask(3, 2).digest, ask(8, 3).digest, ask(8, 4).digest}) == 4
+
+
+@pytest.mark.parametrize("adaptive", [None, 0.9])
+def test_readers_are_the_samples_of_a_prompt_that_begin_together(judge, adaptive):
+    whole = prepare(judge, ask(2, None, k=12, adaptive=adaptive))
+    begun = [whole.orders[sample] for sample in whole.round]
+    assert len(begun) == (12 if adaptive is None else 4)
+    assert whole.readers == len(begun) // 2, "half of the samples see each order"
+    assert prepare(judge, ask(3, 2, k=12)).readers == 1

@@ -81,6 +81,25 @@ def test_many_requests_are_one_batch_and_streamed_as_they_end(judge):
         judge.score_many([asked[0], {"query": "a", "respones": ["b"]}])
 
 
+def test_a_session_has_pages_for_as_many_prompts_as_run_together(judge):
+    """Few critiques of each request are of many prompts; many are of few."""
+    responses = [" anna", " ben"]
+    few = [{"query": f" sum 1 {i}", "responses": responses, "k": 2} for i in range(8)]
+    judge._session = None
+    judge.score_many(few)
+    of_few = judge._session
+    assert of_few is not None and of_few.readers == 1, "two critiques, each of another order"
+    judge.score_many(few[:4])
+    assert judge._session is of_few
+    judge.score(" sum 1 2", responses, k=7)
+    of_many = judge._session
+    assert of_many is not None and of_many.readers == 4, "four critiques see one of two orders"
+    judge.score_many(few[:4])
+    assert judge._session is of_many, "what reads more of a prompt reads few, too"
+    judge.score(" sum 1 2", responses, k=64)
+    assert judge._session is not None and judge._session.readers == 8
+
+
 def test_what_can_not_be_judged_is_refused(judge):
     with pytest.raises(UserError, match=r"the prompt has .* tokens, and 52 leave room"):
         judge.score(" sum 1 2", [" anna" * 60, " ben"])
