@@ -13,7 +13,7 @@ from grm_jax.critique.correctness import (
     too_easy,
 )
 from grm_jax.critique.neutralise import neutralise
-from grm_jax.critique.parse import Failure, Parsed, parse, parse_index, read
+from grm_jax.critique.parse import Failure, Parsed, parse, parse_index, read, verdict_start
 from grm_jax.critique.prompt import Message, Turn, render
 from grm_jax.critique.template import BUILTIN, Template, TemplateError, hint_text
 from grm_jax.critique.voting import (
@@ -59,6 +59,7 @@ __all__ = [
     "shuffle",
     "too_easy",
     "unshuffle",
+    "verdict_start",
     "vote",
     "weighted_vote",
 ]

@@ -167,17 +167,42 @@ def one_line(box: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(box.split()))
 
 
-def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | None, Failure | None]:
+def verdict_start(text: str, n: int) -> int | None:
+    r"""Where the last verdict on n responses begins, whether or not it can be parsed; without one
+    where the last `\boxed{...}` begins, or None without any."""
     text = boxes.to_ascii(text)
+    contents, _ = _candidates(text, n)
+    verdict = _last_verdict(text, contents, n)
+    if verdict is not None:
+        return verdict[1].start
+    written = [group.start for group, _ in contents if text[group.start] == "\\"]
+    return written[-1] if written else None
+
+
+def _candidates(text: str, n: int) -> tuple[list[tuple[boxes.Group, boxes.Content]], int | None]:
+    """The groups that may be a verdict, and where a box begins that is never closed."""
     groups, unfinished = boxes.find(text)
     if not groups and unfinished is None:
         groups = boxes.find_brackets(text)
-    contents = [(group, boxes.content(group.text, n)) for group in groups]
-    decisive = [(content, group.end) for group, content in contents if content.decides]
+    return [(group, boxes.content(group.text, n)) for group in groups], unfinished
+
+
+def _last_verdict(
+    text: str, contents: list[tuple[boxes.Group, boxes.Content]], n: int
+) -> tuple[boxes.Content, boxes.Group] | None:
+    """The last verdict and the text that it takes."""
     row = _one_a_response(text, contents, n)
     if row is not None:
-        decisive.append((row, groups[-1].end))
-    content, end = decisive[-1] if decisive else (None, 0)
+        return row, boxes.Group(contents[-n][0].start, contents[-1][0].end, None)
+    decisive = [(content, group) for group, content in contents if content.decides]
+    return decisive[-1] if decisive else None
+
+
+def _scores(text: str, n: int, truncated: bool) -> tuple[tuple[float, ...] | None, Failure | None]:
+    text = boxes.to_ascii(text)
+    contents, unfinished = _candidates(text, n)
+    verdict = _last_verdict(text, contents, n)
+    content, end = (None, 0) if verdict is None else (verdict[0], verdict[1].end)
 
     if truncated and not (content and _closes(text, end)):
         return None, "truncated"

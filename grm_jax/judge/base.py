@@ -90,6 +90,13 @@ class JudgeModel:
         self.sampler.budget.forget()  # it takes memory that caches were planned with
         return scalar
 
+    def load_reward_models(self) -> None:
+        """Load meta RM and scalar RM, if there are any."""
+        if self.guided:
+            _ = self.meta
+        if self.has_scalar:
+            _ = self.scalar
+
     @property
     def has_scalar(self) -> bool:
         """Whether a scalar RM scores responses beside it."""

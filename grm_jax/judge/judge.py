@@ -30,7 +30,7 @@ from grm_jax.judge.prepared import Dealt, Whole, prepare
 from grm_jax.judge.records import sample_records
 from grm_jax.judge.request import JudgeDefaults, JudgeOptions, JudgeRequest, ScoreOptions
 from grm_jax.judge.scalar import load_scalar_rm
-from grm_jax.judge.session import READERS, JudgeSession
+from grm_jax.judge.session import JudgeSession
 from grm_jax.judge.verdict import Verdict
 from grm_jax.metrics import Progress
 from grm_jax.model.options import ComputeDtype
@@ -43,7 +43,7 @@ from grm_jax.model.storage import (
     read_model_config,
     require_kind,
 )
-from grm_jax.parallel.mesh import data_parallel, make_mesh
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.plan import power_of_two
 from grm_jax.tokenizer import load_tokenizer
@@ -171,52 +171,42 @@ class Judge(JudgeModel):
                 session.cancel(ticket)
 
     def session(
-        self,
-        *,
-        longest_prompt: int,
-        max_new_tokens: int,
-        samples: int,
-        readers: int = READERS,
-        expected: bool = False,
+        self, *, longest_prompt: int, max_new_tokens: int, samples: int, expected: bool = False
     ) -> JudgeSession:
         """An open-ended session, for requests that are not known yet; see `JudgeSession`."""
         self._session = None  # its caches' memory is needed
         return JudgeSession(
             self, longest_prompt=longest_prompt, max_new_tokens=max_new_tokens, samples=samples,
-            readers=readers, expected=expected,
+            expected=expected,
         )  # fmt: skip
 
     def _session_for(self, prepared: Sequence[Whole | Dealt]) -> JudgeSession:
-        """The session of the calls before, or a larger one where these requests need it."""
+        """The session of the calls before, or another one where these requests need it."""
+        open_one = self._session
         longest = max(item.longest for item in prepared)
         new = max(item.sampling.max_new_tokens for item in prepared)
-        most = self.sampler.engine.max_rows * data_parallel(self.mesh)
-        samples = min(sum(item.request.samples for item in prepared), most)
-        readers = min(READERS, max(item.readers for item in prepared))
         expected = any(item.request.options.expected for item in prepared)
-        open_one = self._session
-        if open_one is not None and (
-            longest <= open_one.longest_prompt
-            and new <= open_one.max_new_tokens
-            and samples <= open_one.samples
-            and readers <= open_one.readers
-            and (open_one.expected is not None or not expected)
-        ):
-            return open_one
-        return self._reopen(longest, new, samples, readers, expected)
-
-    def _reopen(
-        self, longest: int, new: int, samples: int, readers: int, expected: bool
-    ) -> JudgeSession:
-        """A session; its sizes are rounded up, so that later calls rarely need a larger one."""
+        # Rounded up, so that later calls rarely need a larger one.
         longest = max(longest, min(max(256, power_of_two(longest)), self.model.max_position - new))
-        session = self.session(
-            longest_prompt=longest, max_new_tokens=new,
-            samples=max(8, power_of_two(samples)), readers=power_of_two(readers),
-            expected=expected,
+        requests = [
+            request
+            for number, item in enumerate(prepared)
+            for request in item.requests(str(number), item.upcoming)
+        ]
+        self.load_reward_models()  # before caches are planned, which get what is free
+        also = None if open_one is None else open_one.plan
+        plan = self.sampler.plan(
+            self.params, requests, max_new_tokens=new, longest_prompt=longest, samples=8, also=also
+        )
+        watched = open_one is not None and open_one.expected is not None
+        if open_one is not None and open_one.plan.covers(plan) and (watched or not expected):
+            return open_one
+        self._session = None  # its caches' memory is needed
+        self._session = JudgeSession(
+            self, longest_prompt=plan.longest, max_new_tokens=plan.limit, plan=plan,
+            expected=expected or watched,
         )  # fmt: skip
-        self._session = session
-        return session
+        return self._session
 
     def sample(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from grm_jax.critique import Template
 from grm_jax.data.collate import Example
@@ -17,6 +17,7 @@ from grm_jax.judge.critiques import AdaptiveK
 from grm_jax.judge.request import JudgeRequest
 from grm_jax.judge.verdict import Judgement, Usage, require_method
 from grm_jax.sampler.options import SamplingConfig
+from grm_jax.sampler.schedule import Request
 
 _ROUND = AdaptiveK.together  # samples of a request that adaptive sampling draws at once
 
@@ -43,19 +44,35 @@ class Prepared:
     asked: int = 0
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
-    @property
-    def round(self) -> range:
-        """The samples that begin next: all, or a few with adaptive sampling."""
-        options, begin = self.request.options, self.asked
-        return range(
-            begin, options.k if options.adaptive is None else min(begin + _ROUND, options.k)
-        )
+    def begin(self, sample: int) -> Sequence[tuple[int, Ids]]:
+        """What the sampler draws for a sample: numbers of critiques, and their prompts."""
+        raise NotImplementedError
 
-    def next_round(self) -> range:
-        """Begin the samples of `round`."""
-        begun = self.round
-        self.asked = begun.stop
+    @property
+    def upcoming(self) -> dict[Ids, list[int]]:
+        """The numbers, by prompt, of the critiques that begin next: those of all samples, or of a
+        few with adaptive sampling."""
+        by_prompt: dict[Ids, list[int]] = collections.defaultdict(list)
+        for sample in range(self.asked, self._end_of_round):
+            for number, prompt in self.begin(sample):
+                by_prompt[prompt].append(number)
+        return by_prompt
+
+    def next_round(self) -> dict[Ids, list[int]]:
+        """Begin what is `upcoming`."""
+        begun = self.upcoming
+        self.asked = self._end_of_round
         return begun
+
+    def requests(self, name: str, round: Mapping[Ids, Sequence[int]]) -> list[Request]:
+        """A round as the sampler takes it, as requests of this name."""
+        seed = f"{self.request.record.id} {self.request.options.seed}"
+        return [Request(name, prompt, tuple(of), seed=seed) for prompt, of in round.items()]
+
+    @property
+    def _end_of_round(self) -> int:
+        k = self.request.options.k
+        return k if self.request.options.adaptive is None else min(self.asked + _ROUND, k)
 
     @property
     def ended(self) -> bool:
@@ -83,10 +100,8 @@ class Whole(Prepared):
     orders: list[tuple[int, ...]]
     prompts: dict[tuple[int, ...], Ids]
 
-    @property
-    def readers(self) -> int:
-        """The most samples of one prompt that begin together."""
-        return max(collections.Counter(self.orders[sample] for sample in self.round).values())
+    def begin(self, sample: int) -> list[tuple[int, Ids]]:
+        return [(sample, self.prompts[self.orders[sample]])]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -96,18 +111,13 @@ class Dealt(Prepared):
 
     Attributes:
       render: makes the token ids of a record's prompt.
-      prompts: token ids by group, of those that were begun.
+      prompts: token ids by group, of those that were begun or planned for.
       critiques: of groups, by sample and place, of samples that have not ended.
     """
 
     render: Callable[[Preference], Ids]
     prompts: dict[dealt.Group, Ids] = dataclasses.field(default_factory=dict)
     critiques: dict[int, dict[int, Judgement]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def readers(self) -> int:
-        """The samples of one prompt that begin together. Two deals hardly make the same group."""
-        return 1
 
     def begin(self, sample: int) -> list[tuple[int, Ids]]:
         """(number, prompt) of each group of a sample."""

@@ -62,7 +62,8 @@ class ScoreOptions:
     """Critiques that are sampled."""
     seed: int = 0
     """Of the samples and of the orders in which they see the responses. The same request with the
-    same seed gets the same critiques."""
+    same seed gets the same critiques, but for rounding: a call that needs more room has arrays of
+    other sizes, and seldom another token."""
     temperature: float | None = None
     """None: what the judge was trained to be sampled at; 0 is greedy."""
     max_new_tokens: int | None = None

@@ -14,7 +14,6 @@ A session is used from one thread.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 import time
@@ -41,10 +40,10 @@ from grm_jax.judge.verdict import (
     decide,
 )
 from grm_jax.sampler.options import SamplingConfig
+from grm_jax.sampler.plan import Plan
 from grm_jax.sampler.schedule import Request, Sample
 
 Result = Verdict | tuple[Completion, ...] | ScalarScores | LabelLogprobs
-READERS = 8  # samples of a prompt that run at once, where the requests are not known yet
 _SHORT = Example((0,), ())  # a row of one token
 
 
@@ -63,8 +62,8 @@ class JudgeSession:
     Args:
       longest_prompt: most tokens of a prompt.
       max_new_tokens: most tokens of a critique or a reply.
-      samples: how many are drawn at once at most.
-      readers: how many of them are of one prompt (see `Sampler.open`).
+      samples: how many are drawn at once at most, for requests that are not known yet.
+      plan: of the sampler, for requests that are known (`Sampler.plan`), in place of `samples`.
       expected: whether verdicts can have expected scores; some of the sampler's speed is its price.
 
     Raises UserError where one sample needs more memory than there is, and for `expected` scores of
@@ -77,32 +76,28 @@ class JudgeSession:
         *,
         longest_prompt: int,
         max_new_tokens: int,
-        samples: int,
-        readers: int = READERS,
+        samples: int = 0,
+        plan: Plan | None = None,
         expected: bool = False,
     ):
         self.judge = judge
         self.longest_prompt, self.max_new_tokens = longest_prompt, max_new_tokens
-        self.samples, self.readers = samples, readers
         self.expected = ScoreTokens(judge.tokenizer) if expected else None
         self._tickets = itertools.count()
         self._open: dict[int, Whole | Dealt | _Chat] = {}
         self._replies: dict[int, list[Example]] = {}
         self._labels: dict[int, list[LabelRow]] = {}
-        if judge.guided:
-            _ = judge.meta  # before caches are planned, which get what is free
-        if judge.has_scalar:
-            _ = judge.scalar
-        self._session = judge.sampler.open(
-            judge.params,
-            longest_prompt=longest_prompt,
-            max_new_tokens=max_new_tokens,
-            samples=samples,
-            readers=readers,
-            key=jax.random.key(0),  # constant: `Request.seed` holds the request's texts and seed
-            watch=() if self.expected is None else self.expected.ids,
-            repeatable=True,
-        )
+        judge.load_reward_models()  # before caches are planned, which get what is free
+        key = jax.random.key(0)  # constant: `Request.seed` holds the request's texts and seed
+        watch = () if self.expected is None else self.expected.ids
+        if plan is not None:
+            self._session = judge.sampler.open_planned(judge.params, plan, key=key, watch=watch)
+        else:
+            self._session = judge.sampler.open(
+                judge.params, longest_prompt=longest_prompt, max_new_tokens=max_new_tokens,
+                samples=samples, key=key, watch=watch, repeatable=True,
+            )  # fmt: skip
+        self.plan = self._session.plan
 
     @property
     def idle(self) -> bool:
@@ -233,16 +228,7 @@ class JudgeSession:
 
     def _begin(self, ticket: int, entry: Whole | Dealt) -> None:
         """Give the sampler the next round of samples."""
-        by_prompt: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
-        for sample in entry.next_round():
-            if isinstance(entry, Whole):
-                by_prompt[entry.prompts[entry.orders[sample]]].append(sample)
-                continue
-            for number, prompt in entry.begin(sample):
-                by_prompt[prompt].append(number)
-        seed = f"{entry.request.record.id} {entry.request.options.seed}"
-        for prompt, members in by_prompt.items():
-            request = Request(str(ticket), prompt, tuple(members), seed=seed)
+        for request in entry.requests(str(ticket), entry.next_round()):
             self._session.add(request, entry.sampling)
 
     def _judgement(self, entry: Whole | Dealt, sample: Sample, order: tuple[int, ...]) -> Judgement:

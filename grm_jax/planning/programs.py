@@ -172,7 +172,10 @@ def plan_stage(run: PlannedRun, stage: Any) -> list[Phase]:
         weights = _weights(run, run.model.compute_dtype)
         # Enough records to fill all lanes.
         records = -(-run.setup.engine.max_rows // stage.samples)
-        rollout = _plan_rollout(run, weights, records, stage.samples, sampling, laid_out=True)
+        rollout = _plan_rollout(
+            run, weights, records, stage.samples, sampling,
+            orders=getattr(stage, "orders", 1), laid_out=True,
+        )  # fmt: skip
         phases.insert(0, rollout)
     return phases
 
@@ -294,18 +297,22 @@ def _plan_rollout(
     sampling: SamplingConfig,
     resident: Mapping[str, float] = {},
     *,
+    orders: int = 1,
     laid_out: bool = False,
 ) -> Phase:
     """Prefill and a chunk of decode steps, at the size that the engine would plan.
 
     Args:
       resident: the bytes of other arrays on the device, the parameters included.
+      orders: the prompts of a record, among which its samples are divided.
       laid_out: the parameters are for sampling alone, and the decoding weights replace them.
     """
     mesh, length = decode_mesh(run.mesh), run.setup.prompt_buckets[-1]
     programs = DryPrograms(mesh)
     requests = [
-        Request(str(i), (i, *[0] * (length - 1)), tuple(range(samples))) for i in range(records)
+        Request(str(i), (i, order, *[0] * (length - 2)), tuple(range(order, samples, orders)))
+        for i in range(records)
+        for order in range(min(orders, samples))
     ]
     shards, engine = data_parallel(mesh), run.setup.engine
     sizes = dict(resident)

@@ -2,6 +2,7 @@
 
     all requests at once:    sample(params, requests, ...) -> plan -> session -> samples
     requests as they come:   open(params, ...)             -> plan -> session; add, step, cancel
+    the first ones known:    plan(params, requests, ...)   -> plan; open_planned -> session
 
 A session begins waiting samples, prefills the pages of their prompts, decodes a chunk of steps, and
 returns the samples that ended in it. Between chunks, free lanes are given to waiting samples
@@ -11,6 +12,7 @@ sample runs where, `runner` has the device.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +26,10 @@ from grm_jax.model.config import ModelConfig
 from grm_jax.model.params import Params
 from grm_jax.parallel.mesh import data_parallel
 from grm_jax.sampler.options import EngineConfig, SamplingConfig
-from grm_jax.sampler.plan import CacheBudget, Plan, make_plan, open_plan, power_of_two
+from grm_jax.sampler.plan import CacheBudget, Plan, joined, make_plan, open_plan, power_of_two
 from grm_jax.sampler.programs import Programs, SamplerStats
 from grm_jax.sampler.runner import Runner
-from grm_jax.sampler.schedule import Request, Running, Sample, Scheduler
+from grm_jax.sampler.schedule import Request, Running, Sample, Scheduler, Shape
 from grm_jax.sampler.weights import laid_out, take
 
 log = logging.getLogger("grm_jax")
@@ -175,6 +177,50 @@ class Sampler:
             on_cpu=self.programs.on_cpu,
         )
         return Session(self._runner(params, plan, key, watch), longest_prompt)
+
+    def plan(
+        self,
+        params: Params,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        longest_prompt: int,
+        samples: int = 1,
+        also: Plan | None = None,
+    ) -> Plan:
+        """The plan of a repeatable session that begins with these requests and takes more later.
+
+        Args:
+          params: as in `sample`.
+          requests: the first ones. The plan has room for as many of them as run together.
+          max_new_tokens: as in `open`.
+          longest_prompt: the most tokens of a later prompt, where it is longer than these.
+          samples: how many samples run at once at least, on all shards together.
+          also: the plan of earlier requests, which is covered, too, where that is cheap
+            (`plan.joined`).
+
+        Raises UserError where one sample needs more memory than there is.
+        """
+        shards = data_parallel(self.mesh)
+        longest = max(longest_prompt, *(len(request.prompt) for request in requests))
+        engine = self.budget.within(longest, laid_out=laid_out(params))
+        split, on_cpu = self.mesh.shape["tensor"], self.programs.on_cpu
+        plan = make_plan(
+            self.model, engine, requests, max_new_tokens, shards,
+            repeatable=True, split=split, on_cpu=on_cpu,
+        )  # fmt: skip
+        pages = -(-longest // engine.page)
+        least = Shape(max(1, samples // shards), pages, engine.page, 1, power_of_two(pages))
+        for other in (dataclasses.replace(plan, shape=least), also):
+            if other is not None:
+                plan = joined(self.model, engine, plan, other, split=split, on_cpu=on_cpu)
+        return plan
+
+    def open_planned(
+        self, params: Params, plan: Plan, *, key: jax.Array, watch: Sequence[int] = ()
+    ) -> Session:
+        """A session of a plan that `plan` has made; the arguments are those of `open`."""
+        return Session(self._runner(params, plan, key, watch), plan.longest)
 
     def _runner(self, params: Params, plan: Plan, key: jax.Array, watch: Sequence[int]) -> Runner:
         """What the plan says on the device; a plan that is larger than those before is logged."""

@@ -76,6 +76,27 @@ class Plan:
             sizes.append(min(4 * sizes[-1], deepest * lanes))
         return tuple(sizes)
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of a prompt."""
+        return self.shape.depth * self.shape.page
+
+    @property
+    def grid(self) -> int:
+        """The rows of queries that all pages together are multiplied by at every step."""
+        return self.shape.pages * self.shape.readers
+
+    def covers(self, other: Plan) -> bool:
+        """Whether requests that `other` was made for find as much room here."""
+        mine, theirs = dataclasses.astuple(self.shape), dataclasses.astuple(other.shape)
+        return (
+            (self.share, self.repeatable) == (other.share, other.repeatable)
+            and self.shape.page == other.shape.page
+            and self.limit >= other.limit
+            and self.oversubscription >= other.oversubscription
+            and all(a >= b for a, b in zip(mine, theirs, strict=True))
+        )
+
     def __str__(self) -> str:
         s = self.shape
         shared = f"each read by up to {s.readers} of them" if s.readers > 1 else "a copy a sample"
@@ -105,6 +126,7 @@ def make_plan(
     shards: int,
     together: int | None = None,
     *,
+    repeatable: bool = False,
     split: int = 1,
     on_cpu: bool = False,
 ) -> Plan:
@@ -114,6 +136,7 @@ def make_plan(
       max_new_tokens: the most tokens of a sample.
       shards: how many data-parallel shards there are.
       together: the most samples of an example that run at once; None for no limit.
+      repeatable: see `Plan`.
       split: over how many devices a shard's caches are split, by heads.
       on_cpu: if so, pages with more than `CPU_READERS` readers are not shared, and rings are wider
         (`cache.ring_dtype`).
@@ -126,10 +149,11 @@ def make_plan(
     wanted = sum(min(count, together or count) for count in wanted_of.values())
     lanes = min(max(1, engine.max_rows // shards), power_of_two(-(-wanted // shards)))
     while True:
-        plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split, on_cpu)
+        rest = requests, max_new_tokens, lanes, together, split, on_cpu, repeatable
+        plan = _plan(model, engine, *rest)
         if plan.share and on_cpu and plan.oversubscription * plan.shape.readers > CPU_READERS:
             engine = dataclasses.replace(engine, share=False)
-            plan = _plan(model, engine, requests, max_new_tokens, lanes, together, split, on_cpu)
+            plan = _plan(model, engine, *rest)
         if _fits(plan, engine):
             return plan
         lanes = power_of_two(lanes) // 2
@@ -144,6 +168,7 @@ def _plan(
     together: int | None,
     split: int,
     on_cpu: bool,
+    repeatable: bool,
 ) -> Plan:
     """The plan with this many lanes, whatever its bytes."""
     most = together or lanes
@@ -172,7 +197,33 @@ def _plan(
     pages = max(deepest, math.ceil(prompts * total / len(requests)))
     pages = step_up(max(deepest, min(pages, total)))
     shape = Shape(lanes, pages, engine.page, readers, power_of_two(deepest))
-    return _sized(model, engine, shape, oversubscription, max_new_tokens, split, on_cpu)
+    return _sized(model, engine, shape, oversubscription, max_new_tokens, split, on_cpu, repeatable)
+
+
+def joined(
+    model: ModelConfig,
+    engine: EngineConfig,
+    plan: Plan,
+    other: Plan,
+    *,
+    split: int = 1,
+    on_cpu: bool = False,
+) -> Plan:
+    """A plan that covers both, where that is cheap; else `plan`.
+
+    It is not where the budget does not allow it, where the two differ in more than their sizes, and
+    where the pages of the one and the readers of the other make more than twice the work of either.
+    """
+    mine, theirs = dataclasses.astuple(plan.shape), dataclasses.astuple(other.shape)
+    shape = Shape(*map(max, mine, theirs))
+    engine = dataclasses.replace(engine, share=plan.share)
+    both = _sized(
+        model, engine, shape, max(plan.oversubscription, other.oversubscription),
+        max(plan.limit, other.limit), split, on_cpu, plan.repeatable,
+    )  # fmt: skip
+    within = engine.cache_bytes is None or both.bytes <= engine.cache_bytes
+    cheap = within and both.grid <= 2 * max(plan.grid, other.grid)
+    return both if cheap and both.covers(plan) and both.covers(other) else plan
 
 
 def _sized(

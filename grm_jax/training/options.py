@@ -104,8 +104,8 @@ class RFT:
     that of a single one mirrored. No record is too easy then. For judges whose text says little of
     the verdict yet; not in the paper."""
     text_weight: float = 1.0
-    """The weight of the tokens before a critique's box in the loss; those of its scores, and what
-    follows, have 1. The paper: 1."""
+    """The weight of the tokens before a critique's verdict in the loss; those of its scores, and
+    what follows, have 1. The paper: 1."""
     fitting: Fitting = Fitting(optimizer=OptimizerConfig(learning_rate=5e-6))
 
 
@@ -146,7 +146,7 @@ class RL:
     or to another place. It compares the prompts of a step: with `orders` of 2 or more all places
     are right equally often in it, with 1 nearly so, if `prompts` are many."""
     text_weight: float = 1.0
-    """The tokens before a critique's box learn from this share of its advantage, those of its
+    """The tokens before a critique's verdict learn from this share of its advantage, those of its
     scores from all of it; 1: all tokens alike (the paper). Where the text says little of the
     verdict yet, its tokens add mostly noise to what the scores learn."""
     aggregation: Literal["sequence", "token"] = "sequence"

@@ -5,7 +5,7 @@
         + what a rollout adds to the votes of half of its group (`vote_gains`, --rl.vote)
         -> normalised within the group (`losses.group_advantages`)
         - what would strengthen a leaning to a place (`placeless`, --rl.placeless)
-        * less for the tokens before the box (`shares`, --rl.text-weight)
+        * less for the tokens before the verdict (`shares`, --rl.text-weight)
 
 The rule alone makes one critique right. A verdict is a vote of many, which gains most from
 critiques that are right where the others are wrong.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from grm_jax.critique import boxes, rule_reward
+from grm_jax.critique import rule_reward, verdict_start
 from grm_jax.critique.correctness import best_label
 from grm_jax.data.preferences import Preference
 from grm_jax.judge.critiques import Rollout
@@ -141,28 +141,34 @@ def shares(
     weight: float,
     decode: Callable[[Sequence[int]], str],
 ) -> list[list[np.ndarray]]:
-    """Of each rollout, the share [T] of its advantage that each token learns from: `weight` before
-    the last box, 1 from there on. All tokens of a rollout without a box have 1.
+    """Of each rollout, the share [T] of its advantage that each token learns from
+    (`token_weights`).
 
     Args:
       decode: token ids to the text that was read.
     """
     return [
         [
-            np.asarray(before_box(critique.ids.tolist(), critique.text, weight, decode), np.float32)
+            np.asarray(
+                token_weights(
+                    critique.ids.tolist(), critique.text, len(critique.order), weight, decode
+                ),
+                np.float32,
+            )
             for critique in group
         ]
         for group in groups
     ]
 
 
-def before_box(
-    ids: Sequence[int], text: str, weight: float, decode: Callable[[Sequence[int]], str]
+def token_weights(
+    ids: Sequence[int], text: str, n: int, weight: float, decode: Callable[[Sequence[int]], str]
 ) -> tuple[float, ...]:
-    """`weight` for each of the tokens before the last box of the text, 1 for the others; 1 for all
-    where there is no box. `ids` are the tokens of the text and its end."""
-    written = boxes.find(text)[0]
-    before = token_at(decode, ids, written[-1].start) if written else 0
+    """`weight` for each of the tokens before the verdict on n responses (`verdict_start`), 1 for
+    the others, and 1 for all where nothing is like a verdict. `ids` are the tokens of the text and
+    its end."""
+    start = verdict_start(text, n)
+    before = 0 if start is None else token_at(decode, ids, start)
     return (weight,) * before + (1.0,) * (len(ids) - before)
 
 

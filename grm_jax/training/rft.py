@@ -28,9 +28,10 @@ from grm_jax.training.inputs import fitting_rows, learnt, sampled, usable
 from grm_jax.training.loop import require_checkpoint_room
 from grm_jax.training.options import RFT
 from grm_jax.training.relabel import relabelled
-from grm_jax.training.rewards import before_box
+from grm_jax.training.rewards import token_weights
 from grm_jax.training.run import Run, Stage
 from grm_jax.training.sampling import sample_in_chunks
+from grm_jax.training.setup import ConfigError
 from grm_jax.training.sft import train_on
 from grm_jax.training.trainable import Trainable
 
@@ -39,6 +40,7 @@ log = logging.getLogger("grm_jax")
 
 def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
     """Sample from `init` (default: the sft stage), reject, train it on the kept trajectories."""
+    check(run, config)
     start = init or "sft"
     stage = Stage(run, "rft", config, init, [start])
     if stage.done:
@@ -53,16 +55,31 @@ def run_rft(run: Run, config: RFT, init: str | None = None) -> None:
         sample_trajectories(stage, config, start, records, file)
     rows = [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
     report(rows, config)
-    kept = learned(run, config, rows)
+    kept = to_learn(run, config, rows)
     if not kept:
         raise UserError(
             f"rft kept none of {len(rows)} trajectories; look at {file}: the start model writes no "
             "correct critiques, or all of them are (too easy)"
         )
-    train_on(stage, config.fitting, learnable(run, config, kept, file), start, heldout)
+    train_on(stage, config.fitting, as_examples(run, config, kept, file), start, heldout)
 
 
-def learned(run: Run, config: RFT, rows: Sequence[Trajectory]) -> list[Trajectory]:
+def check(run: Run, config: RFT) -> None:
+    """Raise ConfigError for options that do not go together, before anything is sampled."""
+    drawn = config.samples + config.hinted
+    if config.orders > drawn:
+        raise ConfigError(
+            f"--rft.orders {config.orders}: {drawn} critiques of a record can not be sampled in "
+            f"more than {drawn} orders; give --rft.samples {config.orders - config.hinted} or more"
+        )
+    if config.relabel and run.templates.many.reads == "index":
+        raise ConfigError(
+            "--rft.relabel exchanges the scores of two responses, and the template "
+            f"{run.setup.templates.many!r} asks for the place of the best one; leave it out"
+        )
+
+
+def to_learn(run: Run, config: RFT, rows: Sequence[Trajectory]) -> list[Trajectory]:
     """The kept trajectories; with `config.relabel` the wrong ones, too, as far as they can be
     relabelled. The file keeps them as they were written, for the meta RM."""
     kept = [row for row in rows if row.kept]
@@ -75,8 +92,8 @@ def learned(run: Run, config: RFT, rows: Sequence[Trajectory]) -> list[Trajector
     return kept + found
 
 
-def learnable(run: Run, config: RFT, kept: Sequence[Trajectory], file: Path) -> list[Example]:
-    """The trajectories to learn as tokens, those before the box with the weight `text_weight`.
+def as_examples(run: Run, config: RFT, kept: Sequence[Trajectory], file: Path) -> list[Example]:
+    """The trajectories to learn as tokens, those before the verdict with the weight `text_weight`.
     Those that are too long are skipped or an error, as in `inputs.fitting_rows`: a text that was
     sampled may have more tokens when it is written again.
     """
@@ -85,8 +102,9 @@ def learnable(run: Run, config: RFT, kept: Sequence[Trajectory], file: Path) -> 
         examples = [
             dataclasses.replace(
                 example,
-                weights=before_box(
-                    example.completion, row.text, config.text_weight, run.tokenizer.decode
+                weights=token_weights(
+                    example.completion, row.text, len(row.order), config.text_weight,
+                    run.tokenizer.decode,
                 ),
             )
             for example, row in zip(examples, kept, strict=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from grm_jax.critique import Template, parse, parse_index, read
+from grm_jax.critique import Template, parse, parse_index, read, verdict_start
 
 LONG_CRITIQUE = r"""### Specific Criteria:
 1. **Correctness** (Weight: 40%): the sum is right.
@@ -125,6 +125,27 @@ def test_names_the_failure(text: str, n: int, failure: str) -> None:
 def test_truncated_text_counts_only_if_a_verdict_closes_it(text: str, expected: object) -> None:
     parsed = parse(text, 2, truncated=True)
     assert (parsed.scores or parsed.failure) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "verdict"),
+    [
+        (r"\boxed{1, 2} then \boxed{3, 4} end", 2, r"\boxed{3, 4} end"),
+        (r"so \boxed{3, 4}, as \boxed{42} says", 2, r"\boxed{3, 4}, as \boxed{42} says"),
+        (r"so \boxed{11, 4}", 2, r"\boxed{11, 4}"),  # out of range
+        (r"so \boxed{8 9}", 2, r"\boxed{8 9}"),  # unparsable
+        ("so [8, 9]", 2, "[8, 9]"),
+        ("Scores:\n\\boxed{8}\n\\boxed{9}", 2, "\\boxed{8}\n\\boxed{9}"),
+        (r"is \boxed{8} then", 2, r"\boxed{8} then"),  # no verdict: the last group
+        ("［８，９］", 2, "［８，９］"),
+        ("no verdict, but [1] of [The End]", 2, None),
+        ("no box", 2, None),
+        (r"cut off \boxed{8,", 2, None),
+    ],
+)
+def test_where_the_verdict_begins(text: str, n: int, verdict: str | None) -> None:
+    start = verdict_start(text, n)
+    assert (None if start is None else text[start:]) == verdict
 
 
 def test_range_belongs_to_the_template() -> None:

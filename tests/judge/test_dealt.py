@@ -239,9 +239,13 @@ def test_a_request_that_is_not_dealt_is_named_as_before():
 
 
 @pytest.mark.parametrize("adaptive", [None, 0.9])
-def test_readers_are_the_samples_of_a_prompt_that_begin_together(judge, adaptive):
+def test_a_round_is_known_before_it_begins(judge, adaptive):
     whole = prepare(judge, ask(2, None, k=12, adaptive=adaptive))
-    begun = [whole.orders[sample] for sample in whole.round]
-    assert len(begun) == (12 if adaptive is None else 4)
-    assert whole.readers == len(begun) // 2, "half of the samples see each order"
-    assert prepare(judge, ask(3, 2, k=12)).readers == 1
+    upcoming = whole.upcoming
+    assert len(upcoming) == 2 and whole.asked == 0
+    begun = 12 if adaptive is None else 4
+    assert sorted(itertools.chain.from_iterable(upcoming.values())) == list(range(begun))
+    assert {len(of) for of in upcoming.values()} == {begun // 2}, "half see each order"
+    assert whole.next_round() == upcoming and whole.asked == begun
+    groups = prepare(judge, ask(3, 2, k=12, adaptive=adaptive))
+    assert sorted(itertools.chain.from_iterable(groups.upcoming.values())) == list(range(2 * begun))

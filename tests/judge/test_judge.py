@@ -81,23 +81,45 @@ def test_many_requests_are_one_batch_and_streamed_as_they_end(judge):
         judge.score_many([asked[0], {"query": "a", "respones": ["b"]}])
 
 
-def test_a_session_has_pages_for_as_many_prompts_as_run_together(judge):
-    """Few critiques of each request are of many prompts; many are of few."""
+def test_a_session_is_planned_for_its_requests(judge):
+    """As `Sampler.sample` plans: few critiques of each request are of many prompts."""
     responses = [" anna", " ben"]
     few = [{"query": f" sum 1 {i}", "responses": responses, "k": 2} for i in range(8)]
     judge._session = None
     judge.score_many(few)
     of_few = judge._session
-    assert of_few is not None and of_few.readers == 1, "two critiques, each of another order"
+    assert of_few is not None
+    shape = of_few.plan.shape
+    assert (shape.lanes, shape.readers) == (16, 1), "two critiques, each of another order"
     judge.score_many(few[:4])
-    assert judge._session is of_few
+    assert judge._session is of_few, "fewer requests have room"
     judge.score(" sum 1 2", responses, k=7)
     of_many = judge._session
-    assert of_many is not None and of_many.readers == 4, "four critiques see one of two orders"
-    judge.score_many(few[:4])
-    assert judge._session is of_many, "what reads more of a prompt reads few, too"
-    judge.score(" sum 1 2", responses, k=64)
-    assert judge._session is not None and judge._session.readers == 8
+    assert of_many is not None and of_many.plan.shape.readers >= 4 and of_many is not of_few
+
+
+def test_two_kinds_of_calls_share_a_session_that_covers_both(judge):
+    responses = [" anna", " ben"]
+    judge._session = None
+    judge.score(" sum 1 2", responses, k=1, order="given")
+    narrow = judge._session
+    judge.score(" sum 1 2", responses, k=2, order="given")
+    both = judge._session
+    assert narrow is not None and both is not None and both is not narrow
+    assert both.plan.shape.readers == 2
+    for k in (1, 2, 1):
+        judge.score(" sum 1 2", responses, k=k, order="given")
+        assert judge._session is both
+    judge.score(" sum 1 2", responses, k=1, expected=False)
+    assert judge._session is both
+
+
+def test_a_short_critique_of_a_long_prompt_after_a_long_critique(judge):
+    """Each fits the positions by itself; the longest prompt and the longest critique do not."""
+    judge._session = None
+    judge.score(" sum 1 2", [" anna", " ben"], k=1, max_new_tokens=40)
+    long = judge.score(" sum 1 2", [" anna" * 18, " ben"], k=1, max_new_tokens=4)
+    assert long.usage.prompt_tokens > judge.model.max_position - 40
 
 
 def test_what_can_not_be_judged_is_refused(judge):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,6 +15,7 @@ from grm_jax.sampler.options import EngineConfig
 from grm_jax.sampler.plan import (
     cache_room,
     decode_weight_bytes,
+    joined,
     make_plan,
     open_plan,
     power_of_two,
@@ -172,6 +175,41 @@ def test_a_plan_for_requests_that_are_not_known(small):
             small, EngineConfig(page=8, chunk=16, cache_bytes=100), 1,
             longest_prompt=40, max_new_tokens=40, samples=12, readers=4,
         )  # fmt: skip
+
+
+def test_a_repeatable_plan_of_known_requests(small):
+    usual, fixed = (
+        make_plan(small, ENGINE, requests(3, 8), 40, 1, repeatable=repeatable)
+        for repeatable in (False, True)
+    )
+    assert usual.shape == fixed.shape and fixed.repeatable
+    assert fixed.ring == ENGINE.chunk and len(fixed.stash_sizes(fixed.shape.lanes)) == 1
+
+
+def test_what_a_plan_covers(small):
+    many = make_plan(small, ENGINE, requests(8, 2), 40, 1)
+    few = make_plan(small, ENGINE, requests(4, 2), 40, 1)
+    assert many.covers(few) and many.covers(many) and not few.covers(many)
+    assert not many.covers(make_plan(small, ENGINE, requests(4, 2), 41, 1)), "longer samples"
+    assert not many.covers(make_plan(small, ENGINE, requests(4, 2, 20), 40, 1)), "longer prompts"
+    assert not many.covers(make_plan(small, ENGINE, requests(4, 4), 40, 1)), "more readers"
+    assert not many.covers(make_plan(small, ENGINE, requests(4, 2), 40, 1, repeatable=True))
+    assert many.longest == 8 and make_plan(small, ENGINE, requests(4, 2, 20), 40, 1).longest == 32
+
+
+def test_two_plans_are_joined_where_that_is_cheap(small):
+    a = make_plan(small, ENGINE, requests(8, 2), 40, 1)
+    b = make_plan(small, ENGINE, requests(4, 3, 20), 30, 1)
+    both = joined(small, ENGINE, b, a)
+    assert both.covers(a) and both.covers(b)
+    tight = dataclasses.replace(ENGINE, cache_bytes=both.bytes - 1)
+    assert joined(small, tight, b, a) == b, "no room for both"
+    assert joined(small, dataclasses.replace(ENGINE, cache_bytes=both.bytes), b, a) == both
+    wide = make_plan(small, ENGINE, requests(1, 32), 40, 1)  # one page of 32 readers
+    long = make_plan(small, ENGINE, requests(32, 1, 16), 40, 1)  # 64 pages of one
+    assert joined(small, ENGINE, wide, long) == wide and joined(small, ENGINE, long, wide) == long
+    apart = make_plan(small, dataclasses.replace(ENGINE, share=False), requests(8, 2), 40, 1)
+    assert joined(small, ENGINE, apart, a) == apart
 
 
 def test_8_bit_caches_are_smaller(small):

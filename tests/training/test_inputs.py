@@ -206,12 +206,12 @@ def test_a_critique_that_reached_its_limit_is_learnt_with_its_end(start, make_cr
                       kept=True)
         for said in (text, " high" + text)
     ]  # fmt: skip
-    (example,) = rft.learnable(run, RFT(), rows[:1], Path("f"))
+    (example,) = rft.as_examples(run, RFT(), rows[:1], Path("f"))
     assert example.length == 64
     with pytest.raises(DataError, match=r"^f: sample 0 of 'a': 65 tokens; the rft stage takes 64"):
-        rft.learnable(run, RFT(), rows, Path("f"))
+        rft.as_examples(run, RFT(), rows, Path("f"))
     run = start([record], long_prompts="skip")
-    assert rft.learnable(run, RFT(), rows, Path("f")) == [example]
+    assert rft.as_examples(run, RFT(), rows, Path("f")) == [example]
     assert "rft: 1 examples skipped, which are too long" in caplog.text
 
 

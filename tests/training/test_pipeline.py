@@ -32,14 +32,15 @@ from grm_jax.model import storage
 from grm_jax.model.config import SIZES, ModelConfig
 from grm_jax.model.storage import load_model
 from grm_jax.stopping import Stopped
-from grm_jax.training import meta_rm, scalar_rm
+from grm_jax.training import meta_rm, rft, scalar_rm
 from grm_jax.training.final_evaluation import evaluate_pipeline
 from grm_jax.training.meta_rm import run_meta_rm
+from grm_jax.training.relabel import relabelled
 from grm_jax.training.rft import run_rft
 from grm_jax.training.rl import run_rl
 from grm_jax.training.run import Run
 from grm_jax.training.scalar_rm import run_scalar_rm
-from grm_jax.training.setup import HeldOutConfig
+from grm_jax.training.setup import ConfigError, HeldOutConfig
 from grm_jax.training.sft import run_sft
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,6 +183,40 @@ def test_every_stage_leaves_a_model_that_stands_alone(whole_run):
         for pair in (("sft", "rft"), ("rft", "rl"))
     ]
     assert min(moved) > 1e-4
+
+
+def test_rft_learns_wrong_critiques_too_where_it_relabels(before, monkeypatch):
+    root, learnt = before("rft"), []
+    monkeypatch.setattr(rft, "train_on", lambda stage, fitting, rows, *_: learnt.append(rows))
+    recipe = make_recipe(root)
+    run = Run(recipe.setup)
+    run_rft(run, dataclasses.replace(recipe.rft, relabel=True))
+    file = root / "rft" / "trajectories.jsonl"
+    found = [row for row in read_trajectories(file) if isinstance(row, Trajectory)]
+    wrong = [row for row in found if not row.correct]
+    exchanged = [relabelled(row, run.templates) for row in wrong]
+    assert any(exchanged) and all(row.kept == bool(row.correct) for row in found)
+    (examples,) = learnt
+    assert len(examples) == len(found) - len(wrong) + sum(row is not None for row in exchanged)
+    # When it is taken up again, the same is learnt from the file.
+    run_rft(Run(recipe.setup), dataclasses.replace(recipe.rft, relabel=True))
+    assert learnt[1] == examples
+
+
+@pytest.mark.parametrize(
+    ("change", "setup", "message"),
+    [
+        ({"orders": 9}, {}, r"orders 9: 4 critiques .* in more than 4 orders; .*samples 8"),
+        ({"relabel": True}, {"many": "judge"}, r"relabel exchanges .* 'judge' asks for the place"),
+    ],
+)  # fmt: skip
+def test_rft_refuses_options_that_do_not_go_together(tmp_path, change, setup, message):
+    recipe = make_recipe(tmp_path)
+    templates = dataclasses.replace(recipe.setup.templates, **setup)
+    run = Run(dataclasses.replace(recipe.setup, templates=templates))
+    with pytest.raises(ConfigError, match=message):
+        run_rft(run, dataclasses.replace(recipe.rft, **change))
+    assert not (tmp_path / "rft").exists()
 
 
 def test_rft_trajectories_follow_the_rules(whole_run):

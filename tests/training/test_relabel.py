@@ -116,9 +116,9 @@ def a_run(tokenizer, **setup):
 def test_rft_learns_the_kept_and_the_relabelled(written, tokenizer, caplog):
     rows = [written("\\boxed{8, 3}"), written("\\boxed{3, 8}"), written("\\boxed{5, 5}")]
     run = a_run(tokenizer)
-    assert rft.learned(run, RFT(), rows) == rows[:1]  # pyright: ignore[reportArgumentType]
+    assert rft.to_learn(run, RFT(), rows) == rows[:1]  # pyright: ignore[reportArgumentType]
     with caplog.at_level(logging.INFO, "grm_jax"):
-        found = rft.learned(run, RFT(relabel=True), rows)  # pyright: ignore[reportArgumentType]
+        found = rft.to_learn(run, RFT(relabel=True), rows)  # pyright: ignore[reportArgumentType]
     assert [row.text for row in found] == ["\\boxed{8, 3}"] * 2
     assert "1 of 2 wrong critiques relabelled" in caplog.text
     assert rows[1].text == "\\boxed{3, 8}"  # the meta RM learns from what was written
@@ -136,8 +136,8 @@ def test_tokens_before_the_box_have_their_weight(written, tokenizer, tmp_path):
     text = "Specific Criteria: answer high\nScores: \\boxed{8, 3}"
     row, run = written(text), a_run(tokenizer)
     config = RFT(text_weight=0.25, fitting=Fitting(pack=0))
-    (example,) = rft.learnable(run, config, [row], tmp_path)  # pyright: ignore[reportArgumentType]
-    (plain,) = rft.learnable(run, RFT(), [row], tmp_path)  # pyright: ignore[reportArgumentType]
+    (example,) = rft.as_examples(run, config, [row], tmp_path)  # pyright: ignore[reportArgumentType]
+    (plain,) = rft.as_examples(run, RFT(), [row], tmp_path)  # pyright: ignore[reportArgumentType]
     assert plain.weights is None and plain.completion == example.completion
     assert example.weights is not None and len(example.weights) == len(example.completion)
     box = len(tokenizer.completion("\nScores: \\boxed{8, 3}"))

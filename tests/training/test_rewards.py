@@ -123,6 +123,24 @@ def test_the_text_before_the_last_box_learns_from_a_share(make_critique):
     assert none.tolist() == [1.0] * len(none)
 
 
+@pytest.mark.parametrize(
+    ("text", "n", "verdict"),
+    [
+        ("so [4, 9]", 2, "[4, 9]"),
+        ("7\n\\boxed{8} \\boxed{9}", 2, "\\boxed{8} \\boxed{9}"),
+        ("so \\boxed{1, 5}, not \\boxed{7}", 2, "\\boxed{1, 5}, not \\boxed{7}"),
+        ("so \\boxed{7}", 1, "\\boxed{7}"),
+        ("see [1]", 2, "see [1]"),
+    ],
+)
+def test_tokens_of_the_verdict_have_their_whole_weight(text, n, verdict):
+    """With a token a character, and one that ends the text."""
+    ids = [*map(ord, text), 0]
+    weights = rewards.token_weights(ids, text, n, 0.5, lambda ids: "".join(map(chr, ids)))
+    before = len(text) - len(verdict)
+    assert weights == (0.5,) * before + (1.0,) * (len(verdict) + 1)
+
+
 def test_rare_rollouts_earn_more_by_their_rank():
     factors = rewards.rarity(np.asarray([[-1.0, -8.0, -3.0, -2.0]]), 0.4)
     np.testing.assert_allclose(factors, [[0.6, 0.9, 0.8, 0.7]])
