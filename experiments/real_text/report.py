@@ -22,7 +22,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -95,15 +95,21 @@ def short(records: Sequence[Preference], most: int, folder: Path) -> tuple[list[
     Returns the others, and the file in `folder` to which they were written.
     """
 
-    def characters(record: Preference) -> int:
-        said = [turn["content"] for turn in record.turns]
-        return sum(map(len, (*said, *record.responses)))
-
-    kept = [record for record in records if characters(record) <= most]
+    kept = shorter(records, most)
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / f"heldout-{len(kept)}.jsonl"
     write_preferences(rows, kept)
     return kept, rows
+
+
+def shorter(records: Iterable[Preference], most: int) -> list[Preference]:
+    """The records with at most so many characters in conversation and responses."""
+
+    def characters(record: Preference) -> int:
+        said = [turn["content"] for turn in record.turns]
+        return sum(map(len, (*said, *record.responses)))
+
+    return [record for record in records if characters(record) <= most]
 
 
 def evaluate(args: Arguments, stage: str, rows: Path, folder: Path) -> Path:
